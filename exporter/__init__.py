@@ -1,0 +1,1 @@
+"""Makes bundles: knows torch, transformers and onnx; never imports runners."""

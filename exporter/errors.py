@@ -1,0 +1,23 @@
+"""The errors a user can cause; each message says what, where, found against expected, and what to do."""
+
+__all__ = ["BundleError", "EngineUnavailableError", "ExportError", "KvparityError", "TraceError"]
+
+
+class KvparityError(Exception):
+    """Base of every expected failure; the command line prints its message on one line and exits with 2."""
+
+
+class ExportError(KvparityError):
+    """A checkpoint cannot be read, is not supported, or a stage of its export failed."""
+
+
+class BundleError(KvparityError):
+    """A bundle on disk is missing, incomplete, modified, or of another schema version."""
+
+
+class EngineUnavailableError(KvparityError):
+    """An engine is not installed, or cannot take this bundle; the message carries the install line."""
+
+
+class TraceError(KvparityError):
+    """A recorded trace or a running session does not have the tensors that the contract names."""

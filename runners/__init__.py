@@ -1,0 +1,1 @@
+"""Executes bundles and judges what they compute; never imports the exporter's torch side."""
