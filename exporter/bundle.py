@@ -1,0 +1,276 @@
+"""A bundle on disk: manifest, graphs, weights, vectors; written whole or not at all, read only when unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pydantic import TypeAdapter, ValidationError
+
+from exporter.errors import BundleError
+from exporter.spec import ExportOptions, GraphKind, GraphSpec, ModelSpec
+from exporter.vectors import Vectors
+
+__all__ = ["SCHEMA_VERSION", "Bundle", "CaseEntry", "FileEntry", "GraphEntry", "Manifest", "file_entry", "new_folder"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a bundle: POSIX path inside it, size in bytes, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: its file, its ports, and what an engine must support to read it."""
+
+    file: FileEntry
+    spec: GraphSpec
+    opset: dict[str, int]
+    ir_version: int
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class CaseEntry:
+    """One case; ``file`` is None where it was not recorded and can only be judged live."""
+
+    name: str
+    batch: int
+    total: int
+    chunks: tuple[int, ...]
+    first: GraphKind
+    why: str
+    file: FileEntry | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a consumer of a bundle has to know; ``manifest.json``.
+
+    Attributes:
+        schema_version: Version of this layout.
+        model: The model as read from its config.
+        source: Where the checkpoint came from: a hub id, or the base name of a local folder or file.
+        revision: Hub revision, where there is one.
+        options: How the bundle was made.
+        weights: Files of external data that both graphs point at.
+        graphs: By kind, ``prefill`` and ``decode``.
+        cases: Reference cases.
+        files: Everything else: config, tokenizer, scripts.
+        versions: Packages that made the bundle.
+        noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
+    """
+
+    schema_version: int
+    model: ModelSpec
+    source: str
+    revision: str | None
+    options: ExportOptions
+    weights: tuple[FileEntry, ...]
+    graphs: dict[GraphKind, GraphEntry]
+    cases: tuple[CaseEntry, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+
+    def all_files(self) -> Iterator[FileEntry]:
+        """Every file that the manifest vouches for."""
+        yield from (graph.file for graph in self.graphs.values())
+        yield from self.weights
+        yield from (case.file for case in self.cases if case.file)
+        yield from self.files
+
+
+_ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    root: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(root: Path, *, allow_modified: bool = False) -> Bundle:
+        """Open a bundle folder and check that every file is the one its manifest names.
+
+        Args:
+            root: The bundle's folder.
+            allow_modified: Accept files whose sha256 differs; missing files are refused all the same.
+
+        Raises:
+            BundleError: Not a bundle, another schema version, a file missing, modified or outside the folder.
+        """
+        manifest = _read_manifest(root)
+        for entry in manifest.all_files():
+            path = inside(root, entry.path)
+            if not path.is_file():
+                raise BundleError(f"{root}: {entry.path} is missing; export again or restore the file")
+            if not allow_modified:
+                _check_unmodified(root, path, entry)
+        return Bundle(root, manifest)
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model's description."""
+        return self.manifest.model
+
+    @property
+    def options(self) -> ExportOptions:
+        """How the bundle was made."""
+        return self.manifest.options
+
+    def graph(self, kind: GraphKind) -> GraphEntry:
+        """A graph's entry.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+        """
+        if kind not in self.manifest.graphs:
+            raise BundleError(f"{self.root}: has no {kind} graph; it has {', '.join(self.manifest.graphs)}")
+        return self.manifest.graphs[kind]
+
+    def graph_path(self, kind: GraphKind) -> Path:
+        """Path of a graph's file."""
+        return inside(self.root, self.graph(kind).file.path)
+
+    def vectors(self, name: str) -> Vectors:
+        """The recorded reference vectors of a case.
+
+        Raises:
+            BundleError: The bundle has no such case, or it was not recorded.
+        """
+        entry = next((case for case in self.manifest.cases if case.name == name), None)
+        if entry is None:
+            known = ", ".join(case.name for case in self.manifest.cases)
+            raise BundleError(f"{self.root}: has no case {name!r}; it has {known or 'none'}")
+        if entry.file is None:
+            raise BundleError(f"{self.root}: case {name} was not recorded; judge it with --live")
+        return Vectors.load(inside(self.root, entry.file.path), name)
+
+
+def inside(root: Path, name: str) -> Path:
+    """Resolve a file name that a manifest or a graph gives, refusing anything that leaves the folder.
+
+    Raises:
+        BundleError: The name is absolute, climbs out, or is a link to somewhere else.
+    """
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in name:
+        raise BundleError(f"{root}: file name {name!r} leaves the bundle folder; refused")
+    path = root.joinpath(*parts.parts)
+    if path.exists() and not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root}: {name} is a link out of the bundle folder; refused")
+    return path
+
+
+def file_entry(root: Path, path: Path) -> FileEntry:
+    """Describe a file below ``root``: relative path, size, sha256."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, digest)
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``: sorted keys, the same manifest gives the same bytes."""
+    data = _ADAPTER.dump_python(manifest, mode="json")
+    (root / MANIFEST).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise BundleError(f"{root}: no such folder; expected a bundle made by `export`")
+    if not path.is_file():
+        raise BundleError(f"{root}: not a bundle, {MANIFEST} is missing; expected a folder made by `export`")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = data.get("schema_version") if isinstance(data, dict) else None
+        if found != SCHEMA_VERSION:
+            raise BundleError(f"{path}: schema_version {found}, expected {SCHEMA_VERSION}; export the model again")
+        return _ADAPTER.validate_python(data)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path}: not readable JSON ({error}); export the model again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {place}: {first['msg']}; export the model again") from error
+
+
+def _check_unmodified(root: Path, path: Path, entry: FileEntry) -> None:
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(
+            f"{root}: {entry.path} was modified: {size} bytes, expected {entry.bytes}; pass --allow-modified to use it"
+        )
+    found = file_entry(root, path).sha256
+    if found != entry.sha256:
+        raise BundleError(
+            f"{root}: {entry.path} was modified: sha256 {found[:12]}…, expected {entry.sha256[:12]}…; "
+            "pass --allow-modified to use it"
+        )
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``target`` when the block ends without an error.
+
+    An earlier ``target`` is replaced only then; after an error or a kill it is untouched. Folders left by a killed
+    run are removed by the next one.
+
+    Raises:
+        BundleError: ``target`` exists and is neither empty nor a bundle, or its parent cannot be written.
+    """
+    target = target.absolute()
+    if target.exists() and not (target.is_dir() and ((target / MANIFEST).exists() or not any(target.iterdir()))):
+        raise BundleError(f"{target}: exists and is not a bundle; choose another folder with -o")
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise BundleError(f"{target.parent}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield temporary
+        _sync(temporary)
+        _replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""What a model, a graph and an export are: frozen dataclasses, standard library only.
+
+Axes used in every shape of this project: ``batch``, ``sequence`` (tokens of this call), ``past`` (rows before this
+call), ``rows`` (rows of one cache slot), ``heads``, ``kv_heads``, ``head_dim``, ``hidden``, ``vocab``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "DECODE",
+    "PREFILL",
+    "ExportOptions",
+    "GraphSpec",
+    "LayerSpec",
+    "ModelSpec",
+    "Port",
+    "SlotSpec",
+    "past_name",
+    "present_name",
+]
+
+LayerKind = Literal["full", "sliding"]
+GraphKind = Literal["prefill", "decode"]
+PREFILL: GraphKind = "prefill"
+DECODE: GraphKind = "decode"
+
+
+def past_name(slot: int, part: str) -> str:
+    """Name of a cache input, as ONNX Runtime GenAI, Optimum and transformers.js spell it."""
+    return f"past_key_values.{slot}.{part}"
+
+
+def present_name(slot: int, part: str) -> str:
+    """Name of a cache output, as ONNX Runtime GenAI, Optimum and transformers.js spell it."""
+    return f"present.{slot}.{part}"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One decoder layer.
+
+    Attributes:
+        index: Position in the stack, from 0.
+        kind: Whether the layer attends to everything or to a sliding window.
+        window: Keys that a query sees, itself included; None for full layers.
+        slot: Cache slot that the layer reads.
+        owns_slot: False where the layer shares the keys and values of an earlier layer.
+    """
+
+    index: int
+    kind: LayerKind
+    window: int | None
+    slot: int
+    owns_slot: bool = True
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """One cache slot: the keys and values that one layer writes and one or more layers read.
+
+    Attributes:
+        slot: Number in the tensor names ``past_key_values.<slot>.key``.
+        layer: The layer that writes it.
+        kind: Kind of that layer.
+        window: Window of that layer; a bounded cache keeps at most ``window - 1`` rows.
+        kv_heads: Key-value heads.
+        head_dim: Size of a key head.
+        value_head_dim: Size of a value head.
+        shared_by: Later layers that read this slot without writing it.
+    """
+
+    slot: int
+    layer: int
+    kind: LayerKind
+    window: int | None
+    kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    shared_by: tuple[int, ...] = ()
+
+    def dim(self, part: str) -> int:
+        """Head size of ``"key"`` or ``"value"``."""
+        return self.head_dim if part == "key" else self.value_head_dim
+
+    def kept_rows(self, total: int, bounded: bool = True) -> int:
+        """Rows that the slot holds once ``total`` tokens were seen."""
+        if self.window is None or not bounded:
+            return total
+        return min(total, self.window - 1)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the exporter, the runners and the referee need to know of a model; read from its config."""
+
+    model_type: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    heads: int
+    layers: tuple[LayerSpec, ...]
+    slots: tuple[SlotSpec, ...]
+    max_position: int
+    parameters: int
+    dtype: str
+    tied_embeddings: bool
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    features: tuple[str, ...] = ()
+    not_exercised: tuple[str, ...] = ()
+
+    @property
+    def window(self) -> int | None:
+        """The smallest sliding window of any layer, or None where every layer is full."""
+        windows = [layer.window for layer in self.layers if layer.window is not None]
+        return min(windows) if windows else None
+
+    @property
+    def pattern(self) -> str:
+        """Layer kinds in order, ``s`` sliding and ``F`` full, as in ``ssFssF``."""
+        return "".join("s" if layer.kind == "sliding" else "F" for layer in self.layers)
+
+    def cache_names(self) -> tuple[tuple[SlotSpec, str], ...]:
+        """Every (slot, ``"key"`` or ``"value"``) pair in port order."""
+        return tuple((slot, part) for slot in self.slots for part in ("key", "value"))
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a graph; a dimension is a number or a symbolic name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """The ports of one graph, in order."""
+
+    kind: GraphKind
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def input(self, name: str) -> Port | None:
+        """The input of that name, if there is one."""
+        return next((port for port in self.inputs if port.name == name), None)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a bundle is made; recorded in its manifest.
+
+    Attributes:
+        layout: ``dynamic`` (growing caches), ``static`` (fixed buffers, write index) or ``shared`` (in place).
+        profile: Which operators the graphs may use: ``bare``, ``portable``, ``modern`` or ``ort``.
+        sliding_cache: ``bounded`` keeps window - 1 rows in sliding layers, ``full`` keeps them all.
+        dtype: Weights and caches; logits are always float32.
+        opset: Default-domain opset; None takes the profile's.
+        logits: ``all`` positions, or only the ``last`` of each call.
+        max_len: Buffer rows of the static and shared layouts.
+        chunk: Tokens per call of the static layout's prefill graph.
+    """
+
+    layout: Literal["dynamic", "static", "shared"] = "dynamic"
+    profile: Literal["bare", "portable", "modern", "ort"] = "portable"
+    sliding_cache: Literal["bounded", "full"] = "bounded"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    opset: int | None = None
+    logits: Literal["all", "last"] = "all"
+    max_len: int | None = None
+    chunk: int | None = None
+    provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether sliding caches keep at most window - 1 rows."""
+        return self.sliding_cache == "bounded"
