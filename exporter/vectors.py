@@ -12,7 +12,7 @@ Keys of the ``.npz``: ``input_ids, attention_mask, position_ids`` (batch, total)
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,21 +142,22 @@ class Recorder:
         self._rows: dict[str, list[Array]] = {}
 
     def add(self, step: Step, outputs: Mapping[str, Array]) -> None:
-        """Take the outputs of one step.
+        """Take the outputs of one step; caches must be full length, in sliding layers too.
 
         Raises:
-            TraceError: A row that an earlier step wrote came back different.
+            TraceError: A row that an earlier step wrote came back different, or rows are missing.
         """
         self._logits.append(outputs["logits"])
         for slot in self._slots:
             for part in ("key", "value"):
                 present = outputs[present_name(slot.slot, part)]
-                fresh = min(step.tokens, present.shape[2])
-                self._check_unchanged(step, slot, part, present[:, :, : present.shape[2] - fresh])
-                if fresh < step.tokens:  # a chunk longer than the window: the oldest new rows are never kept
-                    gap = np.full_like(present, 0, shape=(*present.shape[:2], step.tokens - fresh, present.shape[3]))
-                    present = np.concatenate([gap, present], axis=2)
-                self._rows.setdefault(cache_key(slot.slot, part), []).append(present[:, :, -step.tokens :])
+                if present.shape[2] != step.stop:
+                    raise TraceError(
+                        f"case {self._case.name}, step {step.index}: slot {slot.slot} has {present.shape[2]} rows, "
+                        f"expected {step.stop}; record with full-length caches"
+                    )
+                self._check_unchanged(step, slot, part, present[:, :, : step.start])
+                self._rows.setdefault(cache_key(slot.slot, part), []).append(present[:, :, step.start :])
 
     def _check_unchanged(self, step: Step, slot: SlotSpec, part: str, old: Array) -> None:
         if old.shape[2] == 0:
@@ -175,8 +176,3 @@ class Recorder:
             **{key: np.concatenate(rows, axis=2) for key, rows in self._rows.items()},
         }
 
-
-def iter_expected(vectors: Vectors, slots: tuple[SlotSpec, ...]) -> Iterator[tuple[Step, dict[str, Array]]]:
-    """Every step of a case with the outputs that the contract's default options ask for."""
-    for step in vectors.case.steps():
-        yield step, expected_outputs(vectors.arrays, step, slots)

@@ -1,0 +1,157 @@
+"""What a runner is: a module that says whether its engine is here, and opens a session on a bundle."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.bundle import Bundle
+from exporter.errors import EngineUnavailableError
+from exporter.spec import GraphKind
+
+__all__ = ["Array", "Engine", "RunnerInfo", "RunnerSpec", "Session", "engine_names", "load_engine", "parse_runner"]
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class RunnerInfo:
+    """An engine as it will run here.
+
+    Attributes:
+        name: Runner name, the engine's file name in ``runners/engines``.
+        version: Version of the engine.
+        settings: Settings that can change numbers or speed: precision hints, threads, providers.
+        adapted: What had to be changed in the graphs for this engine; empty where they run as they are.
+    """
+
+    name: str
+    version: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    adapted: str = ""
+
+
+class Session(Protocol):
+    """Both graphs of one bundle, loaded in one engine."""
+
+    info: RunnerInfo
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one graph once.
+
+        Args:
+            graph: Which graph.
+            inputs: Every input of the graph by name, in the dtypes and shapes of its ports.
+
+        Returns:
+            Every output by name.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine's resources; calling it twice is allowed."""
+        ...
+
+
+class Engine(Protocol):
+    """A module in ``runners/engines``."""
+
+    INSTALL: str
+
+    def describe(self) -> RunnerInfo:
+        """Name and version of the engine, without loading a model.
+
+        Raises:
+            EngineUnavailableError: It is not installed; the message ends with the install line.
+        """
+        ...
+
+    def open_session(self, bundle: Bundle, options: Mapping[str, str]) -> Session:
+        """Load the bundle's graphs.
+
+        Args:
+            bundle: An opened bundle.
+            options: Settings from the command line, ``--runner name:key=value,…``.
+
+        Raises:
+            EngineUnavailableError: It is not installed, or cannot take these graphs; the message says why.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """A runner as named on the command line: ``ort``, or ``ort:threads=1,level=none``."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        settings = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{settings}" if settings else self.name
+
+
+def parse_runner(text: str) -> RunnerSpec:
+    """Parse ``name`` or ``name:key=value,key=value``.
+
+    Raises:
+        EngineUnavailableError: No runner has that name, or a setting has no value.
+    """
+    name, _, settings = text.partition(":")
+    if name not in engine_names():
+        raise EngineUnavailableError(f"runner {name!r}: unknown; known are {', '.join(engine_names())}")
+    options: dict[str, str] = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise EngineUnavailableError(f"runner {text!r}: setting {setting!r} has no value; write key=value")
+        options[key] = value
+    return RunnerSpec(name, options)
+
+
+def engine_names() -> tuple[str, ...]:
+    """Names of all runners, installed or not, without importing any of them."""
+    package = importlib.import_module("runners.engines")
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"))
+
+
+def load_engine(name: str) -> Engine:
+    """Import a runner's module; the engine itself may still be absent.
+
+    Raises:
+        EngineUnavailableError: No runner has that name.
+    """
+    if name not in engine_names():
+        raise EngineUnavailableError(f"runner {name!r}: unknown; known are {', '.join(engine_names())}")
+    return cast(Engine, importlib.import_module(f"runners.engines.{name}"))
+
+
+def need(distribution: str, install: str) -> str:
+    """Version of an installed distribution.
+
+    Raises:
+        EngineUnavailableError: It is not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        raise EngineUnavailableError(f"{distribution} is not installed; {install}") from None
+
+
+def only(options: Mapping[str, str], *known: str) -> None:
+    """Refuse settings that a runner does not have.
+
+    Raises:
+        EngineUnavailableError: Names the first unknown setting and the known ones.
+    """
+    for key in options:
+        if key not in known:
+            raise EngineUnavailableError(f"setting {key!r} is unknown here; known are {', '.join(known) or 'none'}")

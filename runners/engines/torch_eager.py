@@ -1,0 +1,134 @@
+"""PyTorch, the reference: transformers' own model with transformers' own cache and masks, eager attention.
+
+It shares nothing with the exporter but the config: masks, windows and cache cropping are transformers', so a fault in
+the exporter's wrapper cannot hide in the reference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporter.bundle import Bundle
+from exporter.lift import lifted
+from exporter.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
+from runners.base import Array, RunnerInfo, need, only
+
+__all__ = ["INSTALL", "TorchSession", "describe", "open_session"]
+
+INSTALL = "pip install 'kvparity[export]'"
+
+
+def describe() -> RunnerInfo:
+    """Version of torch and transformers."""
+    need("transformers", INSTALL)
+    return RunnerInfo("torch_eager", need("torch", INSTALL), {"transformers": need("transformers", INSTALL)})
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> TorchSession:
+    """Load the model from the bundle's own config and weights; settings ``dtype`` (float64) and ``threads``."""
+    only(options, "dtype", "threads")
+    from transformers import AutoModelForCausalLM
+
+    if "threads" in options:
+        torch.set_num_threads(int(options["threads"]))
+    dtype = getattr(torch, options.get("dtype", bundle.options.dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        bundle.root, dtype=dtype, attn_implementation="eager", local_files_only=True
+    )
+    return TorchSession(model.eval(), bundle.model, bounded=bundle.options.bounded, last=bundle.options.logits == "last")
+
+
+class TorchSession:
+    """A transformers model behind the session protocol.
+
+    Args:
+        model: In eval mode, eager attention; moved to ``dtype`` already.
+        spec: Its description.
+        bounded: Return at most window - 1 rows of sliding slots.
+        last: Return the logits of the last position only.
+    """
+
+    def __init__(self, model: Any, spec: ModelSpec, *, bounded: bool = True, last: bool = False) -> None:
+        self._model, self._spec, self._bounded, self._last = model, spec, bounded, last
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._float64 = next(model.parameters()).dtype == torch.float64
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.info = RunnerInfo(
+            "torch_eager", torch.__version__, {"dtype": dtype, "threads": str(torch.get_num_threads())}
+        )
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; the cache is rebuilt from the pasts, so calls are independent of each other."""
+        cache, taken = self._cache(inputs if graph == DECODE else {}, int(inputs["attention_mask"].shape[1]))
+        ids = torch.from_numpy(inputs["input_ids"])
+        arguments = {
+            "input_ids": ids,
+            "attention_mask": torch.from_numpy(inputs["attention_mask"]),
+            "position_ids": torch.from_numpy(inputs["position_ids"]),
+            self._cache_argument: cache,
+            "use_cache": True,
+        }
+        with torch.no_grad(), lifted(self._float64):
+            logits = self._model(**arguments).logits
+        outputs = {"logits": _numpy(logits[:, -1:] if self._last else logits)}
+        for slot, part in self._spec.cache_names():
+            fresh = taken[slot.layer][0 if part == "key" else 1]
+            outputs[present_name(slot.slot, part)] = self._present(slot, part, inputs, fresh, graph)
+        return outputs
+
+    def _present(self, slot: Any, part: str, inputs: Mapping[str, Array], fresh: Any, graph: GraphKind) -> Array:
+        rows = _numpy(fresh)
+        if graph == DECODE:
+            rows = np.concatenate([inputs[past_name(slot.slot, part)].astype(rows.dtype), rows], axis=2)
+        kept = slot.kept_rows(rows.shape[2], self._bounded)
+        return rows[:, :, rows.shape[2] - kept :]
+
+    def _cache(self, inputs: Mapping[str, Array], total: int) -> tuple[Any, dict[int, tuple[Any, Any]]]:
+        """transformers' cache holding the pasts, and a record of the rows that the call adds to each layer."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        dtype = next(self._model.parameters()).dtype
+        for slot in self._spec.slots if inputs else ():
+            past = total - int(inputs["input_ids"].shape[1])
+            if past == 0:
+                continue
+            layer = cache.layers[slot.layer]
+            keep = slot.kept_rows(past)
+            pair = [_tensor(inputs[past_name(slot.slot, part)], dtype) for part in ("key", "value")]
+            layer.update(*(rows[:, :, rows.shape[2] - keep :] for rows in pair))
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = past
+        taken: dict[int, tuple[Any, Any]] = {}
+        update = cache.update
+
+        def recording(key: Any, value: Any, layer_idx: int, *rest: Any, **kwargs: Any) -> Any:
+            taken[layer_idx] = (key, value)
+            return update(key, value, layer_idx, *rest, **kwargs)
+
+        cache.update = recording
+        return cache, taken
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = None
+
+
+def _tensor(array: Array, dtype: Any) -> Any:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.astype(np.float32)).to(dtype)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+
+
+def _numpy(tensor: Any) -> Array:
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return np.asarray(tensor.detach().float().numpy().astype(ml_dtypes.bfloat16))
+    return np.asarray(tensor.detach().contiguous().numpy())
