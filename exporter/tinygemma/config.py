@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
+from exporter.errors import ExportError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -92,7 +94,7 @@ def count_by_prefix(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def check_parameters(model: Gemma4ForCausalLM) -> None:
-    """Raises ValueError unless the model has exactly the card's trainable parameters, prefix by prefix, head tied."""
+    """Raises ExportError unless the model has exactly the card's trainable parameters, prefix by prefix, head tied."""
     sizes = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
     counts = count_by_prefix(sizes)
     if counts != PARAMETERS_BY_PREFIX:
@@ -101,7 +103,7 @@ def check_parameters(model: Gemma4ForCausalLM) -> None:
             for prefix in sorted(counts.keys() | PARAMETERS_BY_PREFIX.keys())
             if counts.get(prefix, 0) != PARAMETERS_BY_PREFIX.get(prefix, 0)
         }
-        raise ValueError(
+        raise ExportError(
             f"the tiny Gemma 4 does not have the card's parameters: (found, expected) by prefix {wrong}; "
             "the installed transformers builds this model differently: use the version in pyproject.toml"
         )

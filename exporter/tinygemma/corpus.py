@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from exporter.tinygemma import lexicon, plots
+from exporter.tinygemma import frames, lexicon, plots
 
 __all__ = ["stories", "story", "words"]
 
@@ -25,6 +25,24 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _PRONOUNS = {"she": ("she", "her", "her", "herself"), "he": ("he", "him", "his", "himself")}
+
+_EPISODE_SLOTS: dict[str, Sequence[str]] = {
+    "place": lexicon.PLACES,
+    "place2": lexicon.PLACES,
+    "thing": lexicon.THINGS,
+    "adj": lexicon.ADJECTIVES,
+    "colour": lexicon.COLOURS,
+    "colour2": lexicon.COLOURS,
+    "animal": lexicon.ANIMALS,
+    "food": lexicon.FOODS,
+    "dish": lexicon.DISHES,
+    "trait2": lexicon.TRAITS,
+    "feeling": lexicon.FEELINGS,
+    "weather": lexicon.WEATHER,
+    "season": ("spring", "summer", "winter", "snow"),
+    "wheels": ("wheels", "engine"),
+    "keepbed": ("bed", "blanket", "basket", "box"),
+}
 
 Scene = dict[str, str]
 
@@ -52,13 +70,13 @@ def story(rng: random.Random) -> str:
     """
     scene = _cast(rng)
     episodes = rng.choices(range(1, len(_EPISODE_WEIGHTS) + 1), _EPISODE_WEIGHTS)[0]
-    opening = [_draw(rng, plots.OPENINGS)]
+    opening = [_draw(rng, frames.OPENINGS)]
     if episodes > 1 or rng.random() < 0.4:
-        opening.append(_draw(rng, plots.KEEPSAKE))
+        opening.append(_draw(rng, frames.KEEPSAKE))
     paragraphs = []
     for number, plot in enumerate(rng.sample(plots.PLOTS, episodes)):
         _set_scene(rng, scene)
-        lead = [*opening, _draw(rng, plots.SETTINGS)] if number == 0 else [_draw(rng, plots.LINKS)]
+        lead = [*opening, _draw(rng, frames.SETTINGS)] if number == 0 else [_draw(rng, frames.LINKS)]
         beats = [*lead, *(_draw(rng, beat) for beat in plot.beats)]
         if number == episodes - 1:
             beats += _ending(rng, episodes, plot.moral)
@@ -74,9 +92,9 @@ def _draw(rng: random.Random, options: Sequence[T]) -> T:
 def _ending(rng: random.Random, episodes: int, moral: str) -> list[str]:
     """Closing beats; long stories recall the facts of the opening."""
     if episodes > 1:
-        return [_draw(rng, plots.LONG_CLOSINGS)]
+        return [_draw(rng, frames.LONG_CLOSINGS)]
     lesson = [f"{{hero}} learned {moral}."] if rng.random() < 0.35 else []
-    return [*lesson, _draw(rng, plots.CLOSINGS)]
+    return [*lesson, _draw(rng, frames.CLOSINGS)]
 
 
 def _person(rng: random.Random) -> tuple[str, str, str]:
@@ -85,7 +103,9 @@ def _person(rng: random.Random) -> tuple[str, str, str]:
     if rng.random() < 0.25:
         kind, name = _draw(rng, lexicon.CREATURES)
         return name, kind, pronoun
-    return (_draw(rng, lexicon.GIRLS), "girl", pronoun) if pronoun == "she" else (_draw(rng, lexicon.BOYS), "boy", pronoun)
+    return (
+        (_draw(rng, lexicon.GIRLS), "girl", pronoun) if pronoun == "she" else (_draw(rng, lexicon.BOYS), "boy", pronoun)
+    )
 
 
 def _cast(rng: random.Random) -> Scene:
@@ -109,13 +129,7 @@ def _set_scene(rng: random.Random, scene: Scene) -> None:
             name, kind, pronoun = _person(rng)
         scene["friend"], scene["fkind"] = name, kind
         scene["fhe"], scene["fhim"], scene["fhis"], _ = _PRONOUNS[pronoun]
-    for slot, options in (
-        ("place", lexicon.PLACES), ("place2", lexicon.PLACES), ("thing", lexicon.THINGS), ("adj", lexicon.ADJECTIVES),
-        ("colour", lexicon.COLOURS), ("colour2", lexicon.COLOURS), ("animal", lexicon.ANIMALS), ("food", lexicon.FOODS), ("dish", lexicon.DISHES),
-        ("trait2", lexicon.TRAITS), ("feeling", lexicon.FEELINGS), ("weather", lexicon.WEATHER),
-        ("season", ("spring", "summer", "winter", "snow")), ("wheels", ("wheels", "engine")),
-        ("keepbed", ("bed", "blanket", "basket", "box")),
-    ):  # fmt: skip
+    for slot, options in _EPISODE_SLOTS.items():
         scene[slot] = _draw(rng, options)
 
 

@@ -38,11 +38,11 @@ BOYS: tuple[str, ...] = tuple(
 )
 
 CREATURES: tuple[tuple[str, str], ...] = (
-    ("rabbit", "Hoppy"), ("bear", "Bruno"), ("mouse", "Pip"), ("fox", "Rusty"), ("duck", "Quacky"), ("kitten", "Mittens"),
-    ("puppy", "Spot"), ("frog", "Freddy"), ("turtle", "Shelly"), ("owl", "Hoot"), ("pig", "Truffle"), ("goat", "Billie"),
-    ("hedgehog", "Prickles"), ("squirrel", "Nutty"), ("penguin", "Waddle"), ("lamb", "Woolly"), ("dragon", "Ember"),
-    ("snail", "Slow Joe"), ("bee", "Buzz"), ("otter", "Splash"), ("elephant", "Peanut"), ("monkey", "Coco"),
-    ("donkey", "Clover"), ("robot", "Beep"),
+    ("rabbit", "Hoppy"), ("bear", "Bruno"), ("mouse", "Pip"), ("fox", "Rusty"), ("duck", "Quacky"),
+    ("kitten", "Mittens"), ("puppy", "Spot"), ("frog", "Freddy"), ("turtle", "Shelly"), ("owl", "Hoot"),
+    ("pig", "Truffle"), ("goat", "Billie"), ("hedgehog", "Prickles"), ("squirrel", "Nutty"), ("penguin", "Waddle"),
+    ("lamb", "Woolly"), ("dragon", "Ember"), ("snail", "Slow Joe"), ("bee", "Buzz"), ("otter", "Splash"),
+    ("elephant", "Peanut"), ("monkey", "Coco"), ("donkey", "Clover"), ("robot", "Beep"),
 )  # fmt: skip
 
 ANIMALS: tuple[str, ...] = tuple(
@@ -86,8 +86,8 @@ PLACES: tuple[str, ...] = (
 
 HOMES: tuple[str, ...] = (
     "a small house", "a little town", "a cozy cottage", "a big city", "a village by the sea", "a house on a hill",
-    "an old farm", "a house near the forest", "a tall red house", "a hut by the river", "a quiet valley", "a tree house",
-    "a boat on the lake", "a house with a blue door", "a house full of books", "a tent in the meadow",
+    "an old farm", "a house near the forest", "a tall red house", "a hut by the river", "a quiet valley",
+    "a tree house", "a boat on the lake", "a house with a blue door", "a house full of books", "a tent in the meadow",
 )  # fmt: skip
 
 FOODS: tuple[str, ...] = (
@@ -106,6 +106,6 @@ WEATHER: tuple[str, ...] = (
     "The sun was shining and the sky was blue.", "It was a warm and sunny day.", "The birds were singing in the trees.",
     "It was a cold day and the wind was strong.", "It was raining outside.", "Snow was falling on the ground.",
     "The sky was gray and full of clouds.", "A soft wind moved the grass.", "The morning was quiet and bright.",
-    "There was a rainbow in the sky.", "Leaves were falling from the trees.", "It was so hot that nobody wanted to run.",
-    "The stars were still out.", "A thick fog covered everything.",
+    "There was a rainbow in the sky.", "Leaves were falling from the trees.",
+    "It was so hot that nobody wanted to run.", "The stars were still out.", "A thick fog covered everything.",
 )  # fmt: skip

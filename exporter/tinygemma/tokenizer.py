@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from exporter.errors import ExportError
 from exporter.tinygemma.config import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
         A tokenizer with `<bos>` 0, `<eos>` 1, `<pad>` 2 and every byte, so that no text is unknown.
 
     Raises:
-        ValueError: If the texts are too few for the vocabulary.
+        ExportError: If the texts are too few for the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,9 +53,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     ids = [tokenizer.token_to_id(token) for token in (BOS, EOS, PAD)]
     if tokenizer.get_vocab_size() != VOCAB_SIZE or ids != [BOS_ID, EOS_ID, PAD_ID]:
-        raise ValueError(
-            f"tokenizer training gave {tokenizer.get_vocab_size()} entries and special ids {ids}, expected {VOCAB_SIZE} "
-            f"and {[BOS_ID, EOS_ID, PAD_ID]}: train on more stories"
+        raise ExportError(
+            f"train: the tokenizer has {tokenizer.get_vocab_size()} entries and special ids {ids}, expected "
+            f"{VOCAB_SIZE} and {[BOS_ID, EOS_ID, PAD_ID]}: raise tokenizer_stories"
         )
     return tokenizer
 

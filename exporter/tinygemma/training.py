@@ -11,15 +11,16 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 from transformers import Gemma4ForCausalLM
 
+from exporter.errors import ExportError
 from exporter.tinygemma.card import write_card
-from exporter.tinygemma.checkpoint import LossPoint, replacing, save_curve, save_hf
+from exporter.tinygemma.checkpoint import LossPoint, replacing, require_plotting, save_curve, save_hf
 from exporter.tinygemma.config import EOS_ID, LAYER_SCALARS, check_parameters, tiny_config
 from exporter.tinygemma.corpus import stories
 from exporter.tinygemma.tokenizer import train_tokenizer, wrap_tokenizer
@@ -60,16 +61,16 @@ class TrainOptions:
     block: int = 256
     long_block: int = 1024
     long_every: int = 4
-    peak_rate: float = 3e-3
+    peak_rate: float = 5e-3
     warmup: int = 50
     weight_decay: float = 0.1
     tokenizer_stories: int = 4000
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.threads < 1:
-            raise ValueError(f"train: steps is {self.steps} and threads {self.threads}, expected at least 1 of each")
+            raise ExportError(f"train: steps is {self.steps} and threads {self.threads}, expected at least 1 of each")
         if self.long_every and (self.batch * self.block) % self.long_block:
-            raise ValueError(
+            raise ExportError(
                 f"train: batch * block = {self.batch * self.block} tokens do not divide into rows of long_block = "
                 f"{self.long_block}: change one of them, or set long_every = 0"
             )
@@ -104,7 +105,9 @@ class TrainResult:
     seconds: float
 
 
-def train(out: Path, options: TrainOptions | None = None, on_step: Callable[[StepInfo], None] | None = None) -> TrainResult:
+def train(
+    out: Path, options: TrainOptions | None = None, on_step: Callable[[StepInfo], None] | None = None
+) -> TrainResult:
     """Trains the tiny Gemma 4 and writes `hf/`, `loss.csv`, `loss.png` and `README.md` into `out`.
 
     Nothing in `out` changes until everything is ready; a failure, also one raised by `on_step`, leaves it as it was.
@@ -119,6 +122,7 @@ def train(out: Path, options: TrainOptions | None = None, on_step: Callable[[Ste
     """
     options = options or TrainOptions()
     started = time.perf_counter()
+    require_plotting()
     with replacing(out) as folder, _deterministic(options):
         tokenizer = train_tokenizer(islice(stories(options.seed), options.tokenizer_stories))
         model = _new_model()
@@ -176,7 +180,7 @@ def _token_stream(tokenizer: Tokenizer, seed: int) -> Iterator[int]:
 
 def _batches(tokenizer: Tokenizer, options: TrainOptions) -> Iterator[torch.Tensor]:
     """One int64 (rows, tokens) tensor per step, cut from a single stream: no token is seen twice."""
-    stream = chain(_token_stream(tokenizer, options.seed))
+    stream = _token_stream(tokenizer, options.seed)
     for step in range(1, options.steps + 1):
         long = options.long_every and step % options.long_every == 0
         width = options.long_block if long else options.block
@@ -221,7 +225,7 @@ def _fit(
             group["lr"] = rate
         loss = _loss(model, ids)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"train: the loss of step {step} is {loss.item()}: lower peak_rate ({options.peak_rate})")
+            raise ExportError(f"train: the loss of step {step} is {loss.item()}: lower peak_rate ({options.peak_rate})")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
