@@ -11,7 +11,9 @@ __all__ = [
     "ANIMALS",
     "BOYS",
     "COLOURS",
+    "COUNTABLES",
     "CREATURES",
+    "DAYS",
     "DISHES",
     "FEELINGS",
     "FOODS",
@@ -19,7 +21,9 @@ __all__ = [
     "GROWN_UPS",
     "HOMES",
     "KEEPSAKES",
+    "NUMBERS",
     "PLACES",
+    "SYLLABLES",
     "THINGS",
     "TRAITS",
     "WEATHER",
@@ -97,6 +101,16 @@ FOODS: tuple[str, ...] = (
 )  # fmt: skip
 
 DISHES: tuple[str, ...] = tuple("cookies cake soup pancakes bread pie muffins jam noodles dumplings".split())
+
+COUNTABLES: tuple[str, ...] = tuple("stones shells buttons coins nuts feathers marbles beads seeds keys".split())
+
+NUMBERS: tuple[str, ...] = tuple("one two three four five six seven eight nine ten".split())
+
+DAYS: tuple[str, ...] = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+
+SYLLABLES: tuple[str, ...] = tuple(
+    "ba bo di du fa fo ga gi ka ki la lo lu ma mi mo na no pa pi ra ri ro sa si ta to tu va zi zo".split()
+)
 
 GROWN_UPS: tuple[str, ...] = (
     "mom", "dad", "grandma", "grandpa", "mommy", "daddy", "aunt", "uncle", "teacher", "neighbor",

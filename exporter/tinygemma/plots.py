@@ -1,14 +1,16 @@
 """The plots of the story grammar: what happens, beat by beat.
 
-`PLOTS` is parsed from the text below: `= moral` opens a plot, `- sentence` opens a beat, `/ sentence` is another way
-to tell the same beat, of which a story uses one. Inside a sentence, `[a|b|c]` is an inline choice and `{slot}` is
-filled from the scene (see `corpus.py`; a capitalised slot name gives a capitalised value). Alternatives and plots are
-ordered from common to rare.
+`PLOTS` is parsed from the text below and from `adventures.py`: `= moral` opens a plot, `- sentence` opens a beat,
+`/ sentence` is another way to tell the same beat, of which a story uses one. Inside a sentence, `[a|b|c]` is an inline
+choice and `{slot}` is filled from the scene (see `scene.py`; a capitalised slot name gives a capitalised value).
+Alternatives are ordered from common to rare.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from exporter.tinygemma.adventures import ADVENTURES
 
 __all__ = ["PLOTS", "Plot"]
 
@@ -37,8 +39,7 @@ def _parse(text: str) -> tuple[Plot, ...]:
     return tuple(Plot(moral, tuple(map(tuple, beats))) for moral, beats in plots)
 
 
-PLOTS: tuple[Plot, ...] = _parse(
-    """
+EVERYDAY = """
 = that it feels good to give things back
 - {hero} saw a {adj} {thing} [on the ground|under a tree|in the grass|behind a rock].
 / Something {colour} was [hiding|shining] in the grass. It was a {adj} {thing}!
@@ -282,19 +283,6 @@ PLOTS: tuple[Plot, ...] = _parse(
 / Soon there were {colour} flowers everywhere.
 - {hero} gave a flower to everyone.
 / {hero} climbed up and could see {place2}.
-= that a good friend comes when you are sick
-- {friend} was sick and could not come out to play.
-/ {hero} heard that {friend} was sick in bed.
-- {hero} felt sad for {fhim}.
-/ "What can I do?" asked {hero}.
-- {He} took some warm {food} to {fhis} house.
-/ {He} brought a {adj} book and read a story.
-/ {He} drew a picture of a {colour} {animal}.
-- "Thank you for coming," said {friend} in a quiet voice.
-/ {friend} smiled for the first time that day.
-- The next day, {friend} was better.
-/ After [two|three|four] days, {friend} could play again.
-- "You are a good friend," said {friend}.
-/ They ran outside and played with the {thing}.
 """
-)
+
+PLOTS: tuple[Plot, ...] = _parse(EVERYDAY) + _parse(ADVENTURES)
