@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,77 @@ def cli() -> None:
 
     Exit codes: 0 match, 1 mismatch, 2 could not tell (usage, missing file or engine, failed export, crash).
     """
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder  [default: artifacts/NAME]")
+@click.option("--subfolder", help="Folder inside the checkpoint that holds the model.")
+@click.option("--revision", help="Hub revision.")
+@click.option("--layout", type=click.Choice(["dynamic"]), default="dynamic", show_default=True)
+@click.option("--profile", type=click.Choice(["portable"]), default="portable", show_default=True)
+@click.option("--sliding-cache", type=click.Choice(["bounded", "full"]), default="bounded", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--opset", type=int, help="Default-domain opset  [default: the profile's]")
+@click.option("--logits", type=click.Choice(["all", "last"]), default="all", show_default=True)
+@click.option("--weights", type=click.Choice(["copy", "link"]), default="copy", show_default=True)
+@click.option("--vectors", type=click.Choice(["all", "float32", "none"]), default="all", show_default=True)
+@click.option("--vectors-mb", type=int, default=256, show_default=True, help="Most megabytes of reference vectors.")
+@click.option("--limit", type=int, help="Longest case in tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print the stages and the bundle as JSON.")
+def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Export MODEL (a folder, a GGUF file, or a hub id; the shipped tiny checkpoint if left out) to a bundle."""
+    from runners.console import export_command
+
+    export_command(model or str(DEFAULT_MODEL), output, as_json, options)
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-r", "--runner", "runners", multiple=True, help="Runner, or NAME:key=value,…; repeatable  [default: ort]"
+)
+@click.option("-c", "--case", "cases", multiple=True, help="Case name or glob pattern; repeatable  [default: all]")
+@click.option("--tol", default="1e-4", show_default=True, help="Largest difference that passes, or 'auto'.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="With 'auto': multiple of PyTorch's own error.",
+)
+@click.option("--live", is_flag=True, help="Run PyTorch now instead of reading recorded vectors.")
+@click.option("--exact", is_flag=True, help="Also compare the graphs in float64 with PyTorch in float64.")
+@click.option("--exact-tol", type=click.FloatRange(min=0), default=1e-10, show_default=True, help="Gate of --exact.")
+@click.option("--self", "identities", is_flag=True, help="Compare each runner with itself: chunks, padding, reruns.")
+@click.option(
+    "--trace", "traces", multiple=True, type=click.Path(path_type=Path), help="Judge a saved .npz; repeatable."
+)
+@click.option("--save-trace", type=click.Path(path_type=Path), help="Save what the runner returned.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for stdout.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the report as JUnit XML.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the report as Markdown.")
+@click.option("--model-explorer", type=click.Path(path_type=Path), help="Write errors as Model Explorer node data.")
+@click.option("--allow-modified", is_flag=True, help="Judge files that differ from the manifest.")
+def compare(bundle: Path, tol: str, allow_modified: bool, **given: Any) -> int:
+    """Compare what runners compute from BUNDLE with what PyTorch computes, at every position and cache row."""
+    from runners.compare import Outputs, compare, parse_tolerance, runner_specs
+    from runners.judge import JudgeOptions
+
+    try:
+        tolerance = parse_tolerance(tol)
+    except ValueError as error:
+        raise click.BadParameter(f"{tol!r} is neither a number of at least 0 nor 'auto'", param_hint="--tol") from error
+    options = JudgeOptions(
+        runners=runner_specs(given["runners"], given["traces"]),
+        cases=given["cases"],
+        tol=tolerance,
+        shown_bundle=str(bundle),
+        **{key: given[key] for key in ("budget", "live", "exact", "exact_tol", "identities", "save_trace")},
+    )
+    files = {key: given[key] for key in ("html", "junit", "markdown", "model_explorer")}
+    return compare(bundle, options, Outputs(json=given["json_file"], **files), allow_modified=allow_modified)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

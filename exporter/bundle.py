@@ -17,7 +17,17 @@ from exporter.errors import BundleError
 from exporter.spec import ExportOptions, GraphKind, GraphSpec, ModelSpec
 from exporter.vectors import Vectors
 
-__all__ = ["SCHEMA_VERSION", "Bundle", "CaseEntry", "FileEntry", "GraphEntry", "Manifest", "file_entry", "new_folder"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bundle",
+    "CaseEntry",
+    "FileEntry",
+    "GraphEntry",
+    "Manifest",
+    "Recording",
+    "file_entry",
+    "new_folder",
+]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -92,6 +102,14 @@ class Manifest:
         yield from self.weights
         yield from (case.file for case in self.cases if case.file)
         yield from self.files
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a recorder made: an entry per case, and the reference's own float32 noise by output kind."""
+
+    cases: tuple[CaseEntry, ...]
+    noise: dict[str, float]
 
 
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)

@@ -35,9 +35,14 @@ def _lift(value: Any) -> Any:
 
 @contextmanager
 def lifted(active: bool) -> Iterator[None]:
-    """:class:`LiftFloat64` where ``active``, nothing otherwise."""
+    """:class:`LiftFloat64` and float64 as torch's default dtype where ``active``, nothing otherwise."""
     if not active:
         yield
         return
-    with LiftFloat64():
-        yield
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with LiftFloat64():
+            yield
+    finally:
+        torch.set_default_dtype(default)

@@ -175,4 +175,3 @@ class Recorder:
             "logits": np.concatenate(self._logits, axis=1),
             **{key: np.concatenate(rows, axis=2) for key, rows in self._rows.items()},
         }
-

@@ -13,7 +13,7 @@ from exporter.cases import Case, Step
 from exporter.errors import TraceError
 from exporter.spec import DECODE, ExportOptions, ModelSpec, past_name, present_name
 from exporter.vectors import Vectors, expected_outputs
-from runners.base import Array, Session
+from runners.base import Array, CaseSession, Session
 
 __all__ = ["CacheHandoff", "DynamicHandoff", "StepResult", "numpy_dtype", "play"]
 
@@ -74,7 +74,9 @@ class DynamicHandoff:
             if past_name(slot.slot, part) not in self._past
         ]
         if missing:
-            raise TraceError(f"case {case.name}: step {step.index - 1} did not return {missing[0]}; the case stops here")
+            raise TraceError(
+                f"case {case.name}: step {step.index - 1} did not return {missing[0]}; the case stops here"
+            )
         return dict(self._past)
 
     def absorb(self, case: Case, step: Step, outputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -112,6 +114,8 @@ def play(bundle: Bundle, session: Session, case: Case, *, caches_from: Vectors |
         TraceError: A cache that the next call needs was not returned.
     """
     carrier = handoff(bundle)
+    if isinstance(session, CaseSession):
+        session.begin(case)
     for step in case.steps():
         feeds: dict[str, Array] = {**case.inputs(step), **carrier.feeds(case, step)}
         outputs = carrier.absorb(case, step, session.run(step.graph, feeds))

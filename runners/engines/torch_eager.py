@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from exporter.bundle import Bundle
+from exporter.errors import BundleError
 from exporter.lift import lifted
 from exporter.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
 from runners.base import Array, RunnerInfo, need, only
 
-__all__ = ["INSTALL", "TorchSession", "describe", "open_session"]
+__all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
 
 INSTALL = "pip install 'kvparity[export]'"
 
@@ -32,15 +33,36 @@ def describe() -> RunnerInfo:
 def open_session(bundle: Bundle, options: Mapping[str, str]) -> TorchSession:
     """Load the model from the bundle's own config and weights; settings ``dtype`` (float64) and ``threads``."""
     only(options, "dtype", "threads")
-    from transformers import AutoModelForCausalLM
-
+    describe()
     if "threads" in options:
         torch.set_num_threads(int(options["threads"]))
-    dtype = getattr(torch, options.get("dtype", bundle.options.dtype))
-    model = AutoModelForCausalLM.from_pretrained(
-        bundle.root, dtype=dtype, attn_implementation="eager", local_files_only=True
-    )
-    return TorchSession(model.eval(), bundle.model, bounded=bundle.options.bounded, last=bundle.options.logits == "last")
+    model = _load(bundle, options.get("dtype", bundle.options.dtype))
+    return TorchSession(model, bundle.model, bounded=bundle.options.bounded, last=bundle.options.logits == "last")
+
+
+def reference_session(bundle: Bundle, dtype: str) -> TorchSession:
+    """The reference that vectors are recorded from: every row of every cache, every position of the logits."""
+    return TorchSession(_load(bundle, dtype), bundle.model, bounded=False)
+
+
+def _load(bundle: Bundle, dtype: str) -> Any:
+    """transformers' model for the bundle's config, with the bundle's weights put in by name."""
+    from accelerate import init_empty_weights
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(bundle.root, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    state: dict[str, torch.Tensor] = {}
+    for entry in bundle.manifest.weights:
+        state.update(load_file(bundle.root / entry.path))
+    missing, _ = model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if unset:
+        raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(missing)} missing); export again")
+    return model.to(getattr(torch, dtype)).eval()
 
 
 class TorchSession:

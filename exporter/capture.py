@@ -1,0 +1,198 @@
+"""Traces one graph on fake weights: (checkpoint, options) -> onnx_ir.Model with named ports, weights still absent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from exporter.decoder import Decoder, add_probes
+from exporter.errors import ExportError
+from exporter.lowering import DEFAULT_OPSET, translation_table
+from exporter.spec import DECODE, ExportOptions, GraphKind, GraphSpec, ModelSpec
+
+__all__ = ["Captured", "capture", "name_ports"]
+
+_PREFIX = "model."  # the traced wrapper holds transformers' model as its attribute `model`
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced graph.
+
+    Attributes:
+        model: Ports named as in the spec; weights are initializers without values.
+        graph: The ports.
+        weights: Names of those initializers: transformers' parameter names, tied ones once.
+        lifted: Whether it was traced in float64 and has to be lowered to the bundle's dtype.
+    """
+
+    model: ir.Model
+    graph: GraphSpec
+    weights: frozenset[str]
+    lifted: bool
+
+
+def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOptions) -> Captured:
+    """Trace one graph.
+
+    Args:
+        model: A shell (parameters on the meta device); it is turned into a fake model and can't be used afterwards.
+        spec: Its description.
+        graph: The ports wanted.
+        options: How to export; float32 bundles are traced in float64, so that constants keep their digits.
+
+    Raises:
+        ExportError: torch.export or the ONNX translation refused the model; the first reason is quoted.
+    """
+    lift = options.dtype == "float32"
+    dtype = torch.float64 if lift else getattr(torch, options.dtype)
+    mode, buffers = _make_fake(model, dtype)
+    add_probes(model, spec.layers)
+    decoder = Decoder(model, spec, options, lift=lift).eval()
+    with mode:
+        arguments, shapes = _example(graph.kind, spec, options, dtype)
+    try:
+        with _quiet(), _default_dtype(dtype), mode, torch.no_grad(), _sizes_may_be_one():
+            program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
+            onnx = torch.onnx.export(
+                program,
+                opset_version=options.opset or DEFAULT_OPSET[options.profile],
+                optimize=False,
+                verbose=False,
+                custom_translation_table=translation_table(options.profile),
+            )
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            f"{spec.model_type}: the {graph.kind} graph cannot be traced ({lines[0][:300] if lines else error!r})"
+        ) from error
+    assert onnx is not None
+    name_ports(onnx.model, graph)
+    weights = _name_weights(onnx.model, model, buffers)
+    return Captured(onnx.model, graph, weights, lift)
+
+
+def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Replace every tensor of the shell by a fake one; return the mode and the real computed buffers by name."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    persistent = set(model.state_dict().keys())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
+    fakes: dict[int, nn.Parameter] = {}
+    with mode:
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    kind = dtype if parameter.is_floating_point() else parameter.dtype
+                    module._parameters[name] = fakes.setdefault(
+                        id(parameter), nn.Parameter(torch.empty(parameter.shape, dtype=kind), requires_grad=False)
+                    )
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    kind = dtype if buffer.is_floating_point() and dtype == torch.float64 else buffer.dtype
+                    if f"{name}" in ("layer_scalar",):
+                        kind = dtype
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=kind)
+    return mode, buffers
+
+
+def _example(kind: GraphKind, spec: ModelSpec, options: ExportOptions, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Example inputs and which dimensions are dynamic; sizes are primes, so that none is mistaken for another."""
+    dynamic = torch.export.Dim.DYNAMIC
+    batch, sequence = 2, 3
+    past = 1009 if kind == DECODE else 0
+    ids = torch.zeros(batch, sequence, dtype=torch.int64)
+    mask = torch.ones(batch, past + sequence, dtype=torch.int64)
+    arguments: list[Any] = [ids, mask, ids.clone()]
+    shapes: list[Any] = [{0: dynamic, 1: dynamic}] * 3
+    if kind == DECODE:
+        pasts = []
+        for slot in spec.slots:
+            rows = max(min(past, slot.window - 1), 0) if slot.window and options.bounded else past
+            pasts.append(
+                tuple(torch.zeros(batch, slot.kv_heads, rows, slot.dim(part), dtype=dtype) for part in ("key", "value"))
+            )
+        arguments.append(pasts)
+        shapes.append([({0: dynamic, 2: dynamic}, {0: dynamic, 2: dynamic}) for _ in spec.slots])
+    return tuple(arguments), tuple(shapes)
+
+
+def name_ports(model: ir.Model, graph: GraphSpec) -> None:
+    """Give inputs and outputs the contract's names and dimension names."""
+    found = (len(model.graph.inputs), len(model.graph.outputs))
+    wanted = (len(graph.inputs), len(graph.outputs))
+    if found != wanted:
+        raise ExportError(f"the {graph.kind} graph has {found} inputs and outputs, expected {wanted}")
+    for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
+        value.name = port.name
+        value.shape = ir.Shape(port.shape)
+
+
+def _name_weights(model: ir.Model, shell: Any, buffers: dict[str, torch.Tensor]) -> frozenset[str]:
+    """Rename initializers to transformers' names, give computed buffers their values, join tied parameters."""
+    canonical: dict[int, str] = {}
+    alias: dict[str, str] = {}
+    tensors = [*shell.named_parameters(remove_duplicate=False), *shell.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        alias[name] = canonical.setdefault(id(tensor), name)
+    weights: set[str] = set()
+    initializers = model.graph.initializers
+    for old in list(initializers):
+        value = initializers[old]
+        name = old.removeprefix(_PREFIX)
+        if name not in alias:
+            continue  # a constant that the exporter made
+        name = alias[name]
+        del initializers[old]
+        if name in initializers:
+            value.replace_all_uses_with(initializers[name])
+            continue
+        value.name = name
+        if name in buffers:
+            real = buffers[name].detach().numpy()
+            assert value.dtype is not None
+            value.const_value = ir.tensor(real.astype(value.dtype.numpy()), name=name)
+        else:
+            value.const_value = None
+            weights.add(name)
+        initializers[name] = value
+    return frozenset(weights)
+
+
+def _sizes_may_be_one() -> Any:
+    """Let dynamic sizes be 0 or 1 as well, as pasts and sequences are."""
+    return torch.fx.experimental._config.patch(backed_size_oblivious=True)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Any:
+    """torch's exporter makes python scalars tensors of the default dtype; float32 would round them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype if dtype == torch.float64 else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """torch's exporter prints and warns about packages and experimental states that no user can act on."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,85 @@
+"""Is a graph shippable? Ports as promised, operators and versions of its profile, external data inside the bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from exporter.bundle import inside
+from exporter.errors import ExportError
+from exporter.spec import GraphSpec
+
+__all__ = ["check_graph", "external_files", "op_counts"]
+
+_DOMAINS = {"bare": {""}, "portable": {""}, "modern": {""}, "ort": {"", "com.microsoft"}}
+_FORBIDDEN = {"bare": {"Pow", "Gelu", "Range"}, "portable": {"Pow", "Gelu", "CastLike"}}
+
+
+def check_graph(path: Path, spec: GraphSpec, profile: str) -> ir.Model:
+    """Check one graph of a bundle.
+
+    Args:
+        path: The ``.onnx`` file; its weights lie beside it.
+        spec: The ports that were promised.
+        profile: Decides which domains and operators are allowed.
+
+    Returns:
+        The graph, weights unread.
+
+    Raises:
+        ExportError: Names the first thing that is wrong.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path.name}: the ONNX checker refuses it ({str(error).splitlines()[0]})") from error
+    model = ir.load(path)
+    _check_ports(path.name, model, spec)
+    domains = {node.domain for node in model.graph} - _DOMAINS[profile]
+    if domains:
+        raise ExportError(f"{path.name}: operators of domain {sorted(domains)} are not in profile {profile!r}")
+    unwanted = {node.op_type for node in model.graph} & _FORBIDDEN.get(profile, set())
+    if unwanted:
+        raise ExportError(f"{path.name}: operators {sorted(unwanted)} are not in profile {profile!r}")
+    if model.functions:
+        raise ExportError(f"{path.name}: has {len(model.functions)} local functions; engines want a flat graph")
+    for file, end in external_files(model).items():
+        target = inside(path.parent, file)
+        if not target.is_file() or target.stat().st_size < end:
+            raise ExportError(f"{path.name}: points at byte {end} of {file}, which is missing or shorter")
+    return model
+
+
+def _check_ports(name: str, model: ir.Model, spec: GraphSpec) -> None:
+    for side, values, ports in (
+        ("input", model.graph.inputs, spec.inputs),
+        ("output", model.graph.outputs, spec.outputs),
+    ):
+        if len(values) != len(ports):
+            raise ExportError(f"{name}: has {len(values)} {side}s, expected {len(ports)}")
+        for value, port in zip(values, ports, strict=True):
+            dtype = value.dtype.numpy().name if value.dtype is not None else "unknown"
+            shape = tuple(d if isinstance(d, int) else d.value for d in value.shape) if value.shape else ()
+            if (value.name, dtype, shape) != (port.name, port.dtype, port.shape):
+                raise ExportError(
+                    f"{name}: {side} {value.name} is {dtype}{shape}, expected {port.name} {port.dtype}{port.shape}"
+                )
+
+
+def external_files(model: ir.Model) -> dict[str, int]:
+    """Files that a graph points at, with the last byte needed of each."""
+    files: dict[str, int] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            end = (tensor.offset or 0) + (tensor.length or 0)
+            files[str(tensor.location)] = max(files.get(str(tensor.location), 0), end)
+    return files
+
+
+def op_counts(model: ir.Model) -> Counter[str]:
+    """How often each operator occurs; operators of other domains with their domain."""
+    return Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)

@@ -1,0 +1,203 @@
+"""The pipeline: checkpoint in, bundle out, one report per stage; a failed stage leaves nothing behind."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from exporter import worker
+from exporter.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    CaseEntry,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    Recording,
+    file_entry,
+    new_folder,
+    write_manifest,
+)
+from exporter.cases import default_cases
+from exporter.check import check_graph
+from exporter.checkpoint import Checkpoint
+from exporter.describe import model_spec
+from exporter.errors import ExportError, KvparityError
+from exporter.lowering import DEFAULT_OPSET
+from exporter.ports import graph_spec
+from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
+from exporter.tokenizer import copy_tokenizer, encode_text
+from exporter.weights import Placement, place_weights, weight_names
+
+__all__ = ["Stage", "export"]
+
+TEXT = (
+    "Once upon a time, there was a little girl who lived in a small house near the forest. "
+    "One day she found a shiny key under an old tree, and she wanted to know what it could open. "
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished stage: its name, wall seconds, peak resident memory of any process so far in MB, and a remark."""
+
+    name: str
+    seconds: float
+    peak_mb: float
+    note: str = ""
+
+
+Recorder = Callable[[Bundle, Any], Recording]
+Report = Callable[[Stage], None]
+
+
+def export(
+    checkpoint: Checkpoint,
+    target: Path,
+    options: ExportOptions,
+    *,
+    record: Recorder | None = None,
+    report: Report = lambda stage: None,
+    link: bool = False,
+    limit: int | None = None,
+) -> Bundle:
+    """Export a checkpoint.
+
+    Args:
+        checkpoint: Where the model comes from.
+        target: Folder of the bundle; an earlier bundle there is replaced once the new one is whole.
+        options: Layout, profile, dtype and so on.
+        record: Makes the reference vectors (the runners' side); None leaves them out.
+        report: Called after each stage.
+        link: Hard-link weights that are used as they are.
+        limit: Longest case in tokens.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        ExportError: Names the stage that failed.
+    """
+    with new_folder(target) as folder:
+        with _stage("read", report):
+            config = checkpoint.config()
+            shell = checkpoint.shell(config)
+            spec = model_spec(config, shell, options.dtype)
+            names = weight_names(shell)
+            del shell
+        with _stage("weights", report):
+            placements = place_weights(checkpoint, names, folder, options.dtype, link=link)
+        with _stage("trace", report):
+            _trace(checkpoint, folder, options, placements)
+        with _stage("check", report):
+            graphs = _graphs(folder, spec, options)
+            files = _copy_files(checkpoint, config, folder)
+        locations = sorted({place.location for place in placements.values()})
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            model=spec,
+            source=checkpoint.source,
+            revision=checkpoint.revision,
+            options=replace(options, opset=options.opset or DEFAULT_OPSET[options.profile]),
+            weights=tuple(file_entry(folder, folder / name) for name in locations),
+            graphs=graphs,
+            files=files,
+            versions=_versions(),
+        )
+        cases = default_cases(spec, encode_text(folder, TEXT), limit)
+        with _stage("vectors", report):
+            recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(cases)
+        manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
+        write_manifest(folder, manifest)
+    return Bundle(target, manifest)
+
+
+@contextmanager
+def _stage(name: str, report: Report) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    except KvparityError as error:
+        raise ExportError(f"stage {name}: {error}") from error
+    except OSError as error:
+        where = f" ({Path(error.filename).name})" if error.filename else ""
+        raise ExportError(f"stage {name}: {error.strerror or error}{where}; nothing was written") from error
+    report(Stage(name, time.perf_counter() - start, _peak_mb()))
+
+
+def _peak_mb() -> float:
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
+
+
+def _trace(checkpoint: Checkpoint, folder: Path, options: ExportOptions, placements: dict[str, Placement]) -> None:
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    jobs = [
+        worker.Job(
+            checkpoint.source,
+            str(checkpoint.folder),
+            checkpoint.gguf,
+            kind,
+            options,
+            placements,
+            str(folder / f"{kind}.onnx"),
+            _own_version(),
+        )
+        for kind in (PREFILL, DECODE)
+    ]
+    running = [(job.kind, worker.start(job, scratch)) for job in jobs]
+    try:
+        for kind, process in running:
+            worker.wait(process, kind)
+    finally:
+        for _, process in running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    shutil.rmtree(scratch)
+
+
+def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[GraphKind, GraphEntry]:
+    graphs: dict[GraphKind, GraphEntry] = {}
+    kinds: tuple[GraphKind, ...] = (PREFILL, DECODE)
+    for kind in kinds:
+        path = folder / f"{kind}.onnx"
+        ports = graph_spec(kind, spec, options)
+        model = check_graph(path, ports, options.profile)
+        graphs[kind] = GraphEntry(file_entry(folder, path), ports, dict(model.opset_imports), model.ir_version)
+    return graphs
+
+
+def _copy_files(checkpoint: Checkpoint, config: Any, folder: Path) -> tuple[FileEntry, ...]:
+    """Config, generation config and tokenizer, so that the bundle is a model folder of its own."""
+    config.save_pretrained(folder)
+    if checkpoint.gguf is None and (checkpoint.folder / "generation_config.json").is_file():
+        shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
+    copy_tokenizer(checkpoint, folder)
+    own = {"prefill.onnx", "decode.onnx"}
+    others = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in own and p.suffix != ".safetensors")
+    return tuple(file_entry(folder, path) for path in others)
+
+
+def _unrecorded(cases: Any) -> Recording:
+    return Recording(tuple(CaseEntry(c.name, c.batch, c.total, c.chunks, c.first, c.why) for c in cases), {})
+
+
+def _own_version() -> str:
+    try:
+        return version("kvparity")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
+    return {"kvparity": _own_version(), **{name: version(name) for name in names}}

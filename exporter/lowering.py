@@ -1,0 +1,105 @@
+"""How torch operators become ONNX operators, one table per profile; everything not listed is torch's own choice.
+
+A profile's spelling is chosen while translating rather than patched in afterwards, so constants keep float64 digits.
+"""
+
+# No `from __future__ import annotations`: torch's exporter reads the signatures below.
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import opset18 as op
+
+__all__ = ["DEFAULT_OPSET", "PROBE", "translation_table"]
+
+PROBE = "kvparity.probe"
+DEFAULT_OPSET = {"bare": 17, "portable": 18, "modern": 23, "ort": 20}
+_SQRT_2_OVER_PI = 0.7978845608028653558798921198687
+_SQRT_1_OVER_2 = 0.7071067811865475244008443621048
+_GELU_CUBIC = 0.044715
+
+
+def _probe(value: Any, name: str) -> Any:
+    named = op.Identity(value)
+    named.metadata_props[PROBE] = name
+    return named
+
+
+def _gelu_decomposed(self: Any, approximate: str = "none") -> Any:
+    """GELU without the Gelu operator: engines get its tanh form wrong (OpenCV 3e-4, IREE 1.3e-4).
+
+    0.5 x (1 + tanh(x (c0 + c1 x x))) with c0 = sqrt(2/pi) and c1 = 0.044715 c0; Hendrycks & Gimpel 2016, eq. 2.
+    """
+    if approximate == "tanh":
+        square = _times(op.Mul(self, self), _SQRT_2_OVER_PI * _GELU_CUBIC, self)
+        inner = op.Mul(self, op.Add(square, _constant(_SQRT_2_OVER_PI, self)))
+        return op.Mul(_times(self, 0.5, self), op.Add(op.Tanh(inner), _constant(1.0, self)))
+    inner = op.Erf(_times(self, _SQRT_1_OVER_2, self))
+    return op.Mul(_times(self, 0.5, self), op.Add(inner, _constant(1.0, self)))
+
+
+def _constant(value: float, like: Any) -> Any:
+    """A constant in the dtype of ``like``; a bare python float would pass through float32."""
+    return op.Constant(value=ir.tensor(value, dtype=like.dtype))
+
+
+def _times(value: Any, factor: float, like: Any) -> Any:
+    return op.Mul(value, _constant(factor, like))
+
+
+def _pow_scalar(self: Any, exponent: float) -> Any:
+    """Powers that models use, without Pow (inexact on WebGPU: 4.5e-4 to 2e-3)."""
+    if exponent == 2:
+        return op.Mul(self, self)
+    if exponent == 3:
+        return op.Mul(op.Mul(self, self), self)
+    if exponent == 0.5:
+        return op.Sqrt(self)
+    if exponent == -0.5:
+        return op.Reciprocal(op.Sqrt(self))
+    if exponent == -1:
+        return op.Reciprocal(self)
+    return op.Pow(self, exponent)
+
+
+def _rsqrt(self: Any) -> Any:
+    return op.Reciprocal(op.Sqrt(self))
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    """x W^T + b as MatMul of the transposed weight: no Gemm, no reshape; engines fold the Transpose when loading."""
+    product = op.MatMul(input, op.Transpose(weight, perm=[1, 0]))
+    return product if bias is None else op.Add(product, bias)
+
+
+def _scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """A python scalar as a constant of its own dtype; torch's translation goes through float32 and rounds it."""
+    kind = ir.DataType.FLOAT if dtype == -1 else ir.DataType(dtype)
+    if isinstance(s, ir.Value):
+        return op.Cast(s, to=int(kind))
+    return op.Constant(value=ir.tensor(s, dtype=kind))
+
+
+def _dropout(input: Any, p: float, train: bool) -> Any:
+    return op.Identity(input)
+
+
+def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Custom translations of a profile, for ``torch.onnx.export(custom_translation_table=…)``."""
+    import torch
+
+    import exporter.decoder  # noqa: F401  (registers kvparity::probe)
+
+    aten = torch.ops.aten
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.kvparity.probe.default: _probe,
+        aten.linear.default: _linear,
+        aten.pow.Tensor_Scalar: _pow_scalar,
+        aten.rsqrt.default: _rsqrt,
+        aten.dropout.default: _dropout,
+        aten.scalar_tensor.default: _scalar_tensor,
+    }
+    if profile in ("bare", "portable"):
+        table[aten.gelu.default] = _gelu_decomposed
+    return table

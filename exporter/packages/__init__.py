@@ -1,0 +1,1 @@
+"""Layouts that other tools load; one file per layout."""

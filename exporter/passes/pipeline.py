@@ -1,0 +1,63 @@
+"""The order of the passes, from a captured graph to the file in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from exporter.capture import Captured, name_ports
+from exporter.errors import ExportError
+from exporter.passes.lower import lower_to_float32
+from exporter.passes.plain import plain_shapes
+from exporter.passes.probes import name_probes
+from exporter.passes.simplify import drop_casts, simplify
+from exporter.passes.tidy import tidy
+from exporter.weights import Placement
+
+__all__ = ["finish"]
+
+_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+
+
+def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, version: str) -> None:
+    """Run every pass and write the graph.
+
+    Args:
+        captured: As traced.
+        placements: Where each weight lies in the bundle.
+        path: The ``.onnx`` file to write, beside the weights.
+        version: Of kvparity, for the producer field.
+
+    Raises:
+        ExportError: The graph needs a weight that the bundle does not have.
+    """
+    model = captured.model
+    drop_casts(model)
+    name_probes(model)
+    simplify(model, captured.weights)
+    if captured.lifted:
+        lower_to_float32(model)
+    plain_shapes(model)
+    tidy(model, version)
+    name_ports(model, captured.graph)  # passes may have put other values in a port's place
+    _point_at_weights(model, captured.weights, placements)
+    ir.save(model, path)
+
+
+def _point_at_weights(model: ir.Model, weights: frozenset[str], placements: Mapping[str, Placement]) -> None:
+    for name, value in model.graph.initializers.items():
+        if name not in weights:
+            continue
+        if name not in placements:
+            raise ExportError(f"the graph needs {name}, which the checkpoint does not have")
+        place = placements[name]
+        value.const_value = ir.ExternalTensor(
+            place.location,
+            place.offset,
+            place.length,
+            _DTYPES[place.dtype],
+            shape=ir.Shape(place.shape),
+            name=name,
+        )

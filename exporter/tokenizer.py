@@ -1,0 +1,43 @@
+"""Takes a checkpoint's tokenizer along as a ``tokenizer.json`` that any language can read."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from exporter.checkpoint import Checkpoint
+
+__all__ = ["copy_tokenizer", "encode_text"]
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "added_tokens.json",
+)
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the tokenizer's files, or convert the one inside a GGUF file; a checkpoint may have none."""
+    if checkpoint.gguf is None:
+        for name in _FILES:
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, folder / name)
+        return
+    from transformers import AutoTokenizer
+
+    with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
+        AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf).save_pretrained(folder)
+
+
+def encode_text(folder: Path, text: str) -> tuple[int, ...]:
+    """Token ids of a text by the bundle's own tokenizer, special tokens included; empty where it has none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return ()
+    from tokenizers import Tokenizer
+
+    return tuple(Tokenizer.from_file(str(path)).encode(text * 4).ids)

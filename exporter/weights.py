@@ -1,0 +1,195 @@
+"""Puts a model's weights into a bundle as safetensors, one copy, and says where each tensor lies.
+
+An ONNX external tensor may point into a safetensors file, so the checkpoint's own file is used as it is wherever its
+names, shapes and dtype fit; otherwise tensors are converted and written one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.checkpoint import Checkpoint, StoredTensor, read_safetensors_header
+from exporter.errors import ExportError
+
+__all__ = ["Placement", "WeightName", "place_weights", "weight_names", "write_safetensors"]
+
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ALIGN = 64
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class WeightName:
+    """A weight that the graphs need: its canonical name, its shape, and other names of the same tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a weight lies in the bundle."""
+
+    location: str
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def weight_names(shell: Any) -> tuple[WeightName, ...]:
+    """Every persistent tensor of a model, tied ones once."""
+    persistent = set(shell.state_dict().keys())
+    names: dict[int, list[str]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    tensors = [*shell.named_parameters(remove_duplicate=False), *shell.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        if name in persistent:
+            names.setdefault(id(tensor), []).append(name)
+            shapes[id(tensor)] = tuple(tensor.shape)
+    return tuple(WeightName(found[0], shapes[key], tuple(found[1:])) for key, found in names.items())
+
+
+def place_weights(
+    checkpoint: Checkpoint, wanted: Iterable[WeightName], folder: Path, dtype: str, *, link: bool = False
+) -> dict[str, Placement]:
+    """Copy, link or convert the weights into ``folder``.
+
+    Args:
+        checkpoint: Where they come from.
+        wanted: What the graphs need.
+        folder: The bundle being written.
+        dtype: dtype wanted.
+        link: Hard-link the checkpoint's files instead of copying them, where they are used as they are.
+
+    Returns:
+        Canonical name to placement.
+
+    Raises:
+        ExportError: A weight is missing or has another shape; the disk is full.
+    """
+    wanted = tuple(wanted)
+    stored = checkpoint.stored()
+    found = {weight.name: _find(weight, stored) for weight in wanted}
+    try:
+        if all(tensor is not None for tensor in found.values()):
+            tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+            if all(tensor.dtype == dtype for tensor in tensors.values()):
+                return _use_files(tensors, folder, link)
+            return _write(folder, {n: (t.shape, _reader(t, dtype)) for n, t in tensors.items()}, dtype)
+        return _from_loaded(checkpoint, wanted, folder, dtype)
+    except OSError as error:
+        raise ExportError(f"{folder.parent}: weights cannot be written ({error.strerror or error})") from error
+
+
+def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
+    for name in (weight.name, *weight.aliases):
+        tensor = stored.get(name)
+        if tensor is not None:
+            if tensor.shape != weight.shape:
+                raise ExportError(
+                    f"{tensor.file.name}: {name} has shape {tensor.shape}, the config asks {weight.shape}"
+                )
+            return tensor
+    return None
+
+
+def _use_files(tensors: Mapping[str, StoredTensor], folder: Path, link: bool) -> dict[str, Placement]:
+    for file in sorted({tensor.file for tensor in tensors.values()}):
+        if link:
+            os.link(file.resolve(), folder / file.name)
+        else:
+            shutil.copyfile(file, folder / file.name)
+    return {n: Placement(t.file.name, t.offset, t.length, t.dtype, t.shape) for n, t in tensors.items()}
+
+
+def _from_loaded(
+    checkpoint: Checkpoint, wanted: tuple[WeightName, ...], folder: Path, dtype: str
+) -> dict[str, Placement]:
+    """GGUF files and checkpoints whose layout transformers converts while loading."""
+    import torch
+
+    state = checkpoint.load(torch.float32 if dtype == "float32" else getattr(torch, dtype)).state_dict()
+    makers: dict[str, tuple[tuple[int, ...], Callable[[], Array]]] = {}
+    for weight in wanted:
+        tensor = state.get(weight.name)
+        if tensor is None or tuple(tensor.shape) != weight.shape:
+            found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise ExportError(f"{checkpoint.source}: weight {weight.name} is {found}, expected {weight.shape}")
+        makers[weight.name] = (weight.shape, _tensor_maker(tensor, dtype))
+    return _write(folder, makers, dtype)
+
+
+def _tensor_maker(tensor: Any, dtype: str) -> Callable[[], Array]:
+    return lambda: cast_array(tensor.detach().float().numpy(), dtype)
+
+
+def _reader(tensor: StoredTensor, dtype: str) -> Callable[[], Array]:
+    def read() -> Array:
+        kind = "bfloat16" if tensor.dtype == "bfloat16" else tensor.dtype
+        raw = np.fromfile(tensor.file, np.uint8, tensor.length, offset=tensor.offset)
+        return cast_array(raw.view(numpy_dtype(kind)).reshape(tensor.shape), dtype)
+
+    return read
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """numpy dtype of a name, bfloat16 included."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def cast_array(array: Array, dtype: str) -> Array:
+    """Convert to a dtype of :data:`_CODES`, rounding to nearest even."""
+    return array.astype(numpy_dtype(dtype), copy=False)
+
+
+def _write(
+    folder: Path, makers: Mapping[str, tuple[tuple[int, ...], Callable[[], Array]]], dtype: str
+) -> dict[str, Placement]:
+    path = folder / "model.safetensors"
+    write_safetensors(path, makers, dtype)
+    header = read_safetensors_header(path)
+    return {n: Placement(path.name, t.offset, t.length, t.dtype, t.shape) for n, t in header.items()}
+
+
+def write_safetensors(
+    path: Path, makers: Mapping[str, tuple[tuple[int, ...], Callable[[], Array]]], dtype: str
+) -> None:
+    """Write a safetensors file one tensor at a time; the library's own writer needs them all in memory.
+
+    Args:
+        path: File to write.
+        makers: Name to (shape, function that makes the array).
+        dtype: dtype of every tensor.
+    """
+    size = numpy_dtype(dtype).itemsize
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, _) in sorted(makers.items()):
+        length = int(np.prod(shape, dtype=np.int64)) * size
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, offset + length]}
+        offset += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGN)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name, (shape, make) in sorted(makers.items()):
+            array = make()
+            if array.shape != shape:
+                raise ExportError(f"{path.name}: {name} was made with shape {array.shape}, expected {shape}")
+            array.tofile(stream)

@@ -1,0 +1,132 @@
+"""The exported graph itself in float64: not an engine to ship to, but the question whether the graph is right at all.
+
+Every float32 and float16 value of the graph becomes float64; constants get back the digits that the float32 graph had
+to round (kept in its metadata), provided that they still round to what the graph holds. ONNX Runtime runs the result
+where it has double kernels, onnx's ReferenceEvaluator otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.bundle import Bundle
+from exporter.errors import EngineUnavailableError
+from exporter.spec import GraphKind
+from runners.base import Array, RunnerInfo, need, only
+
+__all__ = ["INSTALL", "ExactSession", "describe", "open_session", "widen"]
+
+INSTALL = "pip install onnx onnx-ir onnxruntime"
+FLOAT64_CONSTANTS = "kvparity.float64_constants"
+
+
+def describe() -> RunnerInfo:
+    """Versions of what evaluates the widened graph."""
+    settings = {"onnx": need("onnx", INSTALL), "onnx-ir": need("onnx-ir", INSTALL)}
+    return RunnerInfo("exact", need("onnxruntime", INSTALL), settings)
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> ExactSession:
+    """Open both graphs in float64; setting ``with`` is ``ort`` (default) or ``onnx``."""
+    only(options, "with")
+    return ExactSession(bundle, options.get("with", "ort"))
+
+
+class ExactSession:
+    """Both graphs of a bundle evaluated in float64; widened when first called."""
+
+    def __init__(self, bundle: Bundle, evaluator: str) -> None:
+        if evaluator not in ("ort", "onnx"):
+            raise EngineUnavailableError(f"exact: evaluator {evaluator!r} is unknown; known are ort and onnx")
+        self._bundle, self._evaluator = bundle, evaluator
+        self._graphs: dict[GraphKind, Any] = {}
+        self.info = RunnerInfo("exact", describe().version, {"evaluator": evaluator, "dtype": "float64"})
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one graph once; floating-point inputs are widened, outputs are float64."""
+        feeds = {
+            name: array.astype(np.float64) if array.dtype.kind not in "iub" else array for name, array in inputs.items()
+        }
+        if graph not in self._graphs:
+            self._graphs[graph] = _open(self._bundle, graph, self._evaluator)
+        names, run = self._graphs[graph]
+        return dict(zip(names, run(feeds), strict=True))
+
+    def close(self) -> None:
+        """Drop both graphs."""
+        self._graphs.clear()
+
+
+def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], Any]:
+    import onnx_ir as ir
+
+    path = bundle.graph_path(graph)
+    model = ir.load(path)
+    widen(model)
+    names = [str(value.name) for value in model.graph.outputs]
+    wanted = [str(value.name) for value in model.graph.inputs]
+    proto = ir.to_proto(model)
+    if evaluator == "ort":
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        try:
+            session = onnxruntime.InferenceSession(
+                proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            )
+            return names, lambda feeds: session.run(names, {name: feeds[name] for name in wanted})
+        except Exception as error:
+            if "NOT_IMPLEMENTED" not in str(error) and "larger than" not in str(error):
+                raise EngineUnavailableError(
+                    f"exact: {graph}.onnx has no float64 evaluation in ONNX Runtime: {str(error).splitlines()[0]}"
+                ) from error
+    from onnx.reference import ReferenceEvaluator
+
+    reference = ReferenceEvaluator(proto)
+    return names, lambda feeds: reference.run(names, {name: feeds[name] for name in wanted})
+
+
+def widen(model: Any) -> None:
+    """Turn every floating-point value of an onnx_ir model into float64, in place.
+
+    Args:
+        model: A graph of a bundle; external weights are read.
+    """
+    import onnx_ir as ir
+
+    narrow = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    kept = json.loads(model.metadata_props.get(FLOAT64_CONSTANTS, "{}"))
+    graph = model.graph
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in narrow:
+            value.const_value = ir.tensor(_wide(tensor.numpy(), kept.get(name)), name=name)
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph:
+        values += node.outputs
+        for attribute in list(node.attributes.values()):
+            if attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT:
+                if ir.DataType(attribute.as_int()) in narrow:
+                    node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.DOUBLE))
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in narrow:
+                wide = _wide(attribute.as_tensor().numpy(), None)
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.tensor(wide))
+    for value in values:
+        if value.dtype in narrow:
+            value.dtype = ir.DataType.DOUBLE
+
+
+def _wide(array: npt.NDArray[Any], digits: list[str] | None) -> npt.NDArray[np.float64]:
+    wide = np.asarray(array).astype(np.float64)
+    if digits is not None and len(digits) == wide.size:
+        exact = np.asarray([float.fromhex(text) for text in digits], np.float64).reshape(wide.shape)
+        if np.array_equal(exact.astype(array.dtype), np.asarray(array)):
+            return exact
+    return wide

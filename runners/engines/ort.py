@@ -1,0 +1,77 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from exporter.errors import EngineUnavailableError
+from exporter.spec import GraphKind
+from runners.base import Array, RunnerInfo, need, only
+
+__all__ = ["INSTALL", "OrtSession", "describe", "open_session"]
+
+INSTALL = "pip install onnxruntime"
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+def describe() -> RunnerInfo:
+    """Version of ONNX Runtime."""
+    return RunnerInfo("ort", need("onnxruntime", INSTALL))
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> OrtSession:
+    """Open both graphs; settings ``threads``, ``level`` (none, basic, extended, all) and ``provider``."""
+    only(options, "threads", "level", "provider")
+    return OrtSession(bundle, describe().version, options)
+
+
+class OrtSession:
+    """Both graphs of a bundle in ONNX Runtime; a graph is loaded when it is first called."""
+
+    def __init__(self, bundle: Bundle, version: str, options: Mapping[str, str]) -> None:
+        import onnxruntime
+
+        self._bundle, self._runtime = bundle, onnxruntime
+        self._settings = onnxruntime.SessionOptions()
+        self._settings.log_severity_level = 3
+        threads, level = int(options.get("threads", "0")), options.get("level", "all")
+        if level not in _LEVELS:
+            raise EngineUnavailableError(f"ort: level {level!r} is unknown; known are {', '.join(_LEVELS)}")
+        self._settings.intra_op_num_threads = threads
+        self._settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
+        self._provider = options.get("provider", "CPU") + "ExecutionProvider"
+        if self._provider not in onnxruntime.get_available_providers():
+            known = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+            raise EngineUnavailableError(f"ort: provider {options['provider']!r} is not in this build; it has {known}")
+        self._sessions: dict[GraphKind, Any] = {}
+        settings = {"provider": self._provider, "level": level, "threads": str(threads or "default")}
+        self.info = RunnerInfo("ort", version, settings)
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one graph once."""
+        session = self._session(graph)
+        names = [output.name for output in session.get_outputs()]
+        feeds = {item.name: np.ascontiguousarray(inputs[item.name]) for item in session.get_inputs()}
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    def _session(self, graph: GraphKind) -> Any:
+        if graph not in self._sessions:
+            path = str(self._bundle.graph_path(graph))
+            try:
+                self._sessions[graph] = self._runtime.InferenceSession(path, self._settings, providers=[self._provider])
+            except Exception as error:  # ONNX Runtime's exceptions share no base
+                raise EngineUnavailableError(f"ort cannot load {graph}.onnx: {str(error).splitlines()[0]}") from error
+        return self._sessions[graph]
+
+    def close(self) -> None:
+        """Drop both sessions."""
+        self._sessions.clear()

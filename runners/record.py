@@ -1,0 +1,110 @@
+"""Records reference vectors: PyTorch in float32, call by call, and PyTorch in float64 over the whole sequence at once.
+
+The float64 run uses no cache between calls: it anchors rounding and, at the same time, would expose a fault in the
+reference's own caching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from exporter.bundle import Bundle, CaseEntry, Recording, file_entry
+from exporter.cases import Case
+from exporter.spec import PREFILL, ExportOptions, ModelSpec
+from exporter.vectors import Recorder, Vectors
+from runners.base import Array, Session
+from runners.sequence import DynamicHandoff
+
+__all__ = ["reference_arrays", "record_cases"]
+
+OnCase = Callable[[Case, int, int], None]
+
+
+def record_cases(
+    bundle: Bundle,
+    cases: Sequence[Case],
+    *,
+    float64: bool = True,
+    budget_mb: int = 256,
+    on_case: OnCase = lambda case, index, count: None,
+) -> Recording:
+    """Record every case that fits the size budget into ``<bundle>/cases``.
+
+    Args:
+        bundle: The bundle being written; its weights and config are the reference's.
+        cases: What to record.
+        float64: Record the float64 result as well.
+        budget_mb: Size of all vectors together; a case that would not fit is listed without a file (vocabularies of
+            262,144 need 1 MB per token).
+        on_case: Called before each case.
+    """
+    from runners.engines.torch_eager import reference_session
+
+    chosen = _within(cases, bundle.model, budget_mb * 1_000_000, float64)
+    folder = bundle.root / "cases"
+    recorded: dict[str, Vectors] = {}
+    for dtype in ("float32", "float64") if float64 else ("float32",):
+        session = reference_session(bundle, dtype) if chosen else None
+        for index, case in enumerate(chosen):
+            on_case(case, index, len(chosen))
+            assert session is not None
+            arrays = reference_arrays(session, bundle.model, case if dtype == "float32" else _at_once(case))
+            if dtype == "float32":
+                recorded[case.name] = Vectors(case, arrays)
+            else:
+                base = recorded[case.name].arrays
+                deltas = {key: (arrays[key] - base[key].astype(np.float64)).astype(np.float32) for key in arrays}
+                recorded[case.name] = Vectors(case, base, deltas)
+    entries: list[CaseEntry] = []
+    for case in cases:
+        entry = CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why)
+        if case.name in recorded:
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{case.name}.npz"
+            recorded[case.name].save(path)
+            entry = replace(entry, file=file_entry(bundle.root, path))
+        entries.append(entry)
+    return Recording(tuple(entries), _noise(list(recorded.values())))
+
+
+def reference_arrays(session: Session, model: ModelSpec, case: Case) -> dict[str, Array]:
+    """Play a case through a reference session that returns full-length caches; whole-case arrays by key."""
+    handoff = DynamicHandoff(model, ExportOptions(dtype="float32"))
+    recorder = Recorder(case, model.slots)
+    for step in case.steps():
+        feeds = {**case.inputs(step), **handoff.feeds(case, step)}
+        outputs = handoff.absorb(case, step, session.run(step.graph, feeds))
+        recorder.add(step, outputs)
+    return recorder.finish()
+
+
+def _at_once(case: Case) -> Case:
+    return replace(case, chunks=(case.total,), first=PREFILL)
+
+
+def _within(cases: Sequence[Case], model: ModelSpec, budget: int, float64: bool) -> list[Case]:
+    """The cases, in order, that fit the budget together."""
+    cache = sum(slot.kv_heads * (slot.head_dim + slot.value_head_dim) for slot in model.slots)
+    per_slot = (model.vocab_size + cache) * (8 if float64 else 4)
+    chosen: list[Case] = []
+    for case in cases:
+        size = case.batch * case.total * per_slot
+        if size <= budget:
+            budget -= size
+            chosen.append(case)
+    return chosen
+
+
+def _noise(recorded: Sequence[Vectors]) -> dict[str, float]:
+    """Largest |float32 - float64| over live slots, for logits and for caches."""
+    worst: dict[str, float] = {}
+    for vectors in recorded:
+        live = vectors.case.mask == 1
+        for key, delta in vectors.deltas.items():
+            kind = "logits" if key == "logits" else "cache"
+            values = delta[live] if kind == "logits" else np.moveaxis(delta, 2, 1)[live]
+            worst[kind] = max(worst.get(kind, 0.0), float(np.abs(values).max(initial=0.0)))
+    return worst
