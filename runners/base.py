@@ -6,16 +6,27 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from exporter.bundle import Bundle
+from exporter.cases import Case
 from exporter.errors import EngineUnavailableError
 from exporter.spec import GraphKind
 
-__all__ = ["Array", "Engine", "RunnerInfo", "RunnerSpec", "Session", "engine_names", "load_engine", "parse_runner"]
+__all__ = [
+    "Array",
+    "CaseSession",
+    "Engine",
+    "RunnerInfo",
+    "RunnerSpec",
+    "Session",
+    "engine_names",
+    "load_engine",
+    "parse_runner",
+]
 
 Array = npt.NDArray[np.generic]
 
@@ -56,6 +67,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the engine's resources; calling it twice is allowed."""
+        ...
+
+
+@runtime_checkable
+class CaseSession(Session, Protocol):
+    """A session that must know which case is played, such as a replay; any other session need not care."""
+
+    def begin(self, case: Case) -> None:
+        """Called before the first call of a case."""
         ...
 
 
