@@ -1,0 +1,127 @@
+"""The ``compare`` command: judge a bundle, write the reports that were asked for, give the exit code."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from exporter.bundle import Bundle
+from exporter.errors import TraceError
+from runners.base import RunnerSpec, parse_runner
+from runners.diff.records import Report
+from runners.judge import EXACT, JudgeOptions, Say, judge
+
+__all__ = ["EXIT_CODES", "Outputs", "compare", "parse_tolerance"]
+
+EXIT_CODES = {"match": 0, "mismatch": 1, "error": 2}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write; ``json`` may be ``-`` for stdout, which then holds nothing else."""
+
+    json: str | None = None
+    html: Path | None = None
+    junit: Path | None = None
+    markdown: Path | None = None
+    model_explorer: Path | None = None
+
+
+def parse_tolerance(text: str) -> float | Literal["auto"]:
+    """``auto``, or a finite number of at least 0.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if text == "auto":
+        return "auto"
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{text} is not a tolerance")
+    return value
+
+
+def runner_specs(names: tuple[str, ...], traces: tuple[Path, ...]) -> tuple[RunnerSpec, ...]:
+    """Runners named on the command line, and one per trace; ``ort`` where there are none.
+
+    Raises:
+        EngineUnavailableError: No runner has that name.
+        TraceError: A runner is given twice, or is the float64 evaluation, which is a question of its own.
+    """
+    specs = [parse_runner(name) for name in names]
+    if any(spec.name == EXACT for spec in specs):
+        raise TraceError(f"runner {EXACT!r} is not judged by the gate; --exact asks its question")
+    specs += [RunnerSpec("trace_file", {"file": str(path)}) for path in traces]
+    specs = specs or [RunnerSpec("ort")]
+    for index, spec in enumerate(specs):
+        if spec in specs[:index]:
+            raise TraceError(f"runner {spec} is given twice")
+    return tuple(specs)
+
+
+def compare(root: Path, options: JudgeOptions, outputs: Outputs, *, allow_modified: bool = False) -> int:
+    """Judge a bundle and report.
+
+    Args:
+        root: The bundle's folder.
+        options: What to ask.
+        outputs: What to write beside the text.
+        allow_modified: Judge files that are not the ones the manifest names.
+
+    Returns:
+        0 match, 1 mismatch, 2 could not tell.
+    """
+    bundle = Bundle.open(root, allow_modified=allow_modified)
+    with _progress() as say:
+        report = judge(bundle, options, say)
+    for path, render in _writers(outputs, bundle):
+        _write(path, render(report))
+    if outputs.json == "-":
+        from runners.report.json_file import json_report
+
+        sys.stdout.write(json_report(report))
+    else:
+        from runners.report.text import print_report
+
+        print_report(report, sys.stdout)
+    return EXIT_CODES[report.verdict]
+
+
+def _writers(outputs: Outputs, bundle: Bundle) -> Iterator[tuple[Path, Callable[[Report], str]]]:
+    """File and the function that makes its text, for each report that was asked for."""
+    if outputs.json not in (None, "-"):
+        from runners.report.json_file import json_report
+
+        yield Path(str(outputs.json)), json_report
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+@contextmanager
+def _progress() -> Iterator[Say]:
+    """What is being played, on stderr: a status line on a terminal, one line per runner elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("comparing") as status:
+            yield status.update
+        return
+    seen: set[str] = set()
+
+    def say(line: str) -> None:
+        runner = line.split("  ")[0]
+        if runner not in seen:
+            seen.add(runner)
+            print(f"comparing {runner}", file=sys.stderr)
+
+    yield say

@@ -1,0 +1,182 @@
+"""A saved trace is a runner: an .npz that any engine wrote replays here and is judged like a live one.
+
+Keys are ``<case>/step_<i>/<output>``; a file that holds one case only may leave ``<case>/`` out, and is then taken for
+the case that ``--case`` selects. A scalar string ``engine`` names what made it. See docs/trace-format.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from exporter.cases import Case, Step
+from exporter.errors import EngineUnavailableError, TraceError
+from exporter.spec import GraphKind
+from runners.base import Array, RunnerInfo, only
+
+__all__ = ["INSTALL", "TraceSession", "TraceWriter", "describe", "open_session"]
+
+INSTALL = "nothing to install; give a file with --trace FILE.npz"
+FORMAT = "1"
+_KEY = re.compile(r"(?:(?P<case>.+)/)?step_(?P<step>\d+)/(?P<name>[^/]+)")
+
+
+def describe() -> RunnerInfo:
+    """Version of the trace format."""
+    return RunnerInfo("trace_file", FORMAT)
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> TraceSession:
+    """Open a trace; settings ``file``, and ``case`` for a file whose keys do not name one.
+
+    Raises:
+        EngineUnavailableError: No file was given.
+        TraceError: It is not a readable trace, or does not say which of the bundle's cases it is.
+    """
+    only(options, "file", "case")
+    if "file" not in options:
+        raise EngineUnavailableError("trace_file replays a saved trace and needs one: --trace FILE.npz")
+    cases = [entry.name for entry in bundle.manifest.cases]
+    return TraceSession(Path(options["file"]), options.get("case", cases[0] if len(cases) == 1 else None))
+
+
+class TraceSession:
+    """Answers each call with what a trace recorded for it; :meth:`begin` says which case is played.
+
+    Args:
+        path: The ``.npz``.
+        case: The case of keys that do not name one.
+
+    Raises:
+        TraceError: The file is unreadable, a key is not of the format, or nothing says which case it is.
+    """
+
+    def __init__(self, path: Path, case: str | None = None) -> None:
+        self._path = path
+        try:
+            self._file = np.load(path, allow_pickle=False)
+            names = list(self._file.files)
+        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            raise TraceError(f"{path.name}: not a readable .npz trace ({error})") from error
+        self._keys = _index(names, path.name, case)
+        self._case = ""
+        self._next = 0
+        engine = str(self._file["engine"]) if "engine" in names else "unknown"
+        self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name})
+
+    def begin(self, case: Case) -> None:
+        """Replay this case from its first call.
+
+        Raises:
+            TraceError: The trace does not have it, or has more calls of it than the case.
+        """
+        steps = [step for name, step in self._keys if name == case.name]
+        if not steps:
+            known = ", ".join(sorted({name for name, _ in self._keys}))
+            raise TraceError(f"{self._path.name}: has no case {case.name!r}; it has {known}; select with --case")
+        if max(steps) >= len(case.chunks):
+            raise TraceError(
+                f"{self._path.name}: has step_{max(steps)} of case {case.name}, which has {len(case.chunks)} calls"
+            )
+        self._case, self._next = case.name, 0
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The recorded outputs of the next call; empty where the trace has none, which the gate calls missing.
+
+        Raises:
+            TraceError: The recorded inputs differ from the ones given, or a member of the file is unreadable.
+        """
+        if not self._case:
+            raise TraceError(f"{self._path.name}: a trace replays cases; nothing else can be run on it")
+        keys = self._keys.get((self._case, self._next), {})
+        self._next += 1
+        found = {name: self._read(key) for name, key in keys.items()}
+        for name, value in found.items():
+            if name in inputs and not np.array_equal(value, inputs[name]):
+                raise TraceError(f"{self._path.name}: {keys[name]} is not what the case feeds; made for another case?")
+        return {name: value for name, value in found.items() if name not in inputs}
+
+    def _read(self, key: str) -> Array:
+        try:
+            value: Array = self._file[key]
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise TraceError(f"{self._path.name}: {key} is unreadable ({error})") from error
+        if value.dtype.kind == "V" and value.dtype.itemsize == 2:
+            import ml_dtypes
+
+            return value.view(ml_dtypes.bfloat16)
+        return value
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _index(names: list[str], file: str, case: str | None) -> dict[tuple[str, int], dict[str, str]]:
+    """(case, step) -> output -> key."""
+    keys: dict[tuple[str, int], dict[str, str]] = {}
+    for key in names:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            if key == "engine":
+                continue
+            raise TraceError(f"{file}: key {key!r} is not of the form <case>/step_<i>/<output>")
+        name = match["case"] or case
+        if name is None:
+            raise TraceError(
+                f"{file}: key {key!r} does not name its case; select one with --case, or name it in the keys"
+            )
+        place = (name, int(match["step"]))
+        keys.setdefault(place, {})[match["name"]] = key
+    if not keys:
+        raise TraceError(f"{file}: holds no step; expected keys such as step_0/logits")
+    return keys
+
+
+class TraceWriter:
+    """Writes a trace while cases are played; the file appears when the block ends without an error.
+
+    Args:
+        path: The ``.npz`` to make.
+        engine: What makes it.
+
+    Raises:
+        TraceError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, engine: str) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        try:
+            self._archive = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        self._write("engine", np.asarray(engine))
+
+    def add(self, case: str, step: Step, outputs: Mapping[str, Array]) -> None:
+        """Write one call's outputs."""
+        for name, value in outputs.items():
+            self._write(f"{case}/step_{step.index}/{name}", np.asarray(value))
+
+    def _write(self, key: str, value: Array) -> None:
+        entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+        with self._archive.open(entry, "w", force_zip64=True) as stream:
+            np.lib.format.write_array(stream, np.ascontiguousarray(value), allow_pickle=False)
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._archive.close()
+        if kind is None:
+            os.replace(self._temporary, self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""The report on a terminal: the answer first, one row per case and runner, and the next command last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from runners.diff.records import CaseRecord, QuestionRecord, Report, Verdict
+from runners.report.words import budget_cell, position_cell, round_up, short, top_cell, verdict_sentence
+
+__all__ = ["print_report"]
+
+_STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "error": "yellow"}
+
+
+def print_report(report: Report, stream: IO[str]) -> None:
+    """Write the report as text; colours and the terminal's width only where the stream is a terminal."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(file=stream, highlight=False, soft_wrap=True, width=160)
+    console.print(Text(verdict_sentence(report), style=_STYLE[report.verdict]))
+    for question in report.questions:
+        console.print()
+        console.print(Text(question.title, style="bold"))
+        records = [record for record in report.cases if record.question == question.question]
+        if records:
+            console.print(_table(records), soft_wrap=False)
+        for line in _lines(report, question, records):
+            console.print(Text(line))
+    console.print()
+    console.print(Text(_last(report)))
+
+
+def _table(records: list[CaseRecord]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title, justify in _COLUMNS:
+        table.add_column(title, justify=justify, no_wrap=title != "case")  # type: ignore[arg-type]
+    for record in records:
+        verdict = Text(record.verdict, style=_STYLE[record.verdict])
+        played = str(record.steps) if record.played == record.steps else f"{record.played}/{record.steps}"
+        cells = (record.runner, record.case, played, short(record.max_abs_diff), position_cell(record))
+        table.add_row(*cells, budget_cell(record), top_cell(record), verdict)
+    return table
+
+
+_COLUMNS = (
+    ("runner", "left"),
+    ("case", "left"),
+    ("steps", "right"),
+    ("max diff", "right"),
+    ("worst position", "left"),
+    ("budget", "right"),
+    ("top-1", "right"),
+    ("verdict", "left"),
+)
+
+
+def _lines(report: Report, question: QuestionRecord, records: list[CaseRecord]) -> Iterator[str]:
+    for runner in report.runners:
+        if not runner.available:
+            yield f"{runner.name}: not available: {runner.message}"
+    for record in records:
+        if record.message:
+            yield f"{record.runner}, {record.case}: {record.message}"
+    if question.tol == "auto":
+        yield f"Smallest passing budget: {round_up(question.needs_budget)} (allowed: {question.budget:g})"
+    else:
+        needed = round_up(question.needs_tol) if question.needs_tol is not None else "none would pass"
+        yield f"Smallest passing tolerance: {needed} (asked: {question.tol:g})"
+    yield from question.notes
+
+
+def _last(report: Report) -> str:
+    return f"Narrow it: {report.command}" if report.first_divergence else f"Repeat: {report.command}"

@@ -1,0 +1,86 @@
+"""Numbers and verdicts in words, the same in every kind of report."""
+
+from __future__ import annotations
+
+import math
+
+from runners.diff.records import CaseRecord, Number, QuestionRecord, Report
+
+__all__ = ["budget_cell", "position_cell", "round_up", "share", "short", "times", "top_cell", "verdict_sentence"]
+
+
+def short(value: Number | None, digits: int = 2) -> str:
+    """A number in few characters; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.{digits}g}" if isinstance(value, float) else value
+
+
+def round_up(value: Number | None, digits: int = 3) -> str:
+    """A tolerance in few digits that still passes: rounded up, never down."""
+    if not isinstance(value, float) or value == 0 or not math.isfinite(value):
+        return short(value)
+    for bump in (0, 1):
+        exponent = math.floor(math.log10(value)) - digits + 1
+        text = f"{math.ceil(value / 10.0**exponent) + bump}e{exponent}"
+        if float(text) >= value:
+            return f"{float(text):.{digits}g}"
+    return repr(value)
+
+
+def times(value: float) -> str:
+    """A ratio as people say it: two digits, and no exponent below a million."""
+    return f"{float(f'{value:.2g}'):,.0f}" if 100 <= value < 1e6 else f"{value:.2g}"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage that says 100 only where it is all."""
+    if value is None:
+        return "–"
+    return "100 %" if value == 1 else f"{min(value * 100, 99.99):.4g} %"
+
+
+def budget_cell(record: CaseRecord) -> str:
+    """Worst budget of a case over its output kinds."""
+    ratios = [budget.ratio_max for budget in record.budget.values()]
+    return f"{times(max(ratios))}×" if ratios else "–"
+
+
+def top_cell(record: CaseRecord) -> str:
+    """Top-1 agreement, with the flips and how many of them are near ties."""
+    if record.flips == 0:
+        return share(record.top1)
+    ties = f", {record.near_ties} near tie" + ("s" if record.near_ties != 1 else "") if record.near_ties else ""
+    return f"{share(record.top1)} ({record.flips} differ{ties})"
+
+
+def position_cell(record: CaseRecord) -> str:
+    """Where the largest difference is: ``tensor @ slot``, and the call where there are several."""
+    if record.worst_tensor is None or record.max_abs_diff == 0:
+        return "–"
+    place = f"{record.worst_tensor} @ {record.worst_position}"
+    return f"{place}, step {record.worst_step}" if record.steps > 1 else place
+
+
+def verdict_sentence(report: Report) -> str:
+    """The answer in one sentence: the first divergence, what kept us from telling, or that all is well."""
+    if report.first_divergence is not None:
+        return f"MISMATCH  {report.first_divergence.sentence}"
+    if report.verdict == "match":
+        cases = len({(record.question, record.case) for record in report.cases})
+        runners = ", ".join(runner.name for runner in report.runners)
+        return f"MATCH  {runners}: {cases} cases, {_tolerances(report)}"
+    absent = next((f"{runner.name}: {runner.message}" for runner in report.runners if not runner.available), None)
+    failed = next((f"{case.runner}, case {case.case}: {case.message}" for case in report.cases if case.message), None)
+    return f"COULD NOT TELL  {absent or failed or 'nothing was compared'}"
+
+
+def _tolerances(report: Report) -> str:
+    return "; ".join(_tolerance(record) for record in report.questions)
+
+
+def _tolerance(record: QuestionRecord) -> str:
+    against = {"gate": "PyTorch", "exact": "PyTorch in float64", "self": "itself"}[record.question]
+    if record.tol == "auto":
+        return f"at most {record.budget:g} × PyTorch's own float32 error"
+    return f"every value within {record.tol:g} of {against}"

@@ -1,0 +1,220 @@
+"""Makes a report of what the questions found: verdicts, sums over cases, notes, and the command that comes next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from exporter.bundle import Bundle, CaseEntry
+from runners.diff.budget import Noise, add64, budget_of
+from runners.diff.collect import CaseDiff
+from runners.diff.metrics import Totals, finish, merge
+from runners.diff.names import kind_of, slot_of
+from runners.diff.records import (
+    SCHEMA_VERSION,
+    BundleRecord,
+    CaseRecord,
+    Divergence,
+    Number,
+    Question,
+    QuestionRecord,
+    Report,
+    RunnerRecord,
+    TensorRecord,
+    Verdict,
+    number,
+    worst_verdict,
+)
+
+__all__ = ["Answer", "failed_case", "make_report"]
+
+_TITLES: Mapping[Question, str] = {
+    "gate": "Does every runner compute what PyTorch computes?",
+    "exact": "Is the exported graph, in float64, the model in float64?",
+    "self": "Does every runner agree with itself, however the tokens are cut?",
+}
+
+
+@dataclass
+class Answer:
+    """What one question gathered while it ran."""
+
+    question: Question
+    tol: float | Literal["auto"]
+    budget: float | None
+    runners: list[RunnerRecord] = field(default_factory=list)
+    cases: list[CaseDiff] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all cases; a runner that could not be opened is an error."""
+        absent: list[Verdict] = ["error" for runner in self.runners if not runner.available]
+        return worst_verdict(absent + [case.record.verdict for case in self.cases])
+
+
+def failed_case(question: Question, runner: str, entry: CaseEntry, message: str) -> CaseDiff:
+    """A case that could not be judged."""
+    return CaseDiff(
+        CaseRecord(
+            question=question,
+            runner=runner,
+            case=entry.name,
+            verdict="error",
+            steps=len(entry.chunks),
+            played=0,
+            chunks=entry.chunks,
+            pads=(0,) * entry.batch,
+            compared=0,
+            padded_slots=0,
+            limits={},
+            message=message,
+        )
+    )
+
+
+def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str, ...], command: str) -> Report:
+    """The report of one ``compare``.
+
+    Args:
+        bundle: The bundle that was judged.
+        answers: One per question, the main one first.
+        not_judged: Cases that had no reference.
+        command: How ``compare`` was called, without a choice of runners and cases.
+    """
+    questions = tuple(_question(bundle, answer, not_judged) for answer in answers)
+    first = next((record.first_divergence for record in questions if record.first_divergence), None)
+    runners = {runner.name: runner for answer in answers for runner in answer.runners}
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        verdict=worst_verdict([record.verdict for record in questions]),
+        tol=answers[0].tol,
+        bundle=_bundle(bundle),
+        runners=tuple(runners.values()),
+        questions=questions,
+        first_divergence=first,
+        cases=tuple(case.record for answer in answers for case in answer.cases),
+        tensors=tuple(record for answer in answers for record in _tensors(bundle, answer)),
+        results=tuple(result for answer in answers for case in answer.cases for result in case.results),
+        not_judged=not_judged,
+        command=narrowed(command, first),
+    )
+
+
+def narrowed(command: str, first: Divergence | None) -> str:
+    """The same command for the runner and case of the first divergence only."""
+    if first is None:
+        return command
+    runner = f"--trace {first.runner[6:]}" if first.runner.startswith("trace:") else f"--runner {first.runner}"
+    words = [command, "" if first.question == "exact" else runner, f"--case {first.case}"]
+    return " ".join(word for word in words if word)
+
+
+def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> QuestionRecord:
+    records = [case.record for case in answer.cases]
+    return QuestionRecord(
+        question=answer.question,
+        title=_TITLES[answer.question],
+        tol=answer.tol,
+        budget=answer.budget if answer.tol == "auto" else None,
+        verdict=answer.verdict,
+        needs_tol=_largest([record.needs_tol for record in records if record.compared]),
+        needs_budget=_largest([number(b.ratio_max) for record in records for b in record.budget.values()]),
+        first_divergence=_first(bundle, answer),
+        notes=tuple(_notes(bundle, answer, not_judged)),
+    )
+
+
+def _first(bundle: Bundle, answer: Answer) -> Divergence | None:
+    """First runner that diverges; of its cases, the earliest call, then the lowest slot, then the lowest layer."""
+    found = [case.record.first_divergence for case in answer.cases if case.record.first_divergence]
+    if not found:
+        return None
+    depth = len(bundle.model.layers)
+
+    def key(record: Divergence) -> tuple[int, int, int]:
+        position = -1 if record.position is None else record.position
+        return record.step, position, depth if record.layer is None else record.layer
+
+    return min((record for record in found if record.runner == found[0].runner), key=key)
+
+
+def _largest(values: Sequence[Number | None]) -> Number | None:
+    """The largest of some numbers; None where one is missing or none is there."""
+    numbers = [value if isinstance(value, float) else math.inf for value in values]
+    largest = max(numbers, default=math.inf)
+    return largest if math.isfinite(largest) else None
+
+
+def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> Iterator[str]:
+    records = [case.record for case in answer.cases]
+    noise = _noise(answer.cases)
+    below = {kind: own.largest for kind, own in noise.items() if answer.tol != "auto" and answer.tol < own.largest}
+    if below and answer.question == "gate":
+        sizes = ", ".join(f"{kind} {size:.2g}" for kind, size in below.items())
+        yield (
+            f"The tolerance {answer.tol:g} is below PyTorch's own float32 error on these cases ({sizes}): "
+            "a mismatch at it cannot tell a fault from rounding; --tol auto judges against float64 instead."
+        )
+    if answer.tol == "auto" and answer.question == "gate":
+        yield f"Judged against PyTorch in float64; the limit is {answer.budget:g} × its own float32 error in each case."
+    padded = sum(record.padded_slots for record in records)
+    if padded:
+        yield f"{padded} padded slots were checked for finiteness only: nobody's contract says what they hold."
+    flips, ties = sum(record.flips for record in records), sum(record.near_ties for record in records)
+    if flips:
+        yield f"The likeliest token differs at {flips} positions; {ties} of them are near ties within the limit."
+    if not_judged and answer.question != "self":
+        yield f"Not judged, because no vectors were recorded (--live judges them): {', '.join(not_judged)}."
+    if bundle.options.logits == "last":
+        yield "The graphs return the logits of each call's last position; no other position was compared."
+
+
+def _noise(cases: Sequence[CaseDiff]) -> dict[str, Noise]:
+    noise: dict[str, Noise] = {}
+    for case in cases:
+        for kind, own in case.noise.items():
+            noise[kind] = noise[kind].merge(own) if kind in noise else own
+    return noise
+
+
+def _tensors(bundle: Bundle, answer: Answer) -> Iterator[TensorRecord]:
+    """Sums over cases, by runner and tensor."""
+    totals: dict[tuple[str, str], Totals] = {}
+    totals64: dict[tuple[str, str], Totals] = {}
+    for case in answer.cases:
+        for name, terms in case.totals.items():
+            key = (case.record.runner, name)
+            totals[key] = merge(totals.get(key, {}), terms)
+        for name, terms in case.totals64.items():
+            key = (case.record.runner, name)
+            totals64[key] = add64(totals64.get(key, {}), terms)
+    noise = _noise(answer.cases)
+    for (runner, name), terms in totals.items():
+        slot = slot_of(bundle.model, name)
+        metrics = {key: number(value) for key, value in finish(terms).items()}
+        own = totals64.get((runner, name), {})
+        floor = noise[kind_of(name)].floor if kind_of(name) in noise else 0.0
+        budget = budget_of(own, Noise(float(own["reference"][0]), floor)) if own else None
+        needed = metrics["max_abs"] if isinstance(metrics["max_abs"], float) else None
+        yield TensorRecord(answer.question, runner, name, slot.layer if slot else None, metrics, needed, budget)
+
+
+def _bundle(bundle: Bundle) -> BundleRecord:
+    model, options, manifest = bundle.model, bundle.options, bundle.manifest
+    return BundleRecord(
+        name=bundle.root.absolute().name,
+        source=manifest.source,
+        model_type=model.model_type,
+        architecture=model.architecture,
+        parameters=model.parameters,
+        window=model.window,
+        pattern=model.pattern,
+        layout=options.layout,
+        profile=options.profile,
+        dtype=options.dtype,
+        vocab_size=model.vocab_size,
+        versions=dict(sorted(manifest.versions.items())),
+        noise=dict(sorted(manifest.noise.items())),
+    )

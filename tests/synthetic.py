@@ -1,0 +1,200 @@
+"""A two-layer decoder in a few lines of numpy and a bundle of it, so that the referee is tested without any engine.
+
+It has what matters to a cache: one sliding and one full slot of different sizes, keys that depend on token and
+position, and logits that depend on every visible row, so that a wrong row anywhere changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    CaseEntry,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    file_entry,
+    write_manifest,
+)
+from exporter.cases import Case, default_cases
+from exporter.spec import (
+    DECODE,
+    PREFILL,
+    ExportOptions,
+    GraphSpec,
+    LayerSpec,
+    ModelSpec,
+    SlotSpec,
+    past_name,
+    present_name,
+)
+from exporter.vectors import Recorder, Vectors
+from runners.base import RunnerInfo
+from runners.sequence import DynamicHandoff
+
+WINDOW = 6
+MODEL = ModelSpec(
+    model_type="synthetic",
+    architecture="SyntheticForCausalLM",
+    vocab_size=23,
+    hidden_size=8,
+    heads=2,
+    layers=(LayerSpec(0, "sliding", WINDOW, 0), LayerSpec(1, "full", None, 1)),
+    slots=(SlotSpec(0, 0, "sliding", WINDOW, 1, 4, 4), SlotSpec(1, 1, "full", None, 2, 3, 2)),
+    max_position=64,
+    parameters=1000,
+    dtype="float32",
+    tied_embeddings=True,
+    bos_token_id=0,
+    eos_token_ids=(1,),
+    pad_token_id=2,
+)
+Edit = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+class Decoder:
+    """A session: ``dtype`` computes in it, ``scale`` multiplies the last layer's values (1 + a rounding error, say).
+
+    ``edit`` takes the graph's name and the outputs of each call and returns what the engine gives instead.
+    """
+
+    def __init__(
+        self,
+        dtype: str = "float32",
+        *,
+        model: ModelSpec = MODEL,
+        options: ExportOptions | None = None,
+        edit: Edit | None = None,
+        window_shift: int = 0,
+        scale: float = 1.0,
+        crash_on_call: int | None = None,
+    ) -> None:
+        self.dtype, self.model, self.options = np.dtype(dtype), model, options or ExportOptions()
+        self.edit, self.window_shift, self.scale, self.crash_on_call = edit, window_shift, scale, crash_on_call
+        self.calls = 0
+        self.closed = False
+        self.info = RunnerInfo("synthetic", "1.0", {"dtype": dtype})
+        random = np.random.default_rng(5)
+        self._embed = random.normal(size=(model.vocab_size, model.hidden_size))
+        self._project = {
+            (slot.slot, part): random.normal(size=(model.hidden_size, slot.kv_heads, slot.dim(part))) / 2
+            for slot, part in model.cache_names()
+        }
+        width = sum(slot.kv_heads * slot.value_head_dim for slot in model.slots)
+        self._head = random.normal(size=(width, model.vocab_size))
+
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        if self.calls == self.crash_on_call:
+            raise RuntimeError("segmentation fault\nin a second line")
+        ids, mask, positions = (inputs[name] for name in ("input_ids", "attention_mask", "position_ids"))
+        hidden = np.tanh(
+            self._embed[ids] + 0.3 * np.sin(positions[..., None] * np.arange(1, self.model.hidden_size + 1))
+        )
+        hidden = hidden.astype(self.dtype)
+        contexts, outputs = [], {}
+        for slot in self.model.slots:
+            rows = {part: self._rows(slot, part, hidden, inputs, graph) for part in ("key", "value")}
+            contexts.append(self._context(slot, rows, mask, ids.shape[1]))
+            kept = slot.kept_rows(mask.shape[1], self.options.bounded)
+            for part, array in rows.items():
+                array = array.astype(self.dtype)
+                outputs[present_name(slot.slot, part)] = array[:, :, array.shape[2] - kept :]
+        logits = (np.concatenate(contexts, axis=-1) * self.scale).astype(self.dtype) @ self._head.astype(self.dtype)
+        if self.options.logits == "last":
+            logits = logits[:, -1:]
+        outputs = {"logits": logits.astype(self.dtype), **outputs}
+        return self.edit(graph, outputs) if self.edit else outputs
+
+    def _rows(self, slot: SlotSpec, part: str, hidden: Any, inputs: Mapping[str, Any], graph: str) -> Any:
+        fresh = np.einsum("bsh,hkd->bksd", hidden, self._project[slot.slot, part].astype(self.dtype))
+        past = inputs[past_name(slot.slot, part)].astype(self.dtype) if graph == DECODE else fresh[:, :, :0]
+        return np.concatenate([past, fresh], axis=2)
+
+    def _context(self, slot: SlotSpec, rows: Mapping[str, Any], mask: Any, sequence: int) -> Any:
+        """(batch, sequence, kv_heads * value_head_dim): softmax over visible rows of a fixed query."""
+        total, count = mask.shape[1], rows["key"].shape[2]
+        query = np.arange(total - sequence, total)[:, None]
+        key = np.arange(total - count, total)[None, :]
+        visible = key <= query
+        if slot.window is not None:
+            visible &= key > query - slot.window - self.window_shift
+        seen = visible[None] & (mask[:, None, total - count :] == 1)
+        scores = rows["key"].sum(axis=-1)[:, :, None, :]
+        scores = np.where(seen[:, None], scores, self.dtype.type(-1e9))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+        context = np.einsum("bkqr,bkrd->bqkd", weights, rows["value"])
+        return context.reshape(*context.shape[:2], -1)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def record(case: Case, dtype: str, model: ModelSpec = MODEL) -> dict[str, Any]:
+    """Whole-case arrays of the reference."""
+    session = Decoder(dtype, model=model, options=ExportOptions(sliding_cache="full"))
+    handoff = DynamicHandoff(model, ExportOptions(dtype="float32"))
+    recorder = Recorder(case, model.slots)
+    for step in case.steps():
+        feeds = {**case.inputs(step), **handoff.feeds(case, step)}
+        recorder.add(step, handoff.absorb(case, step, session.run(step.graph, feeds)))
+    return recorder.finish()
+
+
+def vectors_of(case: Case, *, float64: bool = True) -> Vectors:
+    """Reference vectors as an export records them."""
+    single = record(case, "float32")
+    if not float64:
+        return Vectors(case, single)
+    double = record(case, "float64")
+    deltas = {key: (double[key] - single[key].astype(np.float64)).astype(np.float32) for key in single}
+    return Vectors(case, single, deltas)
+
+
+def make_bundle(
+    root: Path,
+    *,
+    options: ExportOptions | None = None,
+    cases: tuple[Case, ...] | None = None,
+    recorded: bool = True,
+    float64: bool = True,
+) -> Bundle:
+    """A bundle folder with empty graphs and real reference vectors."""
+    root.mkdir(parents=True, exist_ok=True)
+    entries, noise = [], 0.0
+    for case in default_cases(MODEL, limit=40) if cases is None else cases:
+        file: FileEntry | None = None
+        if recorded:
+            (root / "cases").mkdir(exist_ok=True)
+            path = root / "cases" / f"{case.name}.npz"
+            vectors = vectors_of(case, float64=float64)
+            vectors.save(path)
+            file = file_entry(root, path)
+            noise = max([noise, *(float(np.abs(delta).max()) for delta in vectors.deltas.values())])
+        entries.append(CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, file))
+    graphs = {}
+    for kind in (PREFILL, DECODE):
+        (root / f"{kind}.onnx").write_bytes(kind.encode())
+        entry = file_entry(root, root / f"{kind}.onnx")
+        graphs[kind] = GraphEntry(entry, GraphSpec(kind, (), ()), {"": 18}, 10)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=MODEL,
+        source="synthetic",
+        revision=None,
+        options=options or ExportOptions(),
+        weights=(),
+        graphs=graphs,
+        cases=tuple(entries),
+        versions={"torch": "0"},
+        noise={"logits": noise, "cache": noise} if float64 and recorded else {},
+    )
+    write_manifest(root, manifest)
+    return Bundle.open(root)
