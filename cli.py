@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KvparityError as error:
         click.echo(f"error: {error}", err=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")
     except Exception as error:
         if os.environ.get("KVPARITY_TRACEBACK"):
             raise

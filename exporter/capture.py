@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -15,11 +16,13 @@ from torch import nn
 
 from exporter.decoder import Decoder, add_probes
 from exporter.errors import ExportError
+from exporter.fxgraph import UnsupportedError, straighten
 from exporter.lowering import DEFAULT_OPSET, translation_table
 from exporter.spec import DECODE, ExportOptions, GraphKind, GraphSpec, ModelSpec
 
 __all__ = ["Captured", "capture", "name_ports"]
 
+TORCHLIB_OPSET = 18  # opset of torch's own translations
 _PREFIX = "model."  # the traced wrapper holds transformers' model as its attribute `model`
 
 
@@ -62,22 +65,41 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     try:
         with _quiet(), _default_dtype(dtype), mode, torch.no_grad(), _sizes_may_be_one():
             program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
-            onnx = torch.onnx.export(
-                program,
-                opset_version=options.opset or DEFAULT_OPSET[options.profile],
-                optimize=False,
-                verbose=False,
-                custom_translation_table=translation_table(options.profile),
-            )
+            onnx = _translate(program, options)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ExportError(
             f"{spec.model_type}: the {graph.kind} graph cannot be traced ({lines[0][:300] if lines else error!r})"
         ) from error
+    name_ports(onnx, graph)
+    weights = _name_weights(onnx, model, buffers)
+    return Captured(onnx, graph, weights, lift)
+
+
+def _translate(program: Any, options: ExportOptions) -> ir.Model:
+    """ONNX of a traced program: directly where every operator has a translation, through torch's decomposition else."""
+    opset = options.opset or DEFAULT_OPSET[options.profile]
+    table = translation_table(options.profile)
+    if opset == TORCHLIB_OPSET:
+        try:
+            return _translate_directly(copy.deepcopy(program), table)
+        except (UnsupportedError, torch.onnx.errors.OnnxExporterError):
+            pass
+    onnx = torch.onnx.export(
+        program, opset_version=opset, optimize=False, verbose=False, custom_translation_table=table
+    )
     assert onnx is not None
-    name_ports(onnx.model, graph)
-    weights = _name_weights(onnx.model, model, buffers)
-    return Captured(onnx.model, graph, weights, lift)
+    return onnx.model
+
+
+def _translate_directly(program: Any, table: dict[Any, Any]) -> ir.Model:
+    from torch.onnx._internal.exporter import _core, _registration
+
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=TORCHLIB_OPSET)
+    for target, function in table.items():
+        registry.register_op(target, function)
+    onnx = _core._exported_program_to_onnx_program(straighten(program), registry=registry, lower="at_conversion")
+    return onnx.model
 
 
 def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -175,7 +197,7 @@ def _sizes_may_be_one() -> Any:
 
 @contextlib.contextmanager
 def _default_dtype(dtype: torch.dtype) -> Any:
-    """torch's exporter makes python scalars tensors of the default dtype; float32 would round them."""
+    """Torch's exporter makes python scalars tensors of the default dtype; float32 would round them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype if dtype == torch.float64 else before)
     try:
@@ -186,7 +208,7 @@ def _default_dtype(dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """torch's exporter prints and warns about packages and experimental states that no user can act on."""
+    """Torch's exporter prints and warns about packages and experimental states that no user can act on."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -101,9 +101,9 @@ def attention_mask_4d(
     key = torch.arange(rows, device=attention_mask.device)[None, :] + (total - rows)
     seen = key <= query
     if window is not None:
-        seen = seen & (query - key < window)
+        seen = torch.logical_and(seen, query - key < window)
     live = attention_mask[:, total - rows : total] != 0
-    seen = seen[None] & live[:, None, :]
+    seen = torch.logical_and(seen[None], live[:, None, :])
     blocked = max(torch.finfo(dtype).min, -1e9)
     return torch.where(seen[:, None], torch.zeros((), dtype=dtype), torch.full((), blocked, dtype=dtype))
 
@@ -112,7 +112,7 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any
     """Attention interface: the layer's mask, then the model's own eager attention."""
     index = module.layer_idx
     query = probe(query, f"layers.{index}.self_attn.query")
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     output, weights = eager(module, query, key, value, _MASKS.get()[index], **kwargs)
     return probe(output, f"layers.{index}.self_attn.context"), weights
 

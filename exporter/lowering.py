@@ -68,7 +68,7 @@ def _rsqrt(self: Any) -> Any:
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
-    """x W^T + b as MatMul of the transposed weight: no Gemm, no reshape; engines fold the Transpose when loading."""
+    """X W^T + b as MatMul of the transposed weight: no Gemm, no reshape; engines fold the Transpose when loading."""
     product = op.MatMul(input, op.Transpose(weight, perm=[1, 0]))
     return product if bias is None else op.Add(product, bias)
 

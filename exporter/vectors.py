@@ -63,7 +63,7 @@ class Vectors:
             raise TraceError(
                 f"case {self.case.name}: no float64 vectors recorded; export again without --vectors float32"
             )
-        return {key: self.arrays[key].astype(np.float64) + self.deltas[key] for key in self.arrays}
+        return {key: self.arrays[key].astype(np.float64) + self.deltas[key].astype(np.float64) for key in self.arrays}
 
     def save(self, path: Path) -> None:
         """Write the ``.npz``; the same vectors give the same bytes."""

@@ -145,7 +145,7 @@ def _reader(tensor: StoredTensor, dtype: str) -> Callable[[], Array]:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """numpy dtype of a name, bfloat16 included."""
+    """Numpy dtype of a name, bfloat16 included."""
     if name == "bfloat16":
         import ml_dtypes
 

@@ -18,7 +18,7 @@ from exporter.vectors import Recorder, Vectors
 from runners.base import Array, Session
 from runners.sequence import DynamicHandoff
 
-__all__ = ["reference_arrays", "record_cases"]
+__all__ = ["record_cases", "reference_arrays"]
 
 OnCase = Callable[[Case, int, int], None]
 

@@ -40,7 +40,7 @@ class CacheHandoff(Protocol):
 
 
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """numpy dtype of a port's dtype name, bfloat16 included."""
+    """Numpy dtype of a port's dtype name, bfloat16 included."""
     if name == "bfloat16":
         import ml_dtypes
 

@@ -49,7 +49,8 @@ def _drop_castlike(model: ir.Model) -> None:
         if node.op_type != "CastLike":
             continue
         value, like = node.inputs[0], node.inputs[1]
-        assert value is not None and like is not None
+        assert value is not None
+        assert like is not None
         if like.dtype is None:
             continue
         cast = ir.node("Cast", [value], attributes={"to": int(like.dtype)})

@@ -46,7 +46,7 @@ def reference_session(bundle: Bundle, dtype: str) -> TorchSession:
 
 
 def _load(bundle: Bundle, dtype: str) -> Any:
-    """transformers' model for the bundle's config, with the bundle's weights put in by name."""
+    """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
     from accelerate import init_empty_weights
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -112,7 +112,7 @@ class TorchSession:
         return rows[:, :, rows.shape[2] - kept :]
 
     def _cache(self, inputs: Mapping[str, Array], total: int) -> tuple[Any, dict[int, tuple[Any, Any]]]:
-        """transformers' cache holding the pasts, and a record of the rows that the call adds to each layer."""
+        """Transformers' cache holding the pasts, and a record of the rows that the call adds to each layer."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._model.config.get_text_config(decoder=True))

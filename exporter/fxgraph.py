@@ -1,0 +1,94 @@
+"""Makes a traced program translatable without re-tracing it.
+
+``torch.onnx.export`` decomposes by tracing the program twice more, two thirds of an export's time. Decoders need
+little of that: casts spelled in one way, in-place arithmetic spelled out of place, no-ops removed. Whatever needs more
+is left to torch (see :func:`exporter.capture.capture`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["UnsupportedError", "straighten"]
+
+_aten = torch.ops.aten
+_NOOPS = {
+    _aten.contiguous.default,
+    _aten.dropout.default,
+    _aten.detach.default,
+    _aten.alias.default,
+    _aten.clone.default,
+    _aten.lift_fresh_copy.default,
+}
+_CASTS = {_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout, _aten.to.other, _aten.type_as.default}
+_CHECKS = {
+    _aten._assert_tensor_metadata.default,
+    _aten._assert_scalar.default,
+    _aten._assert_async.msg,
+    _aten.sym_constrain_range_for_size.default,
+}
+_VIEWS = {"view", "slice", "select", "transpose", "expand", "unsqueeze", "squeeze", "permute", "reshape", "split"}
+
+
+class UnsupportedError(Exception):
+    """The program needs torch's own decomposition."""
+
+
+def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Rewrite a program in place so that every node has a direct ONNX translation, where that is simple.
+
+    Raises:
+        UnsupportedError: A view is written to, or an operator writes in a way that has no plain spelling.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+        elif node.target in _NOOPS:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in _CASTS:
+            _cast(graph, node)
+        elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            _out_of_place(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def _cast(graph: Any, node: Any) -> None:
+    source = node.args[0]
+    dtype = node.meta["val"].dtype
+    if source.meta["val"].dtype == dtype:
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
+        return
+    node.target = _aten._to_copy.default
+    node.args, node.kwargs = (source,), {"dtype": dtype}
+
+
+def _out_of_place(node: Any) -> None:
+    """``x.mul_(y)`` becomes ``x.mul(y)``, and every later reader of ``x`` reads the result."""
+    base, overload = node.target._schema.name.split("::")[1], node.target._overloadname
+    target = node.args[0]
+    plain = getattr(getattr(_aten, base.removesuffix("_"), None), overload, None)
+    if not base.endswith("_") or plain is None or _is_view(target) or any(_is_view(u, target) for u in target.users):
+        raise UnsupportedError(f"{node.target} writes in place")
+    node.target = plain
+    later = False
+    for user in list(node.graph.nodes):
+        if later and target in user.all_input_nodes:
+            user.replace_input_with(target, node)
+        later = later or user is node
+
+
+def _is_view(node: Any, of: Any = None) -> bool:
+    """Whether a node only looks into another tensor."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return node.op == "placeholder"
+    name = node.target._schema.name.split("::")[1]
+    return name in _VIEWS and (of is None or node.args[0] is of)
