@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from exporter.cases import Case, Step
 from exporter.errors import TraceError
-from exporter.spec import SlotSpec, present_name
+from exporter.spec import DECODE, PREFILL, SlotSpec, present_name
 
 __all__ = ["Recorder", "Vectors", "cache_key", "expected_outputs"]
 
@@ -82,7 +82,7 @@ class Vectors:
             for key, value in arrays.items():
                 entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
                 with archive.open(entry, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(value), allow_pickle=False)
+                    np.lib.format.write_array(stream, np.asarray(value, order="C"), allow_pickle=False)
 
     @staticmethod
     def load(path: Path, name: str) -> Vectors:
@@ -94,15 +94,15 @@ class Vectors:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 data = {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise TraceError(f"{path}: not a readable .npz of reference vectors ({error})") from error
         missing = {"input_ids", "attention_mask", "chunks", "first", "logits"} - data.keys()
         if missing:
             raise TraceError(f"{path}: reference vectors lack {', '.join(sorted(missing))}; found {sorted(data)[:8]}")
         pads = tuple(int(n) for n in (data["attention_mask"] == 0).sum(axis=1))
         chunks = tuple(int(n) for n in data["chunks"])
-        first = "decode" if str(data["first"]) == "decode" else "prefill"
-        case = Case(name, data["input_ids"], chunks, pads, first, str(data.get("why", "")))  # type: ignore[arg-type]
+        first = DECODE if data["first"].item() == DECODE else PREFILL
+        case = Case(name, data["input_ids"], chunks, pads, first, str(data.get("why", np.asarray("")).item()))
         floats = {key: data[key] for key in data if key == "logits" or key.startswith("cache.")}
         deltas = {key.removeprefix(_DELTA): data[key] for key in data if key.startswith(_DELTA)}
         return Vectors(case, floats, deltas)
