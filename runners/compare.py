@@ -14,7 +14,7 @@ from exporter.bundle import Bundle
 from exporter.errors import TraceError
 from runners.base import RunnerSpec, parse_runner
 from runners.diff.records import Report
-from runners.judge import EXACT, JudgeOptions, Say, judge
+from runners.judge import DEFAULT, EXACT, JudgeOptions, Say, judge
 
 __all__ = ["EXIT_CODES", "Outputs", "compare", "parse_tolerance"]
 
@@ -57,7 +57,7 @@ def runner_specs(names: tuple[str, ...], traces: tuple[Path, ...]) -> tuple[Runn
     if any(spec.name == EXACT for spec in specs):
         raise TraceError(f"runner {EXACT!r} is not judged by the gate; --exact asks its question")
     specs += [RunnerSpec("trace_file", {"file": str(path)}) for path in traces]
-    specs = specs or [RunnerSpec("ort")]
+    specs = specs or [RunnerSpec(DEFAULT)]
     for index, spec in enumerate(specs):
         if spec in specs[:index]:
             raise TraceError(f"runner {spec} is given twice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from runners.diff.budget import Noise
 from runners.diff.collect import CaseDiff, Collector
 from runners.diff.gate import compare_outputs
 from runners.diff.names import KINDS
-from runners.diff.records import Question, Report, RunnerRecord
+from runners.diff.records import Divergence, Question, Report, RunnerRecord
 from runners.engines.trace_file import TraceWriter
 from runners.expectations import Wanted, auto_limits, case_noise, fixed_limits, step_expectations
 from runners.identities import Identity, Played, identities, judge_identity, play_whole
@@ -25,9 +26,10 @@ from runners.references import References, select_cases
 from runners.sequence import play
 from runners.summary import Answer, failed_case, make_report
 
-__all__ = ["EXACT", "JudgeOptions", "judge"]
+__all__ = ["DEFAULT", "EXACT", "JudgeOptions", "judge"]
 
 EXACT = "exact"
+DEFAULT = "ort"
 Say = Callable[[str], None]
 Opener = Callable[[Bundle, RunnerSpec], Session]
 
@@ -100,7 +102,7 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
         answers = [asked.self() if options.identities else asked.gate()]
         if options.exact:
             answers.append(asked.exact())
-    return make_report(bundle, answers, tuple(asked.not_judged), command_of(options))
+    return make_report(bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first))
 
 
 @dataclass
@@ -277,16 +279,33 @@ def _unavailable(label: str, spec: RunnerSpec, message: str) -> RunnerRecord:
     return RunnerRecord(label, spec.name, "", {}, available=False, message=message)
 
 
-def command_of(options: JudgeOptions) -> str:
-    """How ``compare`` was called, without its choice of runners, cases and files."""
-    words = [f"python cli.py compare {options.shown_bundle}"]
+def command_of(options: JudgeOptions, first: Divergence | None) -> str:
+    """The command that narrows a divergence to its runner and case, or repeats this one where there is none.
+
+    Where there is nothing left to narrow, it asks for the page that shows the case in pictures.
+    """
+    words = [f"python cli.py compare {options.shown_bundle}", *_strictness(options)]
+    runners, cases = [_runner_words(spec) for spec in options.runners if str(spec) != DEFAULT], list(options.cases)
+    if first is not None:
+        named = [spec for spec in options.runners if label_of(spec) == first.runner]
+        narrow = [_runner_words(spec) for spec in named if str(spec) != DEFAULT], [first.case]
+        if narrow == (runners, cases):
+            words.append("--html report.html")
+        runners, cases = narrow
+    return " ".join(words + runners + [f"--case {shlex.quote(case)}" for case in cases])
+
+
+def _strictness(options: JudgeOptions) -> Iterator[str]:
     if options.tol == "auto":
-        words.append(f"--tol auto --budget {options.budget:g}")
+        yield f"--tol auto --budget {options.budget:g}"
     elif options.tol != JudgeOptions.tol:
-        words.append(f"--tol {options.tol:g}")
+        yield f"--tol {options.tol:g}"
     if options.exact:
-        words.append(
-            "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
-        )
-    words += [flag for flag, on in (("--live", options.live), ("--self", options.identities)) if on]
-    return " ".join(words)
+        yield "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
+    yield from (flag for flag, on in (("--live", options.live), ("--self", options.identities)) if on)
+
+
+def _runner_words(spec: RunnerSpec) -> str:
+    if spec.name == "trace_file":
+        return f"--trace {shlex.quote(Path(spec.options.get('file', '')).name)}"
+    return f"--runner {shlex.quote(str(spec))}"

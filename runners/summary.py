@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,7 @@ from runners.diff.records import (
 
 __all__ = ["Answer", "failed_case", "make_report"]
 
+Command = Callable[[Divergence | None], str]
 _TITLES: Mapping[Question, str] = {
     "gate": "Does every runner compute what PyTorch computes?",
     "exact": "Is the exported graph, in float64, the model in float64?",
@@ -74,14 +75,14 @@ def failed_case(question: Question, runner: str, entry: CaseEntry, message: str)
     )
 
 
-def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str, ...], command: str) -> Report:
+def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str, ...], command: Command) -> Report:
     """The report of one ``compare``.
 
     Args:
         bundle: The bundle that was judged.
         answers: One per question, the main one first.
         not_judged: Cases that had no reference.
-        command: How ``compare`` was called, without a choice of runners and cases.
+        command: Gives the command that narrows a divergence, or repeats a match.
     """
     questions = tuple(_question(bundle, answer, not_judged) for answer in answers)
     first = next((record.first_divergence for record in questions if record.first_divergence), None)
@@ -98,17 +99,8 @@ def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str
         tensors=tuple(record for answer in answers for record in _tensors(bundle, answer)),
         results=tuple(result for answer in answers for case in answer.cases for result in case.results),
         not_judged=not_judged,
-        command=narrowed(command, first),
+        command=command(first),
     )
-
-
-def narrowed(command: str, first: Divergence | None) -> str:
-    """The same command for the runner and case of the first divergence only."""
-    if first is None:
-        return command
-    runner = f"--trace {first.runner[6:]}" if first.runner.startswith("trace:") else f"--runner {first.runner}"
-    words = [command, "" if first.question == "exact" else runner, f"--case {first.case}"]
-    return " ".join(word for word in words if word)
 
 
 def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> QuestionRecord:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from exporter.cases import Case, Step
 from exporter.spec import ModelSpec, SlotSpec
 from runners.diff.names import slot_of
-from runners.diff.records import Divergence, Question, number
+from runners.diff.records import Divergence, Number, Question, number
 from runners.diff.tensor import TensorDiff
 
 __all__ = ["divergence_of"]
@@ -96,11 +96,20 @@ def _what(record: Divergence, slot: SlotSpec | None, detail: str) -> str:
         name += f" of token {record.index[-1]}"
     if record.expected is None or record.actual is None:
         return f"{name}: {detail}"
-    text = f"{name} is {_show(record.actual)}, expected {_show(record.expected)}"
+    text = f"{name} is {{}}, expected {{}}".format(*_pair(record.actual, record.expected))
     if record.reason != "value":
         return f"{text} ({detail})"
     text += f", off by {_show(record.difference, 3)} (limit {record.limit:.3g})"
     return text + (f"; earliest wrong cache in the same call: layer {record.also}" if record.also is not None else "")
+
+
+def _pair(actual: Number, expected: Number) -> tuple[str, str]:
+    """Both values with as many digits as it takes to tell them apart."""
+    for digits in range(6, 17):
+        shown = _show(actual, digits), _show(expected, digits)
+        if shown[0] != shown[1]:
+            break
+    return shown
 
 
 def _show(value: object, digits: int = 6) -> str:

@@ -63,12 +63,12 @@ class TraceSession:
         try:
             self._file = np.load(path, allow_pickle=False)
             names = list(self._file.files)
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise TraceError(f"{path.name}: not a readable .npz trace ({error})") from error
         self._keys = _index(names, path.name, case)
         self._case = ""
         self._next = 0
-        engine = str(self._file["engine"]) if "engine" in names else "unknown"
+        engine = str(self._file["engine"].item()) if "engine" in names else "unknown"
         self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name})
 
     def begin(self, case: Case) -> None:
@@ -106,7 +106,7 @@ class TraceSession:
     def _read(self, key: str) -> Array:
         try:
             value: Array = self._file[key]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise TraceError(f"{self._path.name}: {key} is unreadable ({error})") from error
         if value.dtype.kind == "V" and value.dtype.itemsize == 2:
             import ml_dtypes
@@ -167,7 +167,7 @@ class TraceWriter:
     def _write(self, key: str, value: Array) -> None:
         entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
         with self._archive.open(entry, "w", force_zip64=True) as stream:
-            np.lib.format.write_array(stream, np.ascontiguousarray(value), allow_pickle=False)
+            np.lib.format.write_array(stream, np.asarray(value, order="C"), allow_pickle=False)
 
     def __enter__(self) -> TraceWriter:
         return self

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate, groupby
 from typing import IO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runners.diff.records import CaseRecord, QuestionRecord, Report, Verdict
-from runners.report.words import budget_cell, position_cell, round_up, short, top_cell, verdict_sentence
+from runners.diff.records import CaseRecord, QuestionRecord, Report, Result, Verdict, worst_verdict
+from runners.report.words import budget_cell, position_cell, round_up, short, times, top_cell, verdict_sentence
 
 __all__ = ["print_report"]
 
@@ -29,6 +30,10 @@ def print_report(report: Report, stream: IO[str]) -> None:
         records = [record for record in report.cases if record.question == question.question]
         if records:
             console.print(_table(records), soft_wrap=False)
+        for record in records if _narrow(records) else []:
+            console.print()
+            console.print(Text(f"{record.runner}, {record.case}, call by call:", style="dim"))
+            console.print(_step_table(report, record), soft_wrap=False)
         for line in _lines(report, question, records):
             console.print(Text(line))
     console.print()
@@ -57,6 +62,45 @@ _COLUMNS = (
     ("top-1", "right"),
     ("verdict", "left"),
 )
+
+
+def _narrow(records: list[CaseRecord]) -> bool:
+    """Whether one case was chosen, so that its calls are worth a table of their own."""
+    return len({record.case for record in records}) == 1 and any(record.steps > 1 for record in records)
+
+
+def _step_table(report: Report, record: CaseRecord) -> Table:
+    """One row per call: its worst output, or its first fault of structure."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("step", "slots", "max diff", "worst position", "budget", "verdict"):
+        table.add_column(title, justify="right" if title in ("step", "slots", "max diff", "budget") else "left")
+    ends = list(accumulate(record.chunks, initial=0))
+    calls = groupby(_own(report, record), key=lambda result: result.step)
+    for step, group in calls:
+        results = list(group)
+        worst = max(results, key=_badness)
+        ratios = [result.budget for result in results if isinstance(result.budget, float)]
+        verdict = worst_verdict([result.verdict for result in results])
+        place = f"{worst.tensor} @ {worst.worst_position}" if worst.max_abs_diff else worst.detail and worst.tensor
+        table.add_row(
+            str(step),
+            f"{ends[step]}–{ends[step + 1] - 1}",
+            short(worst.max_abs_diff) if worst.max_abs_diff is not None else worst.reason or "–",
+            place or "–",
+            f"{times(max(ratios))}×" if ratios else "–",
+            Text(verdict, style=_STYLE[verdict]),
+        )
+    return table
+
+
+def _own(report: Report, record: CaseRecord) -> list[Result]:
+    key = (record.question, record.runner, record.case)
+    return [result for result in report.results if (result.question, result.runner, result.case) == key]
+
+
+def _badness(result: Result) -> tuple[bool, float]:
+    structural = result.verdict == "mismatch" and not isinstance(result.max_abs_diff, float)
+    return structural, result.max_abs_diff if isinstance(result.max_abs_diff, float) else 0.0
 
 
 def _lines(report: Report, question: QuestionRecord, records: list[CaseRecord]) -> Iterator[str]:
