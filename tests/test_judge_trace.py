@@ -1,0 +1,171 @@
+"""Saved traces: what was saved replays bit for bit, and what is missing or foreign is never a pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import Decoder, make_bundle
+
+from exporter.bundle import Bundle
+from exporter.errors import EngineUnavailableError, TraceError
+from runners.base import RunnerSpec
+from runners.diff.records import Report
+from runners.engines import trace_file
+from runners.judge import JudgeOptions, judge, open_runner
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("trace") / "bundle")
+
+
+@pytest.fixture
+def saved(bundle: Bundle, tmp_path: Path) -> Path:
+    path = tmp_path / "saved.npz"
+    options = JudgeOptions((RunnerSpec("ort"),), save_trace=path)
+    assert judge(bundle, options, opener=lambda _bundle, _spec: Decoder()).verdict == "match"
+    return path
+
+
+def replay(bundle: Bundle, path: Path, **options: Any) -> Report:
+    spec = RunnerSpec("trace_file", {"file": str(path)})
+    return judge(bundle, JudgeOptions((spec,), **options), opener=open_runner)
+
+
+def rewrite(source: Path, target: Path, change: Any) -> Path:
+    with np.load(source) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    changed = change(arrays)
+    np.savez(target, **(arrays if changed is None else changed))
+    return target
+
+
+def test_a_saved_trace_replays_as_a_runner(bundle: Bundle, saved: Path) -> None:
+    report = replay(bundle, saved)
+    assert report.verdict == "match"
+    assert report.runners[0].name == "trace:saved.npz"
+    assert report.runners[0].settings["engine"] == "synthetic 1.0"
+
+
+def test_the_same_outputs_give_the_same_bytes(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.npz"
+    options = JudgeOptions((RunnerSpec("ort"),), save_trace=again)
+    judge(bundle, options, opener=lambda _bundle, _spec: Decoder())
+    assert again.read_bytes() == saved.read_bytes()
+
+
+def test_one_changed_number_in_a_trace_is_found(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays["handoff-6/step_2/present.1.value"][0, 1, 3, 0] += 0.5
+
+    report = replay(bundle, rewrite(saved, tmp_path / "changed.npz", change))
+    first = report.first_divergence
+    assert first is not None
+    assert (first.case, first.step, first.tensor, first.position) == ("handoff-6", 2, "present.1.value", 3)
+    assert report.command.endswith("--trace changed.npz --case handoff-6")
+
+
+def test_keys_need_no_case_where_one_case_is_selected(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
+    prefix = "handoff-6/"
+    single = rewrite(
+        saved,
+        tmp_path / "single.npz",
+        lambda arrays: {key.removeprefix(prefix): v for key, v in arrays.items() if key.startswith(prefix)},
+    )
+    assert replay(bundle, single, cases=("handoff-6",)).verdict == "match"
+    assert replay(bundle, single, cases=("handoff-7",)).verdict == "mismatch"
+    unnamed = replay(bundle, single)
+    assert unnamed.verdict == "error"
+    assert "does not name its case" in unnamed.runners[0].message
+
+
+def test_a_missing_output_is_a_mismatch_and_a_missing_case_an_error(
+    bundle: Bundle, saved: Path, tmp_path: Path
+) -> None:
+    gone = "prefill-7/step_0/present.0.key"
+    lacking = rewrite(saved, tmp_path / "a.npz", lambda arrays: {k: v for k, v in arrays.items() if k != gone})
+    assert replay(bundle, lacking, cases=("prefill-7",)).verdict == "mismatch"
+    partial = rewrite(
+        saved, tmp_path / "b.npz", lambda arrays: {k: v for k, v in arrays.items() if k.startswith("prefill")}
+    )
+    report = replay(bundle, partial, cases=("prefill-7", "handoff-6"))
+    assert [record.verdict for record in report.cases] == ["match", "error"]
+    assert "has no case 'handoff-6'" in report.cases[1].message
+
+
+def test_inputs_in_a_trace_are_checked(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
+    tokens = bundle.vectors("prefill-7").case.tokens
+    for shift, verdict in ((0, "match"), (1, "error")):
+
+        def change(arrays: dict[str, Any], shift: int = shift) -> None:
+            arrays["prefill-7/step_0/input_ids"] = tokens + shift
+
+        path = rewrite(saved, tmp_path / f"inputs-{shift}.npz", change)
+        assert replay(bundle, path, cases=("prefill-7",)).verdict == verdict
+
+
+def test_more_calls_than_the_case_has_are_refused(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays["prefill-7/step_1/logits"] = arrays["prefill-7/step_0/logits"]
+
+    report = replay(bundle, rewrite(saved, tmp_path / "more.npz", change), cases=("prefill-7",))
+    assert report.verdict == "error"
+    assert "step_1" in report.cases[0].message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a readable"), (b"PK\x03\x04 truncated", "not a readable"), (b"hello", "not a readable")],
+)
+def test_a_file_that_is_no_trace_cannot_tell(bundle: Bundle, tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    report = replay(bundle, path)
+    assert report.verdict == "error"
+    assert message in report.runners[0].message
+    assert str(tmp_path) not in report.runners[0].message
+
+
+def test_a_plain_array_and_foreign_keys_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    np.savez(tmp_path / "foreign.npz", weights=np.zeros(3))
+    for name, message in (("array.npy", "not a readable"), ("foreign.npz", "not of the form"), ("no.npz", "no.npz")):
+        report = replay(bundle, tmp_path / name)
+        assert report.verdict == "error"
+        assert message in report.runners[0].message
+
+
+def test_an_interrupted_save_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "trace.npz"
+    with pytest.raises(KeyboardInterrupt), trace_file.TraceWriter(path, "x"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_takes_one_runner_and_a_folder_that_exists(bundle: Bundle, tmp_path: Path) -> None:
+    two = JudgeOptions((RunnerSpec("ort"), RunnerSpec("ort", {"level": "none"})), save_trace=tmp_path / "t.npz")
+    with pytest.raises(TraceError, match="one runner"):
+        judge(bundle, two)
+    lost = JudgeOptions((RunnerSpec("ort"),), save_trace=tmp_path / "missing" / "t.npz")
+    with pytest.raises(TraceError, match="cannot be written"):
+        judge(bundle, lost, opener=lambda _bundle, _spec: Decoder())
+
+
+def test_bfloat16_survives_the_file(tmp_path: Path) -> None:
+    import ml_dtypes
+
+    from exporter.cases import Step
+
+    values = np.asarray([[1.5, 2.0]], ml_dtypes.bfloat16)
+    with trace_file.TraceWriter(tmp_path / "t.npz", "x") as writer:
+        writer.add("a", Step(0, "prefill", 0, 2), {"logits": values})
+    session = trace_file.TraceSession(tmp_path / "t.npz")
+    assert session._read("a/step_0/logits").dtype == ml_dtypes.bfloat16
+
+
+def test_without_a_file_the_runner_says_what_it_needs(bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"--trace FILE\.npz"):
+        trace_file.open_session(bundle, {})
