@@ -98,6 +98,14 @@ def _writers(outputs: Outputs, bundle: Bundle) -> Iterator[tuple[Path, Callable[
         from runners.report.json_file import json_report
 
         yield Path(str(outputs.json)), json_report
+    if outputs.junit is not None:
+        from runners.report.junit import junit_report
+
+        yield outputs.junit, junit_report
+    if outputs.markdown is not None:
+        from runners.report.markdown import markdown_report
+
+        yield outputs.markdown, markdown_report
 
 
 def _write(path: Path, text: str) -> None:

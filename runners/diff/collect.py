@@ -105,7 +105,7 @@ class Collector:
             message = "nothing was compared"
         first = self._first_divergence()
         verdict: Verdict = "mismatch" if first else "error" if message else "match"
-        agreed = self._totals.get("logits", {}).get(top1.name)
+        agreed = self._totals.get("logits", {}).get(top1.key)
         record = CaseRecord(
             question=self._question,
             runner=self._runner,

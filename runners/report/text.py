@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runners.diff.records import CaseRecord, QuestionRecord, Report, Result, Verdict, worst_verdict
-from runners.report.words import budget_cell, position_cell, round_up, short, times, top_cell, verdict_sentence
+from runners.report.words import budget_cell, position_cell, short, smallest, times, top_cell, verdict_sentence
 
 __all__ = ["print_report"]
 
@@ -110,11 +110,7 @@ def _lines(report: Report, question: QuestionRecord, records: list[CaseRecord]) 
     for record in records:
         if record.message:
             yield f"{record.runner}, {record.case}: {record.message}"
-    if question.tol == "auto":
-        yield f"Smallest passing budget: {round_up(question.needs_budget)} (allowed: {question.budget:g})"
-    else:
-        needed = round_up(question.needs_tol) if question.needs_tol is not None else "none would pass"
-        yield f"Smallest passing tolerance: {needed} (asked: {question.tol:g})"
+    yield smallest(question)
     yield from question.notes
 
 

@@ -6,7 +6,17 @@ import math
 
 from runners.diff.records import CaseRecord, Number, QuestionRecord, Report
 
-__all__ = ["budget_cell", "position_cell", "round_up", "share", "short", "times", "top_cell", "verdict_sentence"]
+__all__ = [
+    "budget_cell",
+    "position_cell",
+    "round_up",
+    "share",
+    "short",
+    "smallest",
+    "times",
+    "top_cell",
+    "verdict_sentence",
+]
 
 
 def short(value: Number | None, digits: int = 2) -> str:
@@ -60,6 +70,14 @@ def position_cell(record: CaseRecord) -> str:
         return "–"
     place = f"{record.worst_tensor} @ {record.worst_position}"
     return f"{place}, step {record.worst_step}" if record.steps > 1 else place
+
+
+def smallest(question: QuestionRecord) -> str:
+    """The smallest tolerance, or budget, that would pass."""
+    if question.tol == "auto":
+        return f"Smallest passing budget: {round_up(question.needs_budget)} (allowed: {question.budget:g})"
+    needed = round_up(question.needs_tol) if question.needs_tol is not None else "none would pass"
+    return f"Smallest passing tolerance: {needed} (asked: {question.tol:g})"
 
 
 def verdict_sentence(report: Report) -> str:
