@@ -40,9 +40,31 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the stages and the bundle as JSON.")
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Export MODEL (a folder, a GGUF file, or a hub id; the shipped tiny checkpoint if left out) to a bundle."""
-    from runners.console import export_command
+    from exporter.checkpoint import resolve
+    from exporter.console import Progress, print_bundle
+    from exporter.export import export as run_export
+    from exporter.spec import ExportOptions
+    from runners.record import recorder
 
-    export_command(model or str(DEFAULT_MODEL), output, as_json, options)
+    checkpoint = resolve(
+        model or str(DEFAULT_MODEL), subfolder=options.pop("subfolder"), revision=options.pop("revision")
+    )
+    target = output or Path("artifacts") / f"{Path(checkpoint.source).stem}-{options['profile']}"
+    link, limit = options.pop("weights") == "link", options.pop("limit")
+    vectors, megabytes = options.pop("vectors"), options.pop("vectors_mb")
+    progress = Progress()
+    record = recorder(float64=vectors == "all", budget_mb=megabytes, on_case=progress.case)
+    try:
+        bundle = run_export(
+            *(checkpoint, target, ExportOptions(**options)),
+            record=None if vectors == "none" else record,
+            report=progress.stage,
+            link=link,
+            limit=limit,
+        )
+    finally:
+        progress.stop()
+    print_bundle(bundle, progress.stages, str(target), as_json=as_json)
 
 
 @cli.command()
@@ -91,6 +113,69 @@ def compare(bundle: Path, tol: str, allow_modified: bool, **given: Any) -> int:
     )
     files = {key: given[key] for key in ("html", "junit", "markdown", "model_explorer")}
     return compare(bundle, options, Outputs(json=given["json_file"], **files), allow_modified=allow_modified)
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", default="Once upon", show_default=True)
+@click.option("-n", "--tokens", type=click.IntRange(min=1), default=80, show_default=True, help="Most new tokens.")
+@click.option("-r", "--runner", default="ort", show_default=True, help="Runner, or NAME:key=value,…")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--allow-modified", is_flag=True, help="Run files that differ from the manifest.")
+def run(bundle: Path, prompt: str, tokens: int, runner: str, allow_modified: bool, **sampling: Any) -> int:
+    """Continue a prompt with the graphs of BUNDLE alone: no PyTorch, text streamed to stdout."""
+    from exporter.bundle import Bundle
+    from runners.base import parse_runner
+    from runners.generate import Sampling, write_text
+
+    opened = Bundle.open(bundle, allow_modified=allow_modified)
+    return write_text(opened, prompt, tokens, parse_runner(runner), Sampling(**sampling))
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--allow-modified", is_flag=True, help="Show a bundle whose files differ from the manifest.")
+def inspect(bundle: Path, as_json: bool, allow_modified: bool) -> None:
+    """Show what is in BUNDLE: model, cache slots, graphs, ports, operators, cases."""
+    from exporter.bundle import Bundle
+    from runners.inspection import inspect_json, print_inspection
+
+    opened = Bundle.open(bundle, allow_modified=allow_modified)
+    if as_json:
+        click.echo(inspect_json(opened))
+    else:
+        print_inspection(opened, str(bundle))
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["runners", "cases", "families", "metrics"]))
+def list_(what: str) -> None:
+    """List runners (installed or how to install), cases, model families or metrics."""
+    from runners import listing
+
+    if what == "runners":
+        for row in listing.list_runners():
+            click.echo(f"{row.name:<16} {row.version if row.available else 'absent':<12} {row.note}")
+        return
+    rows = {"cases": listing.list_cases, "families": listing.list_families, "metrics": listing.list_metrics}[what]()
+    for name, note in rows:
+        click.echo(f"{name:<16} {note}")
+
+
+@cli.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: artifacts/tinygemma4text3m]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps  [default: the shipped checkpoint's]")
+@click.option("--seed", type=int, help="Of weights, stories and order  [default: the shipped checkpoint's]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; bytes are reproducible per thread count.")
+def train(output: Path | None, **given: int | None) -> None:
+    """Rebuild the tiny checkpoint from stories that it makes up itself (about half an hour on 2 cores)."""
+    from exporter.tinygemma.console import train_command
+
+    train_command(output or DEFAULT_MODEL.parent, {key: value for key, value in given.items() if value is not None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from exporter.vectors import Recorder, Vectors
 from runners.base import Array, Session
 from runners.sequence import DynamicHandoff
 
-__all__ = ["record_cases", "reference_arrays"]
+__all__ = ["record_cases", "recorder", "reference_arrays"]
 
 OnCase = Callable[[Case, int, int], None]
 
@@ -68,6 +68,15 @@ def record_cases(
             entry = replace(entry, file=file_entry(bundle.root, path))
         entries.append(entry)
     return Recording(tuple(entries), _noise(list(recorded.values())))
+
+
+def recorder(*, float64: bool, budget_mb: int, on_case: OnCase) -> Callable[[Bundle, Sequence[Case]], Recording]:
+    """:func:`record_cases` with its settings, in the form that the exporter takes."""
+
+    def record(bundle: Bundle, cases: Sequence[Case]) -> Recording:
+        return record_cases(bundle, cases, float64=float64, budget_mb=budget_mb, on_case=on_case)
+
+    return record
 
 
 def reference_arrays(session: Session, model: ModelSpec, case: Case) -> dict[str, Array]:

@@ -1,0 +1,82 @@
+"""What an export prints: one line per stage on stderr, the bundle on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from rich.console import Console
+
+from exporter.bundle import Bundle
+from exporter.cases import Case
+from exporter.export import Stage
+
+__all__ = ["Progress", "print_bundle"]
+
+_WHAT = {
+    "read": "config read, layers and cache slots known",
+    "weights": "one copy of the weights placed",
+    "trace": "prefill and decode graphs traced",
+    "check": "ports, operators, external data checked",
+    "vectors": "reference vectors recorded from PyTorch",
+}
+
+
+class Progress:
+    """Prints stages as they finish, and the case being recorded where stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._status = self._console.status("reading") if self._console.is_terminal else None
+        self.stages: list[Stage] = []
+        if self._status is not None:
+            self._status.start()
+
+    def stage(self, stage: Stage) -> None:
+        """Print one finished stage: name, seconds, peak memory."""
+        self.stages.append(stage)
+        what = _WHAT.get(stage.name, "")
+        self._console.print(f"  {stage.name:<8} {stage.seconds:6.1f} s  {stage.peak_mb:7.0f} MB peak  {what}")
+        if self._status is not None:
+            self._status.update("working")
+
+    def case(self, case: Case, index: int, count: int) -> None:
+        """Show which case is being recorded."""
+        if self._status is not None:
+            self._status.update(f"recording case {index + 1} of {count}: {case.name}")
+
+    def stop(self) -> None:
+        """End the status line."""
+        if self._status is not None:
+            self._status.stop()
+
+
+def print_bundle(bundle: Bundle, stages: list[Stage], shown: str, *, as_json: bool) -> None:
+    """Say what was written: for people, or as JSON."""
+    manifest = bundle.manifest
+    size = sum(entry.bytes for entry in manifest.weights)
+    graphs = sum(graph.file.bytes for graph in manifest.graphs.values())
+    recorded = [case for case in manifest.cases if case.file]
+    if as_json:
+        answer = {
+            "bundle": shown,
+            "model": asdict(manifest.model),
+            "weights_bytes": size,
+            "graphs_bytes": graphs,
+            "cases": [case.name for case in manifest.cases],
+            "recorded": [case.name for case in recorded],
+            "stages": [asdict(stage) for stage in stages],
+        }
+        sys.stdout.write(json.dumps(answer, indent=1) + "\n")
+        return
+    model, options = manifest.model, manifest.options
+    print(
+        f"{model.architecture} {model.pattern if len(model.pattern) <= 40 else f'{len(model.layers)} layers'}, "
+        f"{model.parameters:,} parameters, {options.layout} layout, {options.profile} profile, {options.dtype}"
+    )
+    print(
+        f"weights {size / 1e6:.1f} MB once, graphs {graphs / 1e6:.2f} MB, "
+        f"{len(recorded)} of {len(manifest.cases)} cases recorded"
+    )
+    print(f"bundle  {shown}")

@@ -1,0 +1,71 @@
+"""What can be had here: runners with their engines' versions, cases, metrics, families."""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import dataclass
+
+from exporter.errors import EngineUnavailableError
+from runners.base import engine_names, load_engine
+
+__all__ = ["RunnerRow", "list_cases", "list_families", "list_metrics", "list_runners"]
+
+
+@dataclass(frozen=True)
+class RunnerRow:
+    """One runner: installed with a version, or absent with the install line."""
+
+    name: str
+    available: bool
+    version: str
+    note: str
+
+
+def list_runners() -> tuple[RunnerRow, ...]:
+    """Every runner, installed or not."""
+    return tuple(_row(name) for name in engine_names())
+
+
+def _row(name: str) -> RunnerRow:
+    try:
+        engine = load_engine(name)
+    except ImportError as error:
+        return RunnerRow(name, False, "", f"{error.name or error} is not installed")
+    try:
+        info = engine.describe()
+    except EngineUnavailableError as error:
+        return RunnerRow(name, False, "", str(error))
+    settings = ", ".join(f"{key} {value}" for key, value in info.settings.items())
+    summary = (engine.__doc__ or "").strip().splitlines()[0] if engine.__doc__ else ""
+    return RunnerRow(name, True, info.version, settings or summary)
+
+
+def list_families() -> tuple[tuple[str, str], ...]:
+    """(name, first docstring line) of every family file; a family that a config describes whole needs none."""
+    import importlib
+
+    package = importlib.import_module("exporter.families")
+    rows: list[tuple[str, str]] = []
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
+        loaded = importlib.import_module(f"exporter.families.{module.name}")
+        rows.append((module.name, (loaded.__doc__ or "").strip().splitlines()[0]))
+    return tuple(rows)
+
+
+def list_cases() -> tuple[tuple[str, str], ...]:
+    """(name, why) of the schedule for the shipped checkpoint's window of 128."""
+    from exporter.cases import default_cases
+    from exporter.spec import LayerSpec, ModelSpec
+
+    layers = tuple(LayerSpec(i, "sliding" if i % 3 < 2 else "full", 128 if i % 3 < 2 else None, i) for i in range(6))
+    model = ModelSpec("", "", 1024, 160, 5, layers, (), 1024, 0, "float32", True, 0, (1,), 2)
+    return tuple((case.name, case.why) for case in default_cases(model, range(400)))
+
+
+def list_metrics() -> tuple[tuple[str, str], ...]:
+    """(name, what it is) of every metric."""
+    from runners.diff import metrics
+
+    return tuple(
+        (metric.name, f"{metric.title}, {metric.unit}, {metric.better} is better") for metric in metrics.METRICS
+    )
