@@ -18,7 +18,7 @@ from exporter.decoder import Decoder, add_probes
 from exporter.errors import ExportError
 from exporter.fxgraph import UnsupportedError, straighten
 from exporter.lowering import DEFAULT_OPSET, translation_table
-from exporter.spec import DECODE, ExportOptions, GraphKind, GraphSpec, ModelSpec
+from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
 
 __all__ = ["Captured", "capture", "name_ports"]
 
@@ -61,7 +61,7 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     add_probes(model, spec.layers)
     decoder = Decoder(model, spec, options, lift=lift).eval()
     with mode:
-        arguments, shapes = _example(graph.kind, spec, options, dtype)
+        arguments, shapes = _example(graph, spec, dtype)
     try:
         with _quiet(), _default_dtype(dtype), mode, torch.no_grad(), _sizes_may_be_one():
             program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
@@ -127,25 +127,22 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
     return mode, buffers
 
 
-def _example(kind: GraphKind, spec: ModelSpec, options: ExportOptions, dtype: torch.dtype) -> tuple[Any, Any]:
+def _example(graph: GraphSpec, spec: ModelSpec, dtype: torch.dtype) -> tuple[Any, Any]:
     """Example inputs and which dimensions are dynamic; sizes are primes, so that none is mistaken for another."""
-    dynamic = torch.export.Dim.DYNAMIC
-    batch, sequence = 2, 3
-    past = 1009 if kind == DECODE else 0
-    ids = torch.zeros(batch, sequence, dtype=torch.int64)
-    mask = torch.ones(batch, past + sequence, dtype=torch.int64)
-    arguments: list[Any] = [ids, mask, ids.clone()]
-    shapes: list[Any] = [{0: dynamic, 1: dynamic}] * 3
-    if kind == DECODE:
-        pasts = []
-        for slot in spec.slots:
-            rows = max(min(past, slot.window - 1), 0) if slot.window and options.bounded else past
-            pasts.append(
-                tuple(torch.zeros(batch, slot.kv_heads, rows, slot.dim(part), dtype=dtype) for part in ("key", "value"))
-            )
-        arguments.append(pasts)
-        shapes.append([({0: dynamic, 2: dynamic}, {0: dynamic, 2: dynamic}) for _ in spec.slots])
-    return tuple(arguments), tuple(shapes)
+    sequence, past = 3, 1009 if graph.kind == DECODE else 0
+    window = spec.window or past + 1
+    sizes = {"batch": 2, "sequence": sequence, "past": past, "past_sliding": min(past, window - 1)}
+    sizes["total"] = past + sequence
+    inputs: dict[str, torch.Tensor] = {}
+    shapes: dict[str, dict[int, Any]] = {}
+    for port in graph.inputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
+        kind = torch.int64 if port.dtype == "int64" else dtype
+        inputs[port.name] = torch.zeros(shape, dtype=kind)
+        shapes[port.name] = {
+            axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)
+        }
+    return (inputs,), (shapes,)
 
 
 def name_ports(model: ir.Model, graph: GraphSpec) -> None:

@@ -89,7 +89,7 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
     """Custom translations of a profile, for ``torch.onnx.export(custom_translation_table=…)``."""
     import torch
 
-    import exporter.decoder  # noqa: F401  (registers kvparity::probe)
+    import exporter.probe  # noqa: F401  (registers kvparity::probe)
 
     aten = torch.ops.aten
     table: dict[Callable[..., Any], Callable[..., Any]] = {
