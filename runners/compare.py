@@ -106,6 +106,22 @@ def _writers(outputs: Outputs, bundle: Bundle) -> Iterator[tuple[Path, Callable[
         from runners.report.markdown import markdown_report
 
         yield outputs.markdown, markdown_report
+    if outputs.html is not None:
+        from runners.report.html import html_report
+
+        yield outputs.html, lambda report: html_report(report, token_text(bundle))
+
+
+def token_text(bundle: Bundle) -> Callable[[int], str]:
+    """Gives a token's text where the bundle has a tokenizer, and its number where it has not."""
+    path = bundle.root / "tokenizer.json"
+    try:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # tokenizers raises bare Exception for a missing or foreign file; a report needs no text
+        return lambda token: f"token {token}"
+    return lambda token: repr(tokenizer.decode([token], skip_special_tokens=False))
 
 
 def _write(path: Path, text: str) -> None:

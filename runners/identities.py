@@ -151,7 +151,7 @@ def judge_identity(
     """
     row = slice(identity.row, identity.row + 1)
     variant = identity.variant
-    shown = replace(variant, name=identity.name, tokens=variant.tokens[row], pads=variant.pads[row])
+    shown = replace(variant, name=identity.name, why=identity.why, tokens=variant.tokens[row], pads=variant.pads[row])
     collector = Collector("self", runner, shown, bundle.model, limits)
     for result in play(bundle, session, variant):
         final = result.step.stop == variant.total

@@ -62,6 +62,7 @@ def failed_case(question: Question, runner: str, entry: CaseEntry, message: str)
             question=question,
             runner=runner,
             case=entry.name,
+            why=entry.why,
             verdict="error",
             steps=len(entry.chunks),
             played=0,

@@ -105,11 +105,12 @@ class Collector:
             message = "nothing was compared"
         first = self._first_divergence()
         verdict: Verdict = "mismatch" if first else "error" if message else "match"
-        agreed = self._totals.get("logits", {}).get(top1.key)
+        agreed = self._totals.get("logits", {}).get(top1.name)
         record = CaseRecord(
             question=self._question,
             runner=self._runner,
             case=self._case.name,
+            why=self._case.why,
             verdict=verdict,
             steps=len(self._case.chunks),
             played=len(self._steps),

@@ -47,10 +47,12 @@ class Curves:
 
     def records(self) -> tuple[Curve, ...]:
         """The curves, logits first, then by slot."""
-        return tuple(
-            Curve(name, self._layers[name], _rounded(errors), _rounded(self._noise.get(name)))
-            for name, errors in self._errors.items()
-        )
+        return tuple(self._record(name) for name in self._errors)
+
+    def _record(self, name: str) -> Curve:
+        layer, noise = self._layers[name], self._noise.get(name)
+        largest = None if noise is None else _rounded(np.fmax.reduce(noise, keepdims=True))[0]
+        return Curve(name, layer, _rounded(self._errors[name]), _rounded(noise) if layer is None else (), largest)
 
 
 def _rounded(values: Floats | None) -> tuple[float | None, ...]:

@@ -65,7 +65,7 @@ class Metric:
     """One number about a tensor pair.
 
     Attributes:
-        key: JSON key.
+        name: JSON key.
         title: Column heading.
         unit: What the number is in.
         better: Which direction is better.
@@ -74,7 +74,7 @@ class Metric:
         terms: (positions, features) pair -> the terms of this block, float64.
     """
 
-    key: str
+    name: str
     title: str
     unit: str
     better: Literal["lower", "higher"]
@@ -168,21 +168,21 @@ METRICS: tuple[Metric, ...] = (max_abs, rms, nmse, cosine, kl, kl_max, top1, top
 
 def measure(block: Block, *, logits: bool) -> Totals:
     """Terms of every metric that applies to a block."""
-    return {metric.key: metric.terms(block) for metric in METRICS if logits or not metric.logits_only}
+    return {metric.name: metric.terms(block) for metric in METRICS if logits or not metric.logits_only}
 
 
 def merge(first: Totals, second: Totals) -> Totals:
     """Terms of two sets of blocks together; a metric that only one of them has is kept."""
     merged = {**first, **second}
     for metric in METRICS:
-        if metric.key in first and metric.key in second:
-            merged[metric.key] = metric.merge(first[metric.key], second[metric.key])
+        if metric.name in first and metric.name in second:
+            merged[metric.name] = metric.merge(first[metric.name], second[metric.name])
     return merged
 
 
 def finish(totals: Totals) -> dict[str, float]:
     """Every metric's number, in the order of :data:`METRICS`."""
-    return {metric.key: metric.finish(totals[metric.key]) for metric in METRICS if metric.key in totals}
+    return {metric.name: metric.finish(totals[metric.name]) for metric in METRICS if metric.name in totals}
 
 
 def _divergence(block: Block) -> Floats:

@@ -170,13 +170,15 @@ class Curve:
         tensor: ``logits`` or ``cache.N``.
         layer: Layer of the cache slot.
         errors: Against the reference of the question.
-        noise: PyTorch's own float32 error against float64; empty where float64 is not known.
+        noise: PyTorch's own float32 error against float64 at each slot; for logits only, and where float64 is known.
+        largest_noise: The largest of it over the case; null where float64 is not known.
     """
 
     tensor: str
     layer: int | None
     errors: tuple[float | None, ...]
     noise: tuple[float | None, ...] = ()
+    largest_noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class CaseRecord:
     """One case on one runner.
 
     Attributes:
+        why: What the case is there to catch.
         steps: Calls of the case.
         played: Calls that were played and compared.
         chunks: Tokens of each call.
@@ -202,6 +205,7 @@ class CaseRecord:
     question: Question
     runner: str
     case: str
+    why: str
     verdict: Verdict
     steps: int
     played: int

@@ -1,0 +1,218 @@
+"""The report as one HTML page that needs no network: the answer, the matrix, the pictures, the command to repeat it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from runners.diff.records import CaseRecord, QuestionRecord, Report, TopDifference
+from runners.report.charts import HEAT_LEVELS, depth_chart, heat_chart, heat_level, legend, position_chart
+from runners.report.element import Child, Element, el, to_html
+from runners.report.style import STYLE
+from runners.report.tables import definitions, environment, tensor_table
+from runners.report.words import budget_cell, position_cell, short, smallest, top_cell, verdict_sentence
+
+__all__ = ["TokenText", "html_report"]
+
+TokenText = Callable[[int], str]
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_WORDS = {"match": "MATCH", "mismatch": "MISMATCH", "error": "COULD NOT TELL"}
+
+
+def html_report(report: Report, token_text: TokenText = str) -> str:
+    """The report as HTML text.
+
+    Args:
+        report: What to show.
+        token_text: Gives the text of a token id, for the table of differing tokens.
+    """
+    body: list[Element] = [_header(report)]
+    for question in report.questions:
+        body += _question(report, question, token_text)
+    body += [el("h2", "Environment"), *environment(report)]
+    body += [el("h2", "Repeat"), el("pre", report.command)]
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width,initial-scale=1"),
+        el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        el("title", f"kvparity: {report.bundle.name}, {report.verdict}"),
+        el("style", STYLE),
+    )
+    return to_html(el("html", head, el("body", el("main", body)), lang="en"))
+
+
+def _header(report: Report) -> Element:
+    bundle = report.bundle
+    words, _, sentence = verdict_sentence(report).partition("  ")
+    layers = el("span", [el("i", kind, class_=kind) for kind in bundle.pattern], class_="layers")
+    facts = (
+        ("Bundle", bundle.name),
+        ("Model", f"{bundle.architecture}, {bundle.parameters:,} parameters"),
+        ("Layers: s sliding, F full", layers),
+        ("Window", str(bundle.window or "none")),
+        ("Layout, profile", f"{bundle.layout}, {bundle.profile}, {bundle.dtype}"),
+        ("Runners", ", ".join(runner.name for runner in report.runners) or "none"),
+    )
+    answer = el(
+        "div",
+        el("span", words, class_="verdict"),
+        el("p", sentence, class_="sentence"),
+        class_=f"answer {report.verdict}",
+    )
+    return el("header", el("h1", "kvparity compare"), answer, definitions(facts))
+
+
+def _question(report: Report, question: QuestionRecord, token_text: TokenText) -> Iterator[Element]:
+    records = [record for record in report.cases if record.question == question.question]
+    yield el("h2", question.title)
+    answer = el("span", _WORDS[question.verdict], class_="tag")
+    yield el("p", answer, f"  {smallest(question)}.", class_=question.verdict)
+    if question.notes:
+        yield el("ul", [el("li", note) for note in question.notes], class_="notes")
+    if not records:
+        return
+    yield from _matrix(question, records)
+    focus = _focus(question, records)
+    yield from _pictures(report, focus, token_text)
+    yield el("h3", "Every metric, by output, over all cases")
+    yield el("div", tensor_table(report, question), class_="wide")
+    yield el("h3", "Every case")
+    for name in dict.fromkeys(record.case for record in records):
+        yield _case(report, [record for record in records if record.case == name])
+
+
+def _focus(question: QuestionRecord, records: Sequence[CaseRecord]) -> list[CaseRecord]:
+    """The case worth looking at: of the first divergence, or else the longest one."""
+    first = question.first_divergence
+    longest = max(records, key=lambda record: (record.played, sum(record.chunks)))
+    name = first.case if first is not None else longest.case
+    return [record for record in records if record.case == name]
+
+
+def _matrix(question: QuestionRecord, records: Sequence[CaseRecord]) -> Iterator[Element]:
+    runners = list(dict.fromkeys(record.runner for record in records))
+    by_place = {(record.case, record.runner): record for record in records}
+    yield el("p", "Largest difference of each case; colour is its distance from the limit.", class_="soft")
+    head = el("tr", el("th", "case"), [el("th", runner, class_="n") for runner in runners])
+    rows = []
+    for case in dict.fromkeys(record.case for record in records):
+        link = el("a", case, href=f"#{_anchor(question.question, case)}")
+        rows.append(el("tr", el("th", link), [_cell(by_place.get((case, runner))) for runner in runners]))
+    yield el("div", el("table", el("thead", head), el("tbody", rows), class_="matrix"), class_="wide")
+    yield _scale()
+
+
+def _cell(record: CaseRecord | None) -> Element:
+    if record is None:
+        return el("td", "–", class_="cell none")
+    if record.verdict == "error":
+        return el("td", "error", class_="cell none", title=record.message)
+    if not isinstance(record.max_abs_diff, float):
+        return el("td", "not finite", class_=f"cell deep h{HEAT_LEVELS - 1}")
+    limit = max(record.limits.values(), default=0.0)
+    level = heat_level(record.max_abs_diff, limit) or 0
+    if record.verdict == "mismatch":
+        level = max(level, HEAT_LEVELS - 3)
+    deep = " deep" if 5 <= level <= 8 or level >= HEAT_LEVELS - 2 else ""
+    return el("td", short(record.max_abs_diff), class_=f"cell h{level}{deep}", title=position_cell(record))
+
+
+def _scale() -> Element:
+    steps = [el("i", class_=f"h{level}") for level in range(HEAT_LEVELS)]
+    return el("p", "1e-4 of the limit", el("span", steps), "100 × the limit and more", class_="scale")
+
+
+def _pictures(report: Report, records: Sequence[CaseRecord], token_text: TokenText) -> Iterator[Element]:
+    """The charts of one case, and the table of tokens where it has one."""
+    case, runners = records[0], [record.runner for record in records]
+    yield el("h3", f"{case.case}: error of the logits at each position")
+    if case.why:
+        yield el("p", case.why[0].upper() + case.why[1:] + ".", class_="soft")
+    yield from _known(position_chart(report.bundle, records))
+    band = any(curve.noise for record in records for curve in record.curves)
+    yield legend(runners, band=band)
+    depth = depth_chart(records, report.bundle.pattern)
+    if depth is not None:
+        yield el("h3", f"{case.case}: error against layer depth")
+        text = "Each layer's cache holds what entered that layer, so the first point to rise names the layer before it."
+        yield el("p", text, class_="soft")
+        yield depth
+        yield legend(runners, band=any(curve.largest_noise is not None for curve in case.curves))
+    yield from _heat(report, records)
+    for record in records:
+        yield from _tokens(record, token_text)
+
+
+def _heat(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
+    worst = max(records, key=lambda record: _size(record.max_abs_diff))
+    chart = heat_chart(report.bundle, worst)
+    if chart is not None:
+        yield el("h3", f"{worst.case}: cache rows on {worst.runner}")
+        text = "Keys and values of each layer by row position. Rows that a bounded cache never returned are blank."
+        yield el("p", text, class_="soft")
+        yield chart
+        yield _scale()
+
+
+def _tokens(record: CaseRecord, token_text: TokenText) -> Iterator[Element]:
+    if not record.top_differences:
+        return
+    yield el("h3", f"{record.case}: where {record.runner} would choose another token")
+    text = f"{record.flips} positions, {record.near_ties} near ties (closer than twice the limit)"
+    shown = len(record.top_differences)
+    yield el("p", text + (f"; the first {shown}." if shown < record.flips else "."), class_="soft")
+    head = ("position", "PyTorch chooses", "logit", f"{record.runner} chooses", "logit", "gap", "")
+    rows = [_token_row(record, found, token_text) for found in record.top_differences]
+    table = el("table", el("thead", el("tr", [el("th", title) for title in head])), el("tbody", rows))
+    yield el("div", table, class_="wide")
+
+
+def _token_row(record: CaseRecord, found: TopDifference, token_text: TokenText) -> Element:
+    expected = max(found.choices, key=lambda choice: _size(choice.expected))
+    actual = max(found.choices, key=lambda choice: _size(choice.actual))
+    place = str(found.position) + (f" (row {found.batch})" if len(record.pads) > 1 else "")
+    cells: list[Child] = [place]
+    for choice, value in ((expected, expected.expected), (actual, actual.actual)):
+        cells += [f"{token_text(choice.token)} ({choice.token})", short(value, 5)]
+    cells += [short(found.gap, 3), "near tie" if found.near_tie else ""]
+    return el("tr", [el("td", cell, class_="n" if i in (2, 4, 5) else None) for i, cell in enumerate(cells)])
+
+
+def _case(report: Report, records: Sequence[CaseRecord]) -> Element:
+    """One case, folded away: a row per runner, and the chart of its logits."""
+    first = records[0]
+    head = ("runner", "calls", "max diff", "worst position", "budget", "top-1", "verdict")
+    rows = []
+    for record in records:
+        played = str(record.steps) if record.played == record.steps else f"{record.played} of {record.steps}"
+        words = record.first_divergence.sentence if record.first_divergence else record.message
+        cells = (record.runner, played, short(record.max_abs_diff), position_cell(record), budget_cell(record))
+        row = [el("td", cell, class_="n" if i in (1, 2, 4) else None) for i, cell in enumerate(cells)]
+        verdict = el("td", el("span", record.verdict, class_=f"tag {record.verdict}"), f" {words}" if words else None)
+        style = "bad" if record.verdict != "match" else None
+        rows.append(el("tr", row, el("td", top_cell(record)), verdict, class_=style))
+    table = el("table", el("thead", el("tr", [el("th", title) for title in head])), el("tbody", rows))
+    worst = min((record.verdict for record in records), key=("mismatch", "error", "match").index)
+    summary = el(
+        "summary",
+        el("code", first.case),
+        el("span", worst, class_=f"tag {worst}"),
+        el("span", f"  {first.why}", class_="soft"),
+    )
+    chart = list(_known(position_chart(report.bundle, records)))
+    return el("details", summary, el("div", table, class_="wide"), chart, id=_anchor(first.question, first.case))
+
+
+def _known(element: Element | None) -> Iterator[Element]:
+    if element is not None:
+        yield element
+
+
+def _anchor(question: str, case: str) -> str:
+    return f"{question}-{case}"
+
+
+def _size(value: object) -> float:
+    """A difference for sorting; what is not finite is the largest."""
+    return value if isinstance(value, float) else -1.0 if value is None else math.inf
