@@ -1,0 +1,90 @@
+"""What most engines share: load both graphs at once, run them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from exporter.bundle import Bundle, GraphEntry
+from exporter.errors import EngineUnavailableError, TraceError
+from exporter.spec import GraphKind
+from runners.base import Array, RunnerInfo
+
+__all__ = ["GraphSession", "Load", "Run", "by_name", "first_line", "refuse_layouts", "threads_of"]
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+Load = Callable[[Path, GraphEntry], Run]
+
+
+class GraphSession:
+    """Both graphs of a bundle as functions; loaded when the session opens, so that a refusal comes before any case.
+
+    Args:
+        bundle: The bundle.
+        info: The engine as it will run.
+        load: Makes one graph into a function of its inputs.
+
+    Raises:
+        EngineUnavailableError: The engine cannot load a graph.
+    """
+
+    def __init__(self, bundle: Bundle, info: RunnerInfo, load: Load) -> None:
+        self.info = info
+        self._graphs: dict[GraphKind, Run] = {}
+        for kind, entry in bundle.manifest.graphs.items():
+            try:
+                self._graphs[kind] = load(bundle.graph_path(kind), entry)
+            except EngineUnavailableError:
+                raise
+            except Exception as error:  # each engine has exceptions of its own
+                raise EngineUnavailableError(f"{info.name} cannot load {kind}.onnx: {first_line(error)}") from error
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one graph once."""
+        return self._graphs[graph](inputs)
+
+    def close(self) -> None:
+        """Drop both graphs."""
+        self._graphs.clear()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that says anything; the type's name where none does."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:300] for line in lines if line), type(error).__name__)
+
+
+def by_name(entry: GraphEntry, values: list[Array] | tuple[Array, ...]) -> dict[str, Array]:
+    """Outputs in graph order, by name.
+
+    Raises:
+        TraceError: The engine returned another number of outputs than the graph has.
+    """
+    names = [port.name for port in entry.spec.outputs]
+    if len(names) != len(values):
+        raise TraceError(f"the engine returned {len(values)} outputs, the graph has {len(names)}")
+    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+def threads_of(options: Mapping[str, str]) -> int:
+    """The setting ``threads``; 0, the engine's own choice, where it is not given.
+
+    Raises:
+        EngineUnavailableError: It is not a number.
+    """
+    text = options.get("threads", "0")
+    if not text.isdigit():
+        raise EngineUnavailableError(f"threads {text!r} is not a number")
+    return int(text)
+
+
+def refuse_layouts(name: str, bundle: Bundle, *layouts: str) -> None:
+    """Refuse a bundle whose layout the engine cannot take.
+
+    Raises:
+        EngineUnavailableError: It is none of ``layouts``.
+    """
+    if bundle.options.layout not in layouts:
+        raise EngineUnavailableError(f"{name} takes the layouts {', '.join(layouts)}; this is {bundle.options.layout}")

@@ -1,0 +1,40 @@
+"""nxrt, an independent ONNX runtime in Rust with ONNX Runtime's Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from exporter.bundle import Bundle, GraphEntry
+from runners.base import Array, RunnerInfo, need, only
+from runners.engines._session import GraphSession, Run, by_name
+
+__all__ = ["INSTALL", "describe", "open_session"]
+
+INSTALL = "pip install 'kvparity[nxrt]'"
+
+
+def describe() -> RunnerInfo:
+    """Version of nxrt."""
+    return RunnerInfo("nxrt", need("nxrt", INSTALL))
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
+    """Load both graphs; there are no settings."""
+    only(options)
+    info = describe()
+    import nxrt
+
+    def load(path: Path, entry: GraphEntry) -> Run:
+        session = nxrt.InferenceSession(str(path))
+        names = [port.name for port in entry.spec.outputs]
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            feeds = {port.name: np.ascontiguousarray(inputs[port.name]) for port in entry.spec.inputs}
+            return by_name(entry, session.run(names, feeds))
+
+        return run
+
+    return GraphSession(bundle, info, load)

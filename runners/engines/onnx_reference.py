@@ -1,0 +1,37 @@
+"""onnx's ReferenceEvaluator: the ONNX specification in numpy. Slow, and nobody's kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from exporter.bundle import Bundle, GraphEntry
+from runners.base import Array, RunnerInfo, need, only
+from runners.engines._session import GraphSession, Run, by_name
+
+__all__ = ["INSTALL", "describe", "open_session"]
+
+INSTALL = "pip install onnx"
+
+
+def describe() -> RunnerInfo:
+    """Version of onnx."""
+    return RunnerInfo("onnx_reference", need("onnx", INSTALL))
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
+    """Load both graphs; there are no settings."""
+    only(options)
+    info = describe()
+    from onnx.reference import ReferenceEvaluator
+
+    def load(path: Path, entry: GraphEntry) -> Run:
+        reference = ReferenceEvaluator(str(path))
+        names = [port.name for port in entry.spec.outputs]
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return by_name(entry, reference.run(names, {port.name: inputs[port.name] for port in entry.spec.inputs}))
+
+        return run
+
+    return GraphSession(bundle, info, load)
