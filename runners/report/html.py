@@ -16,6 +16,7 @@ __all__ = ["TokenText", "html_report"]
 
 TokenText = Callable[[int], str]
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_NUMBERS = (4, 6, 7)  # columns of the token table
 _WORDS = {"match": "MATCH", "mismatch": "MISMATCH", "error": "COULD NOT TELL"}
 
 
@@ -74,33 +75,47 @@ def _question(report: Report, question: QuestionRecord, token_text: TokenText) -
         return
     yield from _matrix(question, records)
     focus = _focus(question, records)
-    yield from _pictures(report, focus, token_text)
+    yield from _pictures(report, focus)
+    yield from _tokens(records, token_text)
     yield el("h3", "Every metric, by output, over all cases")
     yield el("div", tensor_table(report, question), class_="wide")
     yield el("h3", "Every case")
     for name in dict.fromkeys(record.case for record in records):
-        yield _case(report, [record for record in records if record.case == name])
+        first = question.first_divergence
+        same = [record for record in records if record.case == name]
+        yield _case(report, same, unfolded=first is not None and first.case == name)
 
 
 def _focus(question: QuestionRecord, records: Sequence[CaseRecord]) -> list[CaseRecord]:
-    """The case worth looking at: of the first divergence, or else the longest one."""
+    """The case whose pictures say most: the longest wrong one, else the one with most calls."""
     first = question.first_divergence
-    longest = max(records, key=lambda record: (record.played, sum(record.chunks)))
-    name = first.case if first is not None else longest.case
-    return [record for record in records if record.case == name]
+    wrong = [r for r in records if first and r.runner == first.runner and r.verdict == "mismatch"]
+    if wrong:
+        chosen = max(wrong, key=lambda record: (len(record.pads) == 1, sum(record.chunks)))
+    else:
+        chosen = max(records, key=lambda record: (record.played, sum(record.chunks)))
+    return [record for record in records if record.case == chosen.case]
 
 
 def _matrix(question: QuestionRecord, records: Sequence[CaseRecord]) -> Iterator[Element]:
     runners = list(dict.fromkeys(record.runner for record in records))
     by_place = {(record.case, record.runner): record for record in records}
     yield el("p", "Largest difference of each case; colour is its distance from the limit.", class_="soft")
-    head = el("tr", el("th", "case"), [el("th", runner, class_="n") for runner in runners])
+    head = ["case", *runners]
     rows = []
     for case in dict.fromkeys(record.case for record in records):
         link = el("a", case, href=f"#{_anchor(question.question, case)}")
         rows.append(el("tr", el("th", link), [_cell(by_place.get((case, runner))) for runner in runners]))
-    yield el("div", el("table", el("thead", head), el("tbody", rows), class_="matrix"), class_="wide")
+    parts = 3 if len(runners) == 1 else 2 if len(runners) <= 3 else 1
+    size = math.ceil(len(rows) / parts)
+    tables = [_matrix_part(head, rows[start : start + size]) for start in range(0, len(rows), size)]
+    yield el("div", tables, class_="wide beside")
     yield _scale()
+
+
+def _matrix_part(head: Sequence[str], rows: list[Element]) -> Element:
+    titles = [el("th", title, class_="n" if i else None) for i, title in enumerate(head)]
+    return el("table", el("thead", el("tr", titles)), el("tbody", rows), class_="matrix")
 
 
 def _cell(record: CaseRecord | None) -> Element:
@@ -114,7 +129,7 @@ def _cell(record: CaseRecord | None) -> Element:
     level = heat_level(record.max_abs_diff, limit) or 0
     if record.verdict == "mismatch":
         level = max(level, HEAT_LEVELS - 3)
-    deep = " deep" if 5 <= level <= 8 or level >= HEAT_LEVELS - 2 else ""
+    deep = " deep" if 7 <= level <= 8 or level == HEAT_LEVELS - 1 else ""
     return el("td", short(record.max_abs_diff), class_=f"cell h{level}{deep}", title=position_cell(record))
 
 
@@ -123,8 +138,8 @@ def _scale() -> Element:
     return el("p", "1e-4 of the limit", el("span", steps), "100 × the limit and more", class_="scale")
 
 
-def _pictures(report: Report, records: Sequence[CaseRecord], token_text: TokenText) -> Iterator[Element]:
-    """The charts of one case, and the table of tokens where it has one."""
+def _pictures(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
+    """The charts of one case."""
     case, runners = records[0], [record.runner for record in records]
     yield el("h3", f"{case.case}: error of the logits at each position")
     if case.why:
@@ -140,8 +155,6 @@ def _pictures(report: Report, records: Sequence[CaseRecord], token_text: TokenTe
         yield depth
         yield legend(runners, band=any(curve.largest_noise is not None for curve in case.curves))
     yield from _heat(report, records)
-    for record in records:
-        yield from _tokens(record, token_text)
 
 
 def _heat(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
@@ -155,31 +168,33 @@ def _heat(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
         yield _scale()
 
 
-def _tokens(record: CaseRecord, token_text: TokenText) -> Iterator[Element]:
-    if not record.top_differences:
+def _tokens(records: Sequence[CaseRecord], token_text: TokenText) -> Iterator[Element]:
+    """Every place where a runner would choose another token, as far as the report keeps them."""
+    flips, ties = sum(record.flips for record in records), sum(record.near_ties for record in records)
+    if not flips:
         return
-    yield el("h3", f"{record.case}: where {record.runner} would choose another token")
-    text = f"{record.flips} positions, {record.near_ties} near ties (closer than twice the limit)"
-    shown = len(record.top_differences)
-    yield el("p", text + (f"; the first {shown}." if shown < record.flips else "."), class_="soft")
-    head = ("position", "PyTorch chooses", "logit", f"{record.runner} chooses", "logit", "gap", "")
-    rows = [_token_row(record, found, token_text) for found in record.top_differences]
-    table = el("table", el("thead", el("tr", [el("th", title) for title in head])), el("tbody", rows))
-    yield el("div", table, class_="wide")
+    yield el("h3", "Where the likeliest token differs")
+    text = f"{flips} positions, of which {ties} near ties: closer than twice the limit."
+    shown = sum(len(record.top_differences) for record in records)
+    yield el("p", text + (f" The first {shown} are listed." if shown < flips else ""), class_="soft")
+    titles = ("runner", "case", "position", "reference chooses", "logit", "runner chooses", "logit", "gap", "")
+    head = [el("th", title, class_="n" if i in _NUMBERS else None) for i, title in enumerate(titles)]
+    rows = [_token_row(record, found, token_text) for record in records for found in record.top_differences]
+    yield el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), class_="small"), class_="wide")
 
 
 def _token_row(record: CaseRecord, found: TopDifference, token_text: TokenText) -> Element:
     expected = max(found.choices, key=lambda choice: _size(choice.expected))
     actual = max(found.choices, key=lambda choice: _size(choice.actual))
     place = str(found.position) + (f" (row {found.batch})" if len(record.pads) > 1 else "")
-    cells: list[Child] = [place]
+    cells: list[Child] = [record.runner, record.case, place]
     for choice, value in ((expected, expected.expected), (actual, actual.actual)):
         cells += [f"{token_text(choice.token)} ({choice.token})", short(value, 5)]
     cells += [short(found.gap, 3), "near tie" if found.near_tie else ""]
-    return el("tr", [el("td", cell, class_="n" if i in (2, 4, 5) else None) for i, cell in enumerate(cells)])
+    return el("tr", [el("td", cell, class_="n" if i in _NUMBERS else None) for i, cell in enumerate(cells)])
 
 
-def _case(report: Report, records: Sequence[CaseRecord]) -> Element:
+def _case(report: Report, records: Sequence[CaseRecord], *, unfolded: bool) -> Element:
     """One case, folded away: a row per runner, and the chart of its logits."""
     first = records[0]
     head = ("runner", "calls", "max diff", "worst position", "budget", "top-1", "verdict")
@@ -191,7 +206,7 @@ def _case(report: Report, records: Sequence[CaseRecord]) -> Element:
         row = [el("td", cell, class_="n" if i in (1, 2, 4) else None) for i, cell in enumerate(cells)]
         verdict = el("td", el("span", record.verdict, class_=f"tag {record.verdict}"), f" {words}" if words else None)
         style = "bad" if record.verdict != "match" else None
-        rows.append(el("tr", row, el("td", top_cell(record)), verdict, class_=style))
+        rows.append(el("tr", row, el("td", top_cell(record), class_="nowrap"), verdict, class_=style))
     table = el("table", el("thead", el("tr", [el("th", title) for title in head])), el("tbody", rows))
     worst = min((record.verdict for record in records), key=("mismatch", "error", "match").index)
     summary = el(
@@ -201,7 +216,10 @@ def _case(report: Report, records: Sequence[CaseRecord]) -> Element:
         el("span", f"  {first.why}", class_="soft"),
     )
     chart = list(_known(position_chart(report.bundle, records)))
-    return el("details", summary, el("div", table, class_="wide"), chart, id=_anchor(first.question, first.case))
+    details = el("details", summary, el("div", table, class_="wide"), chart, id=_anchor(first.question, first.case))
+    if unfolded:
+        details.set("open", "")
+    return details
 
 
 def _known(element: Element | None) -> Iterator[Element]:

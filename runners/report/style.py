@@ -2,7 +2,7 @@
 
 __all__ = ["STYLE"]
 
-_HEAT_LIGHT = "#f1f4f7 #dbe9f4 #c3dcef #a8cde8 #8abbdf #6aa7d4 #4b90c5 #3577af #245d92 #f0a23b #e2662f #b3202c".split()
+_HEAT_LIGHT = "#f1f4f7 #e2edf6 #d2e4f2 #c0daee #accfe9 #94c1e2 #79b0d9 #4a8fc4 #24609a #f0a23b #e2662f #b3202c".split()
 _HEAT_DARK = "#1b222b #1d2f40 #1f3c55 #204a6b #225a83 #256b9c #2d7fb6 #4696cc #6fb1de #f2a945 #f0733b #e5404b".split()
 _LINES_LIGHT = "#0b62c4 #c2410c #15803d #7e22ce #be185d #0f766e #a16207 #475569".split()
 _LINES_DARK = "#6cb2ff #ff9d5c #5fd38a #c99bff #ff86b8 #4fd0c2 #e7c04a #a9b6c6".split()
@@ -15,7 +15,8 @@ def _variables(lines: list[str], heat: list[str]) -> str:
 
 _BASE = """
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:28px 24px 72px}
 h1{font-size:19px;margin:0 0 2px;font-weight:650}
 h2{font-size:20px;margin:44px 0 6px;font-weight:650}
@@ -29,16 +30,19 @@ padding:18px 22px;margin:18px 0}
 .answer .verdict{display:inline-block;color:var(--tone);font-weight:700;letter-spacing:.04em;font-size:14px}
 .answer .sentence{font-size:17px;margin:6px 0 0;max-width:none;overflow-wrap:anywhere}
 .match{--tone:var(--good)}.mismatch{--tone:var(--bad)}.error{--tone:var(--warn)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:14px 22px;margin:18px 0 0;padding:0}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:14px 22px;margin:18px 0 0;padding:0}
 .facts div{min-width:0}
 .facts dt{color:var(--soft);font-size:12.5px}
-.facts dd{margin:0;overflow-wrap:anywhere}
+.facts dd{margin:0;overflow-wrap:break-word}
 .layers{display:flex;gap:2px;flex-wrap:wrap}
-.layers i{font:600 11px/18px ui-monospace,monospace;width:18px;text-align:center;border-radius:3px;background:var(--chip)}
+.layers i{font:600 11px/18px ui-monospace,monospace;width:18px;text-align:center;border-radius:3px;
+background:var(--chip)}
 .layers i.F{background:var(--ink);color:var(--page)}
 ul.notes{margin:8px 0;padding-left:20px;max-width:92ch}
 table{border-collapse:collapse;margin:10px 0;max-width:100%}
 .wide{overflow-x:auto}
+.small td,.small th{font-size:12.5px;padding:3px 9px 3px 0}
+.beside{display:flex;flex-wrap:wrap;gap:0 28px;align-items:flex-start}
 th{font-weight:600;text-align:left;color:var(--soft);font-size:12.5px;white-space:nowrap}
 th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 td.n,th.n{text-align:right;white-space:nowrap}
@@ -51,6 +55,8 @@ tr.bad td{background:color-mix(in srgb,var(--bad) 9%,transparent)}
 .matrix tbody th a{text-decoration:none;border-bottom:1px dotted var(--soft)}
 td.cell.none{background:repeating-linear-gradient(45deg,var(--chip) 0 6px,transparent 6px 12px);color:var(--soft)}
 td.cell.deep{color:#fff}
+td.cell.h9,td.cell.h10{color:#17202a}
+td.nowrap{white-space:nowrap}
 .plot{display:block;width:100%;height:auto;margin:8px 0 0}
 .plot text{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:var(--soft)}
 .plot .end{text-anchor:end}.plot .mid{text-anchor:middle}
@@ -77,7 +83,7 @@ font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
 
 def _series() -> str:
     lines = "".join(
-        f".plot path.s{i}{{stroke:var(--s{i})}}.plot circle.s{i}{{fill:var(--s{i})}}.swatch.s{i}{{background:var(--s{i})}}"
+        f".plot path.s{i}{{stroke:var(--s{i})}}.plot .dot.s{i},.swatch.s{i}{{fill:var(--s{i});background:var(--s{i})}}"
         for i in range(len(_LINES_LIGHT))
     )
     heat = "".join(

@@ -98,9 +98,7 @@ class Plot:
 
     def vertical(self, value: float, label: str, style: str) -> None:
         """A marked x value."""
-        x = _n(self.x(value))
-        self.svg.append(el("line", x1=x, x2=x, y1=TOP - 8, y2=self._height - BOTTOM, class_=f"mark {style}"))
-        self.svg.append(el("text", label, x=_n(self.x(value) + 5), y=TOP - 12, class_=f"tick {style}"))
+        _upright(self.svg, self.x(value), self._height - BOTTOM, label, style)
 
     def horizontal(self, value: float, label: str, style: str) -> None:
         """A marked y value."""
@@ -194,5 +192,11 @@ def mark_columns(svg: Element, values: Sequence[float], labels: Sequence[str], l
         if style == "tick":
             svg.append(el("text", label, x=_n(x), y=bottom + 16, class_="tick mid"))
             continue
-        svg.append(el("line", x1=_n(x), x2=_n(x), y1=TOP - 8, y2=bottom, class_=f"mark {style}"))
-        svg.append(el("text", label, x=_n(x + 5), y=TOP - 12, class_=f"tick {style}"))
+        _upright(svg, x, bottom, label, style)
+
+
+def _upright(svg: Element, x: float, bottom: float, label: str, style: str) -> None:
+    """A vertical mark; its label stands on the side where there is room."""
+    svg.append(el("line", x1=_n(x), x2=_n(x), y1=TOP - 8, y2=_n(bottom), class_=f"mark {style}"))
+    side, end = (-5, " end") if x > WIDTH * 0.85 else (5, "")
+    svg.append(el("text", label, x=_n(x + side), y=TOP - 12, class_=f"tick {style}{end}"))

@@ -33,7 +33,7 @@ def tensor_table(report: Report, question: QuestionRecord) -> Element:
             budget = record.budget
             cells += [f"{times(r)}×" for r in (budget.ratio_max, budget.ratio_rms)] if budget else ["–", "–"]
         rows.append(el("tr", [el("td", cell, class_="n" if i > 1 else None) for i, cell in enumerate(cells)]))
-    return el("table", el("thead", el("tr", head)), el("tbody", rows))
+    return el("table", el("thead", el("tr", head)), el("tbody", rows), class_="small")
 
 
 def environment(report: Report) -> Iterator[Element]:
