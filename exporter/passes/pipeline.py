@@ -13,6 +13,7 @@ from exporter.passes.lower import lower_to_float32
 from exporter.passes.plain import plain_shapes
 from exporter.passes.probes import name_probes
 from exporter.passes.simplify import drop_casts, simplify
+from exporter.passes.targets import constant_targets
 from exporter.passes.tidy import tidy
 from exporter.weights import Placement
 
@@ -40,6 +41,7 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
     if captured.lifted:
         lower_to_float32(model)
     plain_shapes(model)
+    constant_targets(model)
     tidy(model, version)
     name_ports(model, captured.graph)  # passes may have put other values in a port's place
     _point_at_weights(model, captured.weights, placements)
