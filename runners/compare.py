@@ -110,6 +110,10 @@ def _writers(outputs: Outputs, bundle: Bundle) -> Iterator[tuple[Path, Callable[
         from runners.report.html import html_report
 
         yield outputs.html, lambda report: html_report(report, token_text(bundle))
+    if outputs.model_explorer is not None:
+        from runners.report.model_explorer import model_explorer_report
+
+        yield outputs.model_explorer, lambda report: model_explorer_report(report, bundle)
 
 
 def token_text(bundle: Bundle) -> Callable[[int], str]:

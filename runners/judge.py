@@ -13,7 +13,7 @@ from typing import Literal
 
 from exporter.bundle import Bundle, CaseEntry
 from exporter.errors import BundleError, KvparityError, TraceError
-from runners.base import RunnerInfo, RunnerSpec, Session, load_engine
+from runners.base import RunnerInfo, RunnerSpec, Session
 from runners.diff.budget import Noise
 from runners.diff.collect import CaseDiff, Collector
 from runners.diff.gate import compare_outputs
@@ -22,6 +22,7 @@ from runners.diff.records import Divergence, Question, Report, RunnerRecord
 from runners.engines.trace_file import TraceWriter
 from runners.expectations import Wanted, auto_limits, case_noise, fixed_limits, step_expectations
 from runners.identities import Identity, Played, identities, judge_identity, play_whole
+from runners.isolate import open_runner
 from runners.references import References, select_cases
 from runners.sequence import play
 from runners.summary import Answer, failed_case, make_report
@@ -68,11 +69,6 @@ class JudgeOptions:
             raise TraceError(f"tolerances and budget must be finite and at least 0; found {numbers}")
 
 
-def open_runner(bundle: Bundle, spec: RunnerSpec) -> Session:
-    """A session of the engine that a runner names."""
-    return load_engine(spec.name).open_session(bundle, spec.options)
-
-
 def label_of(spec: RunnerSpec) -> str:
     """How a report names a runner; a trace is named by its file, without the folder."""
     if spec.name == "trace_file":
@@ -80,14 +76,14 @@ def label_of(spec: RunnerSpec) -> str:
     return str(spec)
 
 
-def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, opener: Opener = open_runner) -> Report:
+def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, opener: Opener | None = None) -> Report:
     """Answer every question that was asked.
 
     Args:
         bundle: An opened bundle.
         options: What to ask.
         say: Takes one line of progress at a time.
-        opener: Opens a runner; for tests.
+        opener: Opens a runner; :func:`runners.isolate.open_runner` where None.
 
     Raises:
         KvparityError: The request itself makes no sense: no such case, two runners for one trace file.
@@ -98,7 +94,7 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
         select_cases(bundle, options.cases)
     float64 = options.exact or options.tol == "auto"
     with References(bundle, live=options.live, float64=float64) as references:
-        asked = _Asked(bundle, options, say, opener, references)
+        asked = _Asked(bundle, options, say, opener or open_runner, references)
         answers = [asked.self() if options.identities else asked.gate()]
         if options.exact:
             answers.append(asked.exact())

@@ -41,7 +41,7 @@ def test_each_metric_is_its_formula() -> None:
             [len(set(np.argsort(-a)[:5]) & set(np.argsort(-e)[:5])) / 5 for a, e in zip(actual, expected, strict=True)]
         ),
     }
-    assert list(found) == [metric.key for metric in METRICS]
+    assert list(found) == [metric.name for metric in METRICS]
     assert found == pytest.approx(formulas, rel=1e-12)
 
 
@@ -56,17 +56,17 @@ def test_the_direction_is_declared_and_true() -> None:
     near, far = (finish(measure(block(40, 40, error), logits=True)) for error in (1e-4, 1.0))
     for metric in METRICS:
         better, worse = (near, far) if metric.better == "lower" else (far, near)
-        assert better[metric.key] < worse[metric.key], metric.key
+        assert better[metric.name] < worse[metric.name], metric.name
 
 
 def test_equal_tensors_are_perfect_in_every_metric() -> None:
     same = Block(np.ones((2, 3)), np.ones((2, 3)))
     found = finish(measure(same, logits=True))
-    assert all(found[metric.key] == (0 if metric.better == "lower" else pytest.approx(1)) for metric in METRICS)
+    assert all(found[metric.name] == (0 if metric.better == "lower" else pytest.approx(1)) for metric in METRICS)
 
 
 def test_caches_have_no_token_metrics() -> None:
-    assert set(finish(measure(block(), logits=False))) == {m.key for m in METRICS if not m.logits_only}
+    assert set(finish(measure(block(), logits=False))) == {m.name for m in METRICS if not m.logits_only}
 
 
 def test_the_floor_is_ulps_of_the_largest_value() -> None:

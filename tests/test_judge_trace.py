@@ -14,7 +14,8 @@ from exporter.errors import EngineUnavailableError, TraceError
 from runners.base import RunnerSpec
 from runners.diff.records import Report
 from runners.engines import trace_file
-from runners.judge import JudgeOptions, judge, open_runner
+from runners.isolate import open_runner
+from runners.judge import JudgeOptions, judge
 
 
 @pytest.fixture(scope="module")

@@ -107,9 +107,13 @@ def _lines(report: Report, question: QuestionRecord, records: list[CaseRecord]) 
     for runner in report.runners:
         if not runner.available:
             yield f"{runner.name}: not available: {runner.message}"
+    said: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.message:
-            yield f"{record.runner}, {record.case}: {record.message}"
+            said.setdefault((record.runner, record.message), []).append(record.case)
+    for (name, message), cases in said.items():
+        more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
+        yield f"{name}, {', '.join(cases[:3])}{more}: {message}"
     yield smallest(question)
     yield from question.notes
 
