@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         with lifted(self._lift), _use_masks(cache.masks()):
             arguments = {self._cache_argument: cache, "use_cache": True}
             if self._options.logits == "last":
-                arguments["logits_to_keep"] = 1
+                arguments["logits_to_keep"] = cache.keep_logits
             model_inputs = {name: inputs[name] for name in ("input_ids", "position_ids")}
             logits = self.model(**model_inputs, **arguments).logits
         presents = [tensor for slot in self._spec.slots for tensor in cache.present[slot.slot]]

@@ -31,7 +31,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
 from exporter.errors import ExportError, KvparityError
 from exporter.lowering import DEFAULT_OPSET
-from exporter.ports import graph_spec
+from exporter.ports import graph_spec, settled
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, encode_text
 from exporter.weights import Placement, place_weights, weight_names
@@ -90,6 +90,7 @@ def export(
             config = checkpoint.config()
             shell = checkpoint.shell(config)
             spec = model_spec(config, shell, options.dtype)
+            options = settled(options, spec)
             names = weight_names(shell)
             del shell
         with _stage("weights", report):
@@ -111,7 +112,8 @@ def export(
             files=files,
             versions=_versions(),
         )
-        cases = default_cases(spec, encode_text(folder, TEXT), limit)
+        longest = min(filter(None, (limit, options.max_len)), default=None)
+        cases = default_cases(spec, encode_text(folder, TEXT), longest)
         with _stage("vectors", report):
             recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(cases)
         manifest = replace(manifest, cases=recording.cases, noise=recording.noise)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from exporter.errors import ExportError
 from exporter.spec import (
     DECODE,
     ExportOptions,
@@ -14,10 +17,70 @@ from exporter.spec import (
     present_name,
 )
 
-__all__ = ["graph_spec"]
+__all__ = ["graph_spec", "settled"]
+
+_STATIC_ONLY = ("max_len", "chunk", "batch")
+
+
+def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
+    """Options with every default filled in for a model.
+
+    Raises:
+        ExportError: Options that contradict each other or the model.
+    """
+    if options.layout != "static":
+        if given := [name for name in _STATIC_ONLY if getattr(options, name) is not None]:
+            raise ExportError(f"--{given[0].replace('_', '-')} belongs to --layout static, not {options.layout}")
+        return options
+    max_len = min(model.max_position, 1024) if options.max_len is None else options.max_len
+    if not 2 <= max_len <= model.max_position:
+        raise ExportError(f"--max-len {max_len}: expected 2 to the model's {model.max_position} positions")
+    chunk = min(64, max_len) if options.chunk is None else options.chunk
+    if not 1 <= chunk <= max_len:
+        raise ExportError(f"--chunk {chunk}: expected 1 to --max-len {max_len}")
+    batch = 1 if options.batch is None else options.batch
+    if batch < 1:
+        raise ExportError(f"--batch {batch}: expected at least 1")
+    return replace(options, max_len=max_len, chunk=chunk, batch=batch)
 
 
 def graph_spec(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
+    """Ports of one graph: names, dtypes and shapes in order.
+
+    Args:
+        kind: Which graph.
+        model: The model.
+        options: As :func:`settled` gives them.
+    """
+    return _static(kind, model, options) if options.layout == "static" else _dynamic(kind, model, options)
+
+
+def _static(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
+    """Numbers only; both graphs take and return whole buffers, prefill ``chunk`` tokens per call and decode one."""
+    assert options.batch is not None
+    assert options.chunk is not None
+    assert options.max_len is not None
+    batch, tokens = options.batch, 1 if kind == DECODE else options.chunk
+
+    def buffer(slot: SlotSpec, part: str) -> tuple[int | str, ...]:
+        return (batch, slot.kv_heads, options.capacity(slot), slot.dim(part))
+
+    names = model.cache_names()
+    inputs = [
+        Port("input_ids", "int64", (batch, tokens)),
+        Port("attention_mask", "int64", (batch, options.max_len)),
+        Port("position_ids", "int64", (batch, tokens)),
+        Port("cache_position", "int64", (tokens,)),
+        *(Port(past_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+    ]
+    outputs = [
+        Port("logits", "float32", (batch, 1 if options.logits == "last" else tokens, model.vocab_size)),
+        *(Port(present_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+    ]
+    return GraphSpec(kind, tuple(inputs), tuple(outputs))
+
+
+def _dynamic(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
     """Ports of one graph in the dynamic layout; dimensions are numbers or the names below.
 
     ``batch``, ``sequence``, ``total`` (past + sequence), ``past`` and ``past_sliding`` (rows handed in),

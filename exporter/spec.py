@@ -164,6 +164,7 @@ class ExportOptions:
         logits: ``all`` positions, or only the ``last`` of each call.
         max_len: Buffer rows of the static and shared layouts.
         chunk: Tokens per call of the static layout's prefill graph.
+        batch: Rows of the static layout's batch.
     """
 
     layout: Literal["dynamic", "static", "shared"] = "dynamic"
@@ -174,6 +175,7 @@ class ExportOptions:
     logits: Literal["all", "last"] = "all"
     max_len: int | None = None
     chunk: int | None = None
+    batch: int | None = None
     provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -181,3 +183,12 @@ class ExportOptions:
     def bounded(self) -> bool:
         """Whether sliding caches keep at most window - 1 rows."""
         return self.sliding_cache == "bounded"
+
+    def is_ring(self, slot: SlotSpec) -> bool:
+        """Whether the static layout keeps a slot as a ring of its window's size."""
+        return self.bounded and slot.window is not None and slot.window < (self.max_len or 0)
+
+    def capacity(self, slot: SlotSpec) -> int:
+        """Rows of a slot's buffer in the static layout."""
+        assert self.max_len is not None
+        return slot.window if slot.window is not None and self.is_ring(slot) else self.max_len

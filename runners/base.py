@@ -25,6 +25,7 @@ __all__ = [
     "Session",
     "engine_names",
     "load_engine",
+    "numpy_dtype",
     "parse_runner",
 ]
 
@@ -40,12 +41,14 @@ class RunnerInfo:
         version: Version of the engine.
         settings: Settings that can change numbers or speed: precision hints, threads, providers.
         adapted: What had to be changed in the graphs for this engine; empty where they run as they are.
+        layout: Layout that the session takes, where it is not the bundle's: PyTorch takes ``dynamic`` always.
     """
 
     name: str
     version: str
     settings: Mapping[str, str] = field(default_factory=dict)
     adapted: str = ""
+    layout: str = ""
 
 
 class Session(Protocol):
@@ -133,6 +136,15 @@ def parse_runner(text: str) -> RunnerSpec:
             raise EngineUnavailableError(f"runner {text!r}: setting {setting!r} has no value; write key=value")
         options[key] = value
     return RunnerSpec(name, options)
+
+
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """Numpy dtype of a port's dtype name, bfloat16 included."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
 
 
 def engine_names() -> tuple[str, ...]:

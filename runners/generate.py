@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.bundle import Bundle
+from exporter.cases import Step
 from exporter.errors import BundleError, TraceError
-from exporter.spec import DECODE, PREFILL, past_name, present_name
+from exporter.spec import DECODE, PREFILL, GraphKind
 from runners.base import Array, RunnerSpec, Session, load_engine
-from runners.sequence import numpy_dtype
+from runners.sequence import open_player
 
 __all__ = ["Generation", "Sampling", "generate", "generate_tokens", "write_text"]
 
@@ -74,41 +75,29 @@ def generate_tokens(
     """Yield up to ``count`` tokens after a prompt of shape (sequence,); stops after the end token.
 
     Raises:
-        TraceError: The prompt is empty or longer than the model's positions.
+        TraceError: The prompt is empty or longer than the model's positions or the static layout's buffers.
     """
     model = bundle.model
     if not 0 < len(prompt) < model.max_position:
         raise TraceError(f"the prompt has {len(prompt)} tokens, expected 1 to {model.max_position - 1}")
     random = np.random.default_rng(sampling.seed)
-    graph, feeds, ids = PREFILL, _empty_pasts(bundle), prompt[None, :]
+    player = open_player(bundle, session)
+    ids = prompt[None, :]
+    graph: GraphKind = PREFILL if PREFILL in bundle.manifest.graphs else DECODE
     total = 0
-    if PREFILL in bundle.manifest.graphs:
-        feeds = {}
-    else:
-        graph = DECODE
-    for _ in range(min(count, model.max_position - len(prompt))):
+    for index in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
         start, total = total, total + ids.shape[1]
         inputs: dict[str, Array] = {
             "input_ids": ids,
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(start, total, dtype=np.int64)[None, :],
-            **feeds,
         }
-        outputs = session.run(graph, inputs)
+        outputs = player.run(session, Step(index, graph, start, total), inputs)
         token = choose(outputs["logits"][0, -1].astype(np.float64), sampling, random)
         yield token
         if token in model.eos_token_ids:
             return
         graph, ids = DECODE, np.asarray([[token]], np.int64)
-        feeds = {past_name(s.slot, part): outputs[present_name(s.slot, part)] for s, part in model.cache_names()}
-
-
-def _empty_pasts(bundle: Bundle) -> dict[str, Array]:
-    dtype = numpy_dtype(bundle.options.dtype)
-    return {
-        past_name(slot.slot, part): np.zeros((1, slot.kv_heads, 0, slot.dim(part)), dtype)
-        for slot, part in bundle.model.cache_names()
-    }
 
 
 def choose(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:

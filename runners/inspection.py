@@ -11,7 +11,7 @@ from rich.table import Table
 
 from exporter.bundle import Bundle
 from exporter.spec import GraphKind
-from runners.sequence import numpy_dtype
+from runners.base import numpy_dtype
 
 __all__ = ["inspect_json", "print_inspection"]
 

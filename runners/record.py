@@ -16,7 +16,7 @@ from exporter.cases import Case
 from exporter.spec import PREFILL, ExportOptions, ModelSpec
 from exporter.vectors import Recorder, Vectors
 from runners.base import Array, Session
-from runners.sequence import DynamicHandoff
+from runners.layouts.dynamic import Player
 
 __all__ = ["record_cases", "recorder", "reference_arrays"]
 
@@ -81,12 +81,10 @@ def recorder(*, float64: bool, budget_mb: int, on_case: OnCase) -> Callable[[Bun
 
 def reference_arrays(session: Session, model: ModelSpec, case: Case) -> dict[str, Array]:
     """Play a case through a reference session that returns full-length caches; whole-case arrays by key."""
-    handoff = DynamicHandoff(model, ExportOptions(dtype="float32"))
+    player = Player(model, ExportOptions(dtype="float32"))
     recorder = Recorder(case, model.slots)
     for step in case.steps():
-        feeds = {**case.inputs(step), **handoff.feeds(case, step)}
-        outputs = handoff.absorb(case, step, session.run(step.graph, feeds))
-        recorder.add(step, outputs)
+        recorder.add(step, player.run(session, step, case.inputs(step)))
     return recorder.finish()
 
 

@@ -36,7 +36,7 @@ from exporter.spec import (
 )
 from exporter.vectors import Recorder, Vectors
 from runners.base import RunnerInfo
-from runners.sequence import DynamicHandoff
+from runners.layouts.dynamic import Player
 
 WINDOW = 6
 MODEL = ModelSpec(
@@ -141,11 +141,10 @@ class Decoder:
 def record(case: Case, dtype: str, model: ModelSpec = MODEL) -> dict[str, Any]:
     """Whole-case arrays of the reference."""
     session = Decoder(dtype, model=model, options=ExportOptions(sliding_cache="full"))
-    handoff = DynamicHandoff(model, ExportOptions(dtype="float32"))
+    player = Player(model, ExportOptions(dtype="float32"))
     recorder = Recorder(case, model.slots)
     for step in case.steps():
-        feeds = {**case.inputs(step), **handoff.feeds(case, step)}
-        recorder.add(step, handoff.absorb(case, step, session.run(step.graph, feeds)))
+        recorder.add(step, player.run(session, step, case.inputs(step)))
     return recorder.finish()
 
 

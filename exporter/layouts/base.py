@@ -60,6 +60,11 @@ class LayoutCache(ABC):
         """Never used for positions: those are an input."""
         return 0
 
+    @property
+    def keep_logits(self) -> int | Tensor:
+        """What transformers calls ``logits_to_keep``: how many last positions, or which; 0 for all."""
+        return 1 if self.options.logits == "last" else 0
+
     def past(self, slot: SlotSpec) -> Pair | None:
         """The rows handed in, or None where the graph takes none."""
         names = [past_name(slot.slot, part) for part in ("key", "value")]

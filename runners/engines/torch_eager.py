@@ -82,7 +82,10 @@ class TorchSession:
         self._float64 = next(model.parameters()).dtype == torch.float64
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.info = RunnerInfo(
-            "torch_eager", torch.__version__, {"dtype": dtype, "threads": str(torch.get_num_threads())}
+            "torch_eager",
+            torch.__version__,
+            {"dtype": dtype, "threads": str(torch.get_num_threads())},
+            layout="dynamic",
         )
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:

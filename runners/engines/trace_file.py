@@ -69,7 +69,7 @@ class TraceSession:
         self._case = ""
         self._next = 0
         engine = str(self._file["engine"].item()) if "engine" in names else "unknown"
-        self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name})
+        self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name}, layout="dynamic")
 
     def begin(self, case: Case) -> None:
         """Replay this case from its first call.

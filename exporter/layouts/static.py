@@ -1,0 +1,114 @@
+"""Static layout: buffers of fixed size that a call reads and writes at ``cache_position``; no dynamic dimension.
+
+Full slots keep slot ``s`` in row ``s``; sliding slots are rings that keep it in row ``s mod window``. Rows are written
+with Where and Gather only: engines get scatters wrong (MNN's ScatterElements is off by 0.94). A row that this call must
+not read may hold anything, NaN too: it is replaced by zeros before arithmetic, because NaN times a masked 0 is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.layouts.base import LayoutCache, Pair, additive
+from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
+
+__all__ = ["Cache", "held_slots"]
+
+
+def held_slots(capacity: int, newest: Tensor) -> Tensor:
+    """Slot that each ring row holds once ``newest`` was written: (capacity,) int64, negative where none was.
+
+    The newest slot of its residue class; ``+ capacity`` keeps the dividend positive, since engines differ below 0.
+    """
+    row = torch.arange(capacity, device=newest.device)
+    return newest - torch.remainder(newest + capacity - row, capacity)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What one kind of buffer does in one call; every tensor is (capacity,) but ``keys``.
+
+    Attributes:
+        old: Rows whose content before the call may be read.
+        written: Rows that the call writes.
+        source: Which of the call's tokens each written row takes.
+        keys: Slot of every row that a layer sees, (rows,); negative where there is none.
+        joined: Whether layers see the old buffer followed by the call's rows; else the written buffer.
+    """
+
+    old: Tensor
+    written: Tensor
+    source: Tensor
+    keys: Tensor
+    joined: bool
+
+
+class Cache(LayoutCache):
+    """Buffers and rings; ``cache_position`` is (chunk,) int64, consecutive slots, then -1 on the padded tail."""
+
+    def __init__(
+        self, spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        super().__init__(spec, options, inputs, dtype)
+        self._position = inputs["cache_position"]
+        self._first = self._position[0]
+        self._last = self._first if self._position.shape[0] == 1 else self._position.amax(0)
+        self._made: dict[tuple[int, int | None], _Rows] = {}
+
+    @property
+    def keep_logits(self) -> int | Tensor:
+        """The last token that is no padding."""
+        return (self._last - self._first)[None] if self.options.logits == "last" else 0
+
+    def join(self, slot: SlotSpec, key: Tensor, value: Tensor) -> tuple[Pair, Pair]:
+        """Read and write one slot's buffers; (batch, kv_heads, capacity, head_dim) is handed out."""
+        past = self.past(slot)
+        assert past is not None
+        rows = self._rows(slot)
+        seen, present = zip(*(_write(rows, old, new) for old, new in zip(past, (key, value), strict=True)), strict=True)
+        return self.named(slot, *seen), present
+
+    def mask(self, layer: LayerSpec) -> Tensor:
+        """(batch, 1, chunk, rows); a padded query sees nothing."""
+        rows, attention_mask = self._rows(self.spec.slots[layer.slot]), self.inputs["attention_mask"]
+        query, key = self._position[:, None], rows.keys[None, :]
+        seen = torch.logical_and(key <= query, key >= 0)
+        if layer.window is not None:
+            seen = torch.logical_and(seen, query - key < layer.window)
+        live = attention_mask.index_select(1, rows.keys.clamp(min=0)) != 0
+        return additive(torch.logical_and(seen[None], live[:, None, :]), self.dtype)
+
+    def _rows(self, slot: SlotSpec) -> _Rows:
+        capacity = self.options.capacity(slot)
+        ring = slot.window if self.options.is_ring(slot) else None
+        if (capacity, ring) not in self._made:
+            self._made[capacity, ring] = self._full(capacity) if ring is None else self._ring(capacity, ring)
+        return self._made[capacity, ring]
+
+    def _full(self, capacity: int) -> _Rows:
+        row = torch.arange(capacity, device=self._position.device)
+        written = torch.logical_and(row >= self._first, row <= self._last)
+        return _Rows(row < self._first, written, self._token(row), row, joined=False)
+
+    def _ring(self, capacity: int, window: int) -> _Rows:
+        """One token overwrites the one row that it can't see; more would overwrite rows that the first still sees."""
+        before, after = held_slots(capacity, self._first - 1), held_slots(capacity, self._last)
+        old = torch.logical_and(before >= 0, before > self._first - window)
+        joined = self._position.shape[0] > 1
+        keys = torch.cat([torch.where(old, before, -1), self._position]) if joined else after
+        return _Rows(old, after >= self._first, self._token(after), keys, joined=joined)
+
+    def _token(self, slots: Tensor) -> Tensor:
+        return (slots - self._first).clamp(0, self._position.shape[0] - 1)
+
+
+def _write(rows: _Rows, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows that layers see, buffer after the call)."""
+    clean = torch.where(rows.old[None, None, :, None], old, torch.zeros((), dtype=old.dtype))
+    taken = new if new.shape[2] == 1 else new.index_select(2, rows.source)
+    present = torch.where(rows.written[None, None, :, None], taken, clean)
+    return (torch.cat([clean, new], dim=2) if rows.joined else present), present
