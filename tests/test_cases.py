@@ -1,0 +1,79 @@
+"""The position schedule covers what the design promises, for any window."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter.cases import Case, default_cases, left_padded, seeded_tokens
+from exporter.spec import DECODE, PREFILL, LayerSpec, ModelSpec
+
+
+def model(window: int | None, vocab: int = 64, positions: int = 4096) -> ModelSpec:
+    kind = "full" if window is None else "sliding"
+    layers = (LayerSpec(0, kind, window, 0), LayerSpec(1, "full", None, 1))
+    return ModelSpec("m", "M", vocab, 8, 2, layers, (), positions, 0, "float32", True, 0, (1,), 2)
+
+
+@pytest.mark.parametrize("window", [4, 128, 512])
+def test_schedule_meets_the_window_every_way(window: int) -> None:
+    cases = {case.name: case for case in default_cases(model(window), limit=3 * window + 600)}
+    for length in (1, 2, window - 1, window, window + 1, 2 * window + 3):
+        assert cases[f"prefill-{length}"].chunks == (length,)
+    across = cases["decode-across"]
+    assert across.chunks[0] < window < across.total
+    assert set(across.chunks[1:]) == {1}
+    for length in (window - 1, window, window + 1):
+        assert cases[f"handoff-{length}"].chunks[0] == length
+        assert cases[f"chunk-{length}"].chunks == (length,) * 3
+    assert cases["chunk-1"].chunks[0] == 1
+    assert min(cases["chunk-cross"].chunks) > window
+    assert cases["decode-only"].first == DECODE
+    assert cases["batch-ragged"].batch > 1
+    assert max(cases["batch-ragged"].pads) > window
+
+
+def test_special_tokens_and_both_ends_of_the_vocabulary_are_played() -> None:
+    case = next(case for case in default_cases(model(8, vocab=64)) if case.name == "special-tokens")
+    assert {0, 1, 2, 62, 63} <= set(case.tokens.ravel().tolist())
+
+
+def test_a_case_longer_than_the_positions_is_left_out() -> None:
+    assert all(case.total <= 40 for case in default_cases(model(128, positions=40)))
+
+
+def test_the_same_model_gives_the_same_tokens_and_adding_a_case_changes_no_other() -> None:
+    first = {case.name: case.tokens for case in default_cases(model(16))}
+    second = {case.name: case.tokens for case in default_cases(model(16), text=range(60))}
+    assert set(second) - set(first) == {"text"}
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(chunks=st.lists(st.integers(1, 9), min_size=1, max_size=6), pad=st.integers(0, 5), rows=st.integers(1, 3))
+def test_steps_tile_the_case_and_inputs_agree_with_it(chunks: list[int], pad: int, rows: int) -> None:
+    total = sum(chunks)
+    pads = tuple(min(pad * row, total - 1) for row in range(rows))
+    spec = model(4)
+    case = Case("c", left_padded(spec, seeded_tokens(spec, total, 1, rows), pads), tuple(chunks), pads)
+    steps = list(case.steps())
+    assert [step.start for step in steps] == [sum(chunks[:i]) for i in range(len(chunks))]
+    assert steps[-1].stop == total
+    assert [step.graph for step in steps] == [PREFILL] + [DECODE] * (len(chunks) - 1)
+    ids = np.concatenate([case.inputs(step)["input_ids"] for step in steps], axis=1)
+    assert np.array_equal(ids, case.tokens)
+    for step in steps:
+        inputs = case.inputs(step)
+        assert inputs["attention_mask"].shape == (rows, step.stop)
+        for row, padding in enumerate(pads):
+            assert inputs["attention_mask"][row].sum() == max(step.stop - padding, 0)
+            live = [slot for slot in range(step.start, step.stop) if slot >= padding]
+            assert inputs["position_ids"][row][[s - step.start for s in live]].tolist() == [s - padding for s in live]
+
+
+@pytest.mark.parametrize(("chunks", "pads"), [((3,), (0,)), ((4, 0), (0,)), ((4,), (4,)), ((4,), (0, 0))])
+def test_a_case_that_does_not_add_up_is_refused(chunks: tuple[int, ...], pads: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="case c"):
+        Case("c", np.zeros((1, 4), np.int64), chunks, pads)
