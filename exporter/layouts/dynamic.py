@@ -24,17 +24,17 @@ class Cache(LayoutCache):
         return (key, value), (_newest(key, keep), _newest(value, keep))
 
     def mask(self, layer: LayerSpec) -> Tensor:
-        """(batch, 1, sequence, past + sequence)."""
+        """(batch, 1, sequence, past + sequence); queries and keys are counted from the slot's first row."""
         attention_mask, queries = self.inputs["attention_mask"], self.inputs["input_ids"].shape[1]
         past = self.past(self.spec.slots[layer.slot])
         rows = queries + (0 if past is None else past[0].shape[2])
-        total = attention_mask.shape[1]
-        query = torch.arange(queries, device=attention_mask.device)[:, None] + (total - queries)
-        key = torch.arange(rows, device=attention_mask.device)[None, :] + (total - rows)
+        query = torch.arange(queries, device=attention_mask.device)[:, None] + (rows - queries)
+        key = torch.arange(rows, device=attention_mask.device)[None, :]
         seen = key <= query
         if layer.window is not None:
             seen = torch.logical_and(seen, query - key < layer.window)
-        live = attention_mask[:, total - rows : total] != 0
+        total = attention_mask.shape[1]
+        live = (attention_mask if past is None else attention_mask[:, total - rows : total]) != 0
         return additive(torch.logical_and(seen[None], live[:, None, :]), self.dtype)
 
 
