@@ -36,6 +36,7 @@ __all__ = [
     "describe_isolated",
     "engines_folder",
     "interpreter",
+    "limit_of",
     "open_isolated",
     "open_runner",
 ]
@@ -233,7 +234,8 @@ def info_of(answer: Mapping[str, Any]) -> RunnerInfo:
     """The engine's own description, as it came over the pipe."""
     info = answer["info"]
     settings = {str(key): str(value) for key, value in info.get("settings", {}).items()}
-    return RunnerInfo(str(info["name"]), str(info["version"]), settings, str(info.get("adapted", "")))
+    words = (str(info.get(key, "")) for key in ("adapted", "layout"))
+    return RunnerInfo(str(info["name"]), str(info["version"]), settings, *words)
 
 
 def engines_folder() -> Path:
@@ -262,17 +264,30 @@ def interpreter(name: str, options: Mapping[str, str]) -> str:
     return sys.executable
 
 
+def limit_of(name: str, options: Mapping[str, str]) -> float:
+    """The setting ``limit``: seconds that one call may take.
+
+    Raises:
+        EngineUnavailableError: It is not a number above 0.
+    """
+    text = options.get("limit", str(LIMIT))
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise EngineUnavailableError(f"{name}: limit {text!r} is not a number of seconds")
+    return limit
+
+
 def launch_of(spec: RunnerSpec) -> Launch:
     """How a runner's process is started.
 
     Raises:
         EngineUnavailableError: A setting makes no sense.
     """
-    try:
-        limit = float(spec.options.get("limit", LIMIT))
-    except ValueError:
-        raise EngineUnavailableError(f"{spec.name}: limit {spec.options['limit']!r} is not seconds") from None
-    return Launch(spec.name, [interpreter(spec.name, spec.options), "-m", "runners.worker", spec.name], limit)
+    command = [interpreter(spec.name, spec.options), "-m", "runners.worker", spec.name]
+    return Launch(spec.name, command, limit_of(spec.name, spec.options))
 
 
 def open_isolated(bundle: Bundle, spec: RunnerSpec) -> IsolatedSession:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pkgutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from exporter.errors import EngineUnavailableError
-from runners.base import engine_names, load_engine
+from exporter.errors import KvparityError
+from runners.base import RunnerSpec, engine_names, load_engine
+from runners.isolate import describe_isolated, interpreter
 
 __all__ = ["RunnerRow", "list_cases", "list_families", "list_metrics", "list_runners"]
 
@@ -22,8 +25,9 @@ class RunnerRow:
 
 
 def list_runners() -> tuple[RunnerRow, ...]:
-    """Every runner, installed or not."""
-    return tuple(_row(name) for name in engine_names())
+    """Every runner, installed or not; an engine with an environment of its own is asked there."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return tuple(pool.map(_row, engine_names()))
 
 
 def _row(name: str) -> RunnerRow:
@@ -32,8 +36,9 @@ def _row(name: str) -> RunnerRow:
     except ImportError as error:
         return RunnerRow(name, False, "", f"{error.name or error} is not installed")
     try:
-        info = engine.describe()
-    except EngineUnavailableError as error:
+        own = getattr(engine, "OWN_PROCESS", False) or interpreter(name, {}) == sys.executable
+        info = engine.describe() if own else describe_isolated(RunnerSpec(name))
+    except KvparityError as error:
         return RunnerRow(name, False, "", str(error))
     settings = ", ".join(f"{key} {value}" for key, value in info.settings.items())
     summary = (engine.__doc__ or "").strip().splitlines()[0] if engine.__doc__ else ""

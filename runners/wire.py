@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runners.sequence import numpy_dtype
+from runners.base import numpy_dtype
 
 __all__ = ["Frame", "HungError", "decode_tensors", "encode", "read_exactly", "read_frame", "write_all"]
 

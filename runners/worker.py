@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class _State:
 
 
 def _info(info: RunnerInfo) -> dict[str, Any]:
-    return {"name": info.name, "version": info.version, "settings": dict(info.settings), "adapted": info.adapted}
+    return {**asdict(info), "settings": dict(info.settings)}
 
 
 def _message(error: Exception) -> str:

@@ -1,0 +1,35 @@
+"""Compiled graphs are kept, because a compiler may need minutes for what takes a second to run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from runners.isolate import engines_folder
+
+__all__ = ["compiled"]
+
+
+def compiled(parts: list[Path | str], suffix: str, make: Callable[[Path], None]) -> Path:
+    """The file that ``make`` writes, made once for the same inputs.
+
+    Args:
+        parts: What it depends on: files by their content, words (engine, version, flags) as they are.
+        suffix: Of the file.
+        make: Writes the file it is given.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part.read_bytes() if isinstance(part, Path) else part.encode()).digest())
+    folder = engines_folder() / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{digest.hexdigest()[:24]}{suffix}"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / path.name
+            make(made)
+            os.replace(made, path)
+    return path

@@ -1,0 +1,50 @@
+"""OpenCV's DNN module, the new engine of OpenCV 5. Its Gelu and Tanh are inexact; the portable profile avoids both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from exporter.bundle import Bundle, GraphEntry
+from exporter.errors import EngineUnavailableError
+from runners.base import Array, RunnerInfo, need, only
+from runners.engines._session import GraphSession, Run, by_name, threads_of
+
+__all__ = ["INSTALL", "describe", "open_session"]
+
+INSTALL = "pip install 'kvparity[opencv]'"
+_ENGINES = {"new": "ENGINE_NEW", "classic": "ENGINE_CLASSIC", "auto": "ENGINE_AUTO"}
+
+
+def describe() -> RunnerInfo:
+    """Version of OpenCV."""
+    return RunnerInfo("opencv", need("opencv-python-headless", INSTALL))
+
+
+def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
+    """Load both graphs; settings ``engine`` (new, classic, auto) and ``threads``."""
+    only(options, "engine", "threads")
+    version = describe().version
+    engine, threads = options.get("engine", "new"), threads_of(options)
+    if engine not in _ENGINES:
+        raise EngineUnavailableError(f"opencv: engine {engine!r} is unknown; known are {', '.join(_ENGINES)}")
+    import cv2
+
+    if threads:
+        cv2.setNumThreads(threads)
+
+    def load(path: Path, entry: GraphEntry) -> Run:
+        net = cv2.dnn.readNetFromONNX(str(path), getattr(cv2.dnn, _ENGINES[engine]))
+        names = [port.name for port in entry.spec.outputs]
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            for port in entry.spec.inputs:
+                net.setInput(np.ascontiguousarray(inputs[port.name]), port.name)
+            return by_name(entry, [value.copy() for value in net.forward(names)])
+
+        return run
+
+    settings = {"engine": engine, "threads": str(cv2.getNumThreads())}
+    return GraphSession(bundle, RunnerInfo("opencv", version, settings), load)
