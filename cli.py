@@ -70,6 +70,9 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
     print_bundle(bundle, progress.stages, str(target), as_json=as_json)
 
 
+_JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "save_trace", "allow_modified")
+
+
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
@@ -98,7 +101,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the report as Markdown.")
 @click.option("--model-explorer", type=click.Path(path_type=Path), help="Write errors as Model Explorer node data.")
 @click.option("--allow-modified", is_flag=True, help="Judge files that differ from the manifest.")
-def compare(bundle: Path, tol: str, allow_modified: bool, **given: Any) -> int:
+def compare(bundle: Path, tol: str, **given: Any) -> int:
     """Compare what runners compute from BUNDLE with what PyTorch computes, at every position and cache row."""
     from runners.compare import Outputs, compare, parse_tolerance, runner_specs
     from runners.judge import JudgeOptions
@@ -112,10 +115,10 @@ def compare(bundle: Path, tol: str, allow_modified: bool, **given: Any) -> int:
         cases=given["cases"],
         tol=tolerance,
         shown_bundle=str(bundle),
-        **{key: given[key] for key in ("budget", "live", "exact", "exact_tol", "identities", "save_trace")},
+        **{key: given[key] for key in _JUDGE_OPTIONS},
     )
     files = {key: given[key] for key in ("html", "junit", "markdown", "model_explorer")}
-    return compare(bundle, options, Outputs(json=given["json_file"], **files), allow_modified=allow_modified)
+    return compare(bundle, options, Outputs(json=given["json_file"], **files))
 
 
 @cli.command()

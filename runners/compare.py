@@ -64,19 +64,18 @@ def runner_specs(names: tuple[str, ...], traces: tuple[Path, ...]) -> tuple[Runn
     return tuple(specs)
 
 
-def compare(root: Path, options: JudgeOptions, outputs: Outputs, *, allow_modified: bool = False) -> int:
+def compare(root: Path, options: JudgeOptions, outputs: Outputs) -> int:
     """Judge a bundle and report.
 
     Args:
         root: The bundle's folder.
         options: What to ask.
         outputs: What to write beside the text.
-        allow_modified: Judge files that are not the ones the manifest names.
 
     Returns:
         0 match, 1 mismatch, 2 could not tell.
     """
-    bundle = Bundle.open(root, allow_modified=allow_modified)
+    bundle = Bundle.open(root, allow_modified=options.allow_modified)
     with _progress() as say:
         report = judge(bundle, options, say)
     for path, render in _writers(outputs, bundle):

@@ -49,7 +49,8 @@ class JudgeOptions:
         exact_tol: Gate of that question.
         identities: Ask the identities instead of comparing with PyTorch.
         save_trace: Write what the runner returned to this file; one runner only.
-        shown_bundle: The bundle as the reader typed it, for the command at the end.
+        allow_modified: Whether files may differ from the manifest; for the command at the end.
+        shown_bundle: The bundle as the reader typed it, for the same.
     """
 
     runners: tuple[RunnerSpec, ...]
@@ -61,6 +62,7 @@ class JudgeOptions:
     exact_tol: float = 1e-10
     identities: bool = False
     save_trace: Path | None = None
+    allow_modified: bool = False
     shown_bundle: str = "BUNDLE"
 
     def __post_init__(self) -> None:
@@ -298,7 +300,8 @@ def _strictness(options: JudgeOptions) -> Iterator[str]:
         yield f"--tol {options.tol:g}"
     if options.exact:
         yield "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
-    yield from (flag for flag, on in (("--live", options.live), ("--self", options.identities)) if on)
+    flags = {"--live": options.live, "--self": options.identities, "--allow-modified": options.allow_modified}
+    yield from (flag for flag, on in flags.items() if on)
 
 
 def _runner_words(spec: RunnerSpec) -> str:

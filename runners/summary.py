@@ -85,7 +85,8 @@ def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str
         not_judged: Cases that had no reference.
         command: Gives the command that narrows a divergence, or repeats a match.
     """
-    questions = tuple(_question(bundle, answer, not_judged) for answer in answers)
+    blame = _blame(answers)
+    questions = tuple(_question(bundle, answer, not_judged, blame) for answer in answers)
     first = next((record.first_divergence for record in questions if record.first_divergence), None)
     runners = {runner.name: runner for answer in answers for runner in answer.runners}
     return Report(
@@ -104,7 +105,7 @@ def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str
     )
 
 
-def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> QuestionRecord:
+def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str], blame: str) -> QuestionRecord:
     records = [case.record for case in answer.cases]
     return QuestionRecord(
         question=answer.question,
@@ -115,7 +116,7 @@ def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> Ques
         needs_tol=_largest([record.needs_tol for record in records if record.compared]),
         needs_budget=_largest([number(b.ratio_max) for record in records for b in record.budget.values()]),
         first_divergence=_first(bundle, answer),
-        notes=tuple(_notes(bundle, answer, not_judged)),
+        notes=(*_notes(bundle, answer, not_judged), *([blame] if blame and answer.question == "exact" else [])),
     )
 
 
@@ -154,14 +155,28 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> Iterato
         yield f"Judged against PyTorch in float64; the limit is {answer.budget:g} × its own float32 error in each case."
     padded = sum(record.padded_slots for record in records)
     if padded:
-        yield f"{padded} padded slots were checked for finiteness only: nobody's contract says what they hold."
+        yield f"{_count(padded, 'padded slot')} checked for finiteness only: nobody's contract says what they hold."
     flips, ties = sum(record.flips for record in records), sum(record.near_ties for record in records)
     if flips:
-        yield f"The likeliest token differs at {flips} positions; {ties} of them are near ties within the limit."
+        yield f"The likeliest token differs at {_count(flips, 'position')}; near ties within the limit: {ties}."
     if not_judged and answer.question != "self":
         yield f"Not judged, because no vectors were recorded (--live judges them): {', '.join(not_judged)}."
     if bundle.options.logits == "last":
         yield "The graphs return the logits of each call's last position; no other position was compared."
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _blame(answers: Sequence[Answer]) -> str:
+    """Whose fault a mismatch with PyTorch is, where exactness was asked too."""
+    verdicts = {answer.question: answer.verdict for answer in answers}
+    if verdicts.get("exact") == "mismatch":
+        return "An export fault: the graph itself, evaluated in float64, is not the model."
+    if verdicts.get("exact") == "match" and verdicts.get("gate") == "mismatch":
+        return "An engine fault, or rounding: the graph itself, evaluated in float64, is the model."
+    return ""
 
 
 def _noise(cases: Sequence[CaseDiff]) -> dict[str, Noise]:

@@ -300,6 +300,16 @@ def test_exactness_is_a_question_of_its_own(bundle: Bundle) -> None:
     assert wrong.first_divergence.question == "exact"
     assert "PyTorch in float64" in wrong.first_divergence.sentence
     assert "--exact" in wrong.command
+    assert any("export fault" in note for note in wrong.questions[1].notes)
+
+
+def test_a_wrong_engine_on_a_right_graph_is_called_an_engine_fault(bundle: Bundle) -> None:
+    def opener(_bundle: Bundle, spec: RunnerSpec) -> Any:
+        return Decoder("float64") if spec.name == "exact" else Decoder(scale=1.001)
+
+    report = judge(bundle, JudgeOptions((RunnerSpec("ort"),), exact=True, exact_tol=1e-9), opener=opener)
+    assert [q.verdict for q in report.questions] == ["mismatch", "match"]
+    assert any("engine fault" in note for note in report.questions[1].notes)
 
 
 def test_a_flip_of_the_likeliest_token_is_reported_and_a_near_tie_called_that(bundle: Bundle) -> None:

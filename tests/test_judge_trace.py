@@ -170,3 +170,18 @@ def test_bfloat16_survives_the_file(tmp_path: Path) -> None:
 def test_without_a_file_the_runner_says_what_it_needs(bundle: Bundle) -> None:
     with pytest.raises(EngineUnavailableError, match=r"--trace FILE\.npz"):
         trace_file.open_session(bundle, {})
+
+
+def test_the_documented_recipe_makes_a_trace_that_matches(bundle: Bundle, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "trace-format.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    code = code.replace("BUNDLE", str(bundle.root)).replace("handoff-127", "handoff-6")
+    session = Decoder()
+
+    def my_engine(graph: str, past: dict[str, Any], **inputs: Any) -> dict[str, Any]:
+        named = {name.replace("present", "past_key_values"): value for name, value in past.items()}
+        return session.run(graph, {**inputs, **named})
+
+    code = code.replace("mine.npz", str(tmp_path / "mine.npz"))
+    exec(code, {"empty_caches": dict, "my_engine": my_engine})
+    assert replay(bundle, tmp_path / "mine.npz", cases=("handoff-6",)).verdict == "match"

@@ -35,3 +35,7 @@ def _value(value: Any) -> str:
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+if __name__ == "__main__":  # python -m runners.report.json_file > docs/report.schema.json
+    print(json_schema(), end="")
