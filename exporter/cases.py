@@ -157,13 +157,13 @@ def default_cases(spec: ModelSpec, text: Sequence[int] = (), limit: int | None =
     Args:
         spec: The model; its smallest window W sets the lengths (64 is used where every layer is full).
         text: Token ids of real text, for the case that uses it.
-        limit: Longest case in tokens; the model's ``max_position`` (at most 1,000) where None.
+        limit: Longest case in tokens; where None, what the window needs, at least 1,000; never past ``max_position``.
 
     Returns:
         Cases in order of cost; a case longer than ``limit`` is left out.
     """
     window = spec.window or 64
-    limit = min(limit or 1000, spec.max_position)
+    limit = min(limit or _default_limit(window), spec.max_position)
     plan = _Schedule(spec, text, limit)
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)
@@ -171,6 +171,11 @@ def default_cases(spec: ModelSpec, text: Sequence[int] = (), limit: int | None =
     _batch_cases(plan, window)
     _token_cases(plan, window)
     return tuple(plan.cases)
+
+
+def _default_limit(window: int) -> int:
+    """Long enough for three chunks beyond a window of up to 512, and for one prefill of 2W + 3 beyond larger ones."""
+    return max(1000, 3 * (window + 1) if window <= 512 else 2 * window + 8)
 
 
 def _prefill_cases(plan: _Schedule, window: int, limit: int) -> None:

@@ -25,9 +25,14 @@ def test_an_error_leaves_the_previous_bundle_as_it_was(tmp_path: Path) -> None:
     target = tmp_path / "b"
     target.mkdir()
     (target / "manifest.json").write_text("old")
-    with pytest.raises(RuntimeError), new_folder(target) as folder:
-        (folder / "manifest.json").write_text("new")
-        raise RuntimeError
+
+    def half_way() -> None:
+        with new_folder(target) as folder:
+            (folder / "manifest.json").write_text("new")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        half_way()
     assert (target / "manifest.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 

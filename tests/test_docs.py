@@ -1,0 +1,59 @@
+"""The documents are true: the tree, the commands, the links, the command-line reference."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+import cli
+from tests.readme_tree import BEGIN, END, ROOT, tracked, tree
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(Path(ROOT / name) for name in tracked() if name.endswith(".md"))
+
+
+def commands(text: str) -> list[str]:
+    """Every ``python cli.py …`` line of the shell blocks of a page."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python cli.py ")]
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    assert README.split(BEGIN)[1].split(END)[0] == tree(), "run: python -m tests.readme_tree --write"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_shown_is_one_the_command_line_has(page: Path) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        words = shlex.split(line)[2:]
+        context = click.Context(cli.cli)
+        command = cli.cli.get_command(context, words[0])
+        assert command is not None, line
+        command.make_context(words[0], words[1:], resilient_parsing=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_local_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_shows_the_commands_that_the_makefile_has() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    assert set(re.findall(r"^make ([a-z-]+)", README, flags=re.M)) <= targets
+
+
+def test_no_page_or_source_names_a_machine() -> None:
+    pattern = re.compile(r"/(?:home|root|work|Users)/[a-z]")
+    for name in tracked():
+        if (
+            name.endswith((".py", ".md", ".toml", ".json", ".csv", ".cjs", ".mjs", ".html"))
+            and name != "tests/test_docs.py"
+        ):
+            assert not pattern.search((ROOT / name).read_text(encoding="utf-8")), name
