@@ -107,6 +107,7 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # with symbolic sizes, keeping results costs more than computing them again
     persistent = set(model.state_dict().keys())
     buffers = {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
     fakes: dict[int, nn.Parameter] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
@@ -15,21 +16,35 @@ from onnxscript import optimizer
 __all__ = ["drop_casts", "simplify"]
 
 _LIMIT = 4096  # elements: larger constants are left alone
+_ROUNDS = 4  # folding shape arithmetic settles in two or three
+_OPEN_END = np.iinfo(np.int64).max
 
 
 def simplify(model: ir.Model, weights: Iterable[str]) -> None:
-    """Apply the pass: weights become graph inputs while the optimiser runs, so that it cannot touch them."""
+    """Apply the pass: weights become graph inputs while constants fold, so that nothing can touch them.
+
+    onnxscript's ``optimizer.optimize`` would do, but its pattern matcher takes ten times as long as everything here.
+    """
     graph = model.graph
     ports = list(graph.inputs)
     set_aside = [graph.initializers.pop(name) for name in sorted(weights)]
     graph.inputs.extend(set_aside)
-    optimizer.optimize_ir(
-        model, num_iterations=3, onnx_shape_inference=False, input_size_limit=_LIMIT, output_size_limit=_LIMIT
-    )
+    common.InlinePass()(model)
+    for _ in range(_ROUNDS):
+        folded = optimizer.fold_constants(
+            model, onnx_shape_inference=False, input_size_limit=_LIMIT, output_size_limit=_LIMIT
+        )
+        common.RemoveUnusedNodesPass()(model)
+        if not folded.modified:
+            break
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
     _drop_noop_casts(model)
+    _drop_noops(model)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)
     graph.inputs.clear()
     graph.inputs.extend(ports)
     for value in set_aside:
@@ -69,3 +84,36 @@ def _drop_noop_casts(model: ir.Model) -> None:
         if source.dtype == node.attributes["to"].as_int() and not node.outputs[0].is_graph_output():
             node.outputs[0].replace_all_uses_with(source)
             model.graph.remove(node, safe=True)
+
+
+def _drop_noops(model: ir.Model) -> None:
+    """Remove multiplications by 1 and slices that keep everything."""
+    for node in list(model.graph):
+        source = _unchanged(node)
+        output = node.outputs[0]
+        if source is None or (output.is_graph_output() and source.producer() is None):
+            continue
+        output.replace_all_uses_with(source, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+
+
+def _unchanged(node: ir.Node) -> ir.Value | None:
+    """The input that a node returns as it is, or None."""
+    if node.op_type == "Mul":
+        for index in (0, 1):
+            factor, other = node.inputs[index], node.inputs[1 - index]
+            if factor is not None and other is not None and _elements(factor) == [1] and not factor.shape:
+                return other
+    if node.op_type == "Slice" and len(node.inputs) >= 3:
+        starts, ends, steps = node.inputs[1], node.inputs[2], node.inputs[4] if len(node.inputs) > 4 else None
+        if _elements(starts) == [0] and _elements(ends) == [_OPEN_END] and (steps is None or _elements(steps) == [1]):
+            return node.inputs[0]
+    return None
+
+
+def _elements(value: ir.Value | None) -> list[float] | None:
+    """The elements of a small constant."""
+    tensor = None if value is None else value.const_value
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > 1:
+        return None
+    return np.asarray(tensor.numpy()).ravel().tolist()
