@@ -88,6 +88,7 @@ def export(
     with new_folder(target) as folder:
         with _stage("read", report):
             config = checkpoint.config()
+            config.save_pretrained(folder)  # the workers read it there: parsing a GGUF file takes seconds each time
             shell = checkpoint.shell(config)
             spec = model_spec(config, shell, options.dtype)
             options = settled(options, spec)
@@ -99,7 +100,7 @@ def export(
             _trace(checkpoint, folder, options, placements)
         with _stage("check", report):
             graphs = _graphs(folder, spec, options)
-            files = _copy_files(checkpoint, config, folder)
+            files = _copy_files(checkpoint, folder)
         locations = sorted({place.location for place in placements.values()})
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -145,8 +146,8 @@ def _trace(checkpoint: Checkpoint, folder: Path, options: ExportOptions, placeme
     jobs = [
         worker.Job(
             checkpoint.source,
-            str(checkpoint.folder),
-            checkpoint.gguf,
+            str(folder),
+            None,
             kind,
             options,
             placements,
@@ -178,9 +179,8 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
     return graphs
 
 
-def _copy_files(checkpoint: Checkpoint, config: Any, folder: Path) -> tuple[FileEntry, ...]:
-    """Config, generation config and tokenizer, so that the bundle is a model folder of its own."""
-    config.save_pretrained(folder)
+def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
+    """Generation config and tokenizer beside the config, so that the bundle is a model folder of its own."""
     if checkpoint.gguf is None and (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
     copy_tokenizer(checkpoint, folder)
