@@ -130,15 +130,16 @@ def compare(bundle: Path, tol: str, **given: Any) -> int:
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, also where the model has a chat template.")
 @click.option("--allow-modified", is_flag=True, help="Run files that differ from the manifest.")
-def run(bundle: Path, prompt: str, tokens: int, runner: str, allow_modified: bool, **sampling: Any) -> int:
+def run(bundle: Path, prompt: str, tokens: int, runner: str, raw: bool, allow_modified: bool, **sampling: Any) -> int:
     """Continue a prompt with the graphs of BUNDLE alone: no PyTorch, text streamed to stdout."""
     from exporter.bundle import Bundle
     from runners.base import parse_runner
     from runners.generate import Sampling, write_text
 
     opened = Bundle.open(bundle, allow_modified=allow_modified)
-    return write_text(opened, prompt, tokens, parse_runner(runner), Sampling(**sampling))
+    return write_text(opened, prompt, tokens, parse_runner(runner), Sampling(**sampling), raw=raw)
 
 
 @cli.command()

@@ -121,13 +121,27 @@ def generate(
     *,
     runner: RunnerSpec,
     sampling: Sampling,
+    chat: bool = False,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Generation:
-    """Continue a prompt; ``on_text`` gets the text piece by piece as it is decoded."""
+    """Continue a prompt, or with ``chat`` answer it as a message in the model's chat template.
+
+    Args:
+        bundle: The bundle.
+        prompt: Text.
+        count: Most new tokens.
+        runner: Which engine runs the graphs.
+        sampling: How tokens are chosen.
+        chat: Put the prompt into the chat template first.
+        on_text: Gets the text piece by piece as it is decoded.
+    """
     from tokenizers.decoders import DecodeStream
 
+    from runners.chat import chat_prompt
+
     tokenizer = load_tokenizer(bundle)
-    ids = np.asarray(tokenizer.encode(prompt).ids, np.int64)
+    text = chat_prompt(bundle.root, prompt) if chat else prompt
+    ids = np.asarray(tokenizer.encode(text, add_special_tokens=not chat).ids, np.int64)
     session = load_engine(runner.name).open_session(bundle, runner.options)
     stream = DecodeStream(ids=[int(token) for token in ids], skip_special_tokens=True)
     tokens: list[int] = []
@@ -150,18 +164,25 @@ def generate(
     return Generation(tuple(int(t) for t in ids), tuple(tokens), reason, first - started, ended - first)
 
 
-def write_text(bundle: Bundle, prompt: str, count: int, runner: RunnerSpec, sampling: Sampling) -> int:
-    """The ``run`` command: text on stdout as it comes, speed on stderr.
+def write_text(
+    bundle: Bundle, prompt: str, count: int, runner: RunnerSpec, sampling: Sampling, *, raw: bool = False
+) -> int:
+    """The ``run`` command: text on stdout as it comes, speed on stderr; a chat model answers unless ``raw``.
 
     Returns:
         0.
     """
     import sys
 
-    print(prompt, end="", flush=True)
-    made = generate(
-        bundle, prompt, count, runner=runner, sampling=sampling, on_text=lambda text: print(text, end="", flush=True)
-    )
+    from runners.chat import chat_template
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    chat = not raw and chat_template(bundle.root) is not None
+    if not chat:
+        show(prompt)
+    made = generate(bundle, prompt, count, runner=runner, sampling=sampling, chat=chat, on_text=show)
     print()
     print(
         f"{len(made.tokens)} tokens ({made.ended}), "
