@@ -91,7 +91,9 @@ class Checkpoint:
             ExportError: The weights cannot be read.
         """
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # stages are reported by the exporter
         arguments = {"gguf_file": self.gguf} if self.gguf else {}
         try:
             model = AutoModelForCausalLM.from_pretrained(
