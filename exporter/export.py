@@ -31,6 +31,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
 from exporter.errors import ExportError, KvparityError
 from exporter.lowering import DEFAULT_OPSET
+from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, settled
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, encode_text
@@ -117,7 +118,9 @@ def export(
         cases = default_cases(spec, encode_text(folder, TEXT), longest)
         with _stage("vectors", report):
             recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(cases)
-        manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
+            manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
+            golden = write_golden(folder, manifest, Bundle(folder, manifest).vectors)
+            manifest = replace(manifest, files=(*manifest.files, *golden))
         write_manifest(folder, manifest)
     return Bundle(target, manifest)
 
