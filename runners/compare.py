@@ -14,7 +14,8 @@ from exporter.bundle import Bundle
 from exporter.errors import TraceError
 from runners.base import RunnerSpec, parse_runner
 from runners.diff.records import Report
-from runners.judge import DEFAULT, EXACT, JudgeOptions, Say, judge
+from runners.judge import EXACT, Say, judge
+from runners.options import DEFAULT, JudgeOptions
 
 __all__ = ["EXIT_CODES", "Outputs", "compare", "parse_tolerance"]
 

@@ -87,14 +87,20 @@ def _question(report: Report, question: QuestionRecord, token_text: TokenText) -
 
 
 def _focus(question: QuestionRecord, records: Sequence[CaseRecord]) -> list[CaseRecord]:
-    """The case whose pictures say most: the longest wrong one, else the one with most calls."""
+    """The case whose pictures say most: wrong at most positions, else the one with most calls."""
     first = question.first_divergence
     wrong = [r for r in records if first and r.runner == first.runner and r.verdict == "mismatch"]
     if wrong:
-        chosen = max(wrong, key=lambda record: (len(record.pads) == 1, sum(record.chunks)))
+        chosen = max(wrong, key=lambda record: (len(record.pads) == 1, _wrong_positions(record)))
     else:
         chosen = max(records, key=lambda record: (record.played, sum(record.chunks)))
     return [record for record in records if record.case == chosen.case]
+
+
+def _wrong_positions(record: CaseRecord) -> int:
+    """Token slots over the limit, summed over the logits and every cache slot."""
+    limit = max(record.limits.values(), default=0.0)
+    return sum(error is not None and error > limit for curve in record.curves for error in curve.errors)
 
 
 def _matrix(question: QuestionRecord, records: Sequence[CaseRecord]) -> Iterator[Element]:

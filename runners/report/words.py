@@ -85,7 +85,7 @@ def verdict_sentence(report: Report) -> str:
     if report.first_divergence is not None:
         return f"MISMATCH  {report.first_divergence.sentence}"
     if report.verdict == "match":
-        cases = len({(record.question, record.case) for record in report.cases})
+        cases = len({record.case for record in report.cases})
         runners = ", ".join(runner.name for runner in report.runners)
         return f"MATCH  {runners}: {cases} cases, {_tolerances(report)}"
     absent = next((f"{runner.name}: {runner.message}" for runner in report.runners if not runner.available), None)
