@@ -25,6 +25,8 @@ __all__ = ["ATTENTION", "Decoder", "add_probes", "register_attention"]
 
 ATTENTION = "kvparity"
 _MASKS: ContextVar[Mapping[int, Tensor]] = ContextVar("masks")
+_TABLES = ("cos", "sin")
+_LAYER_INPUTS = ("hidden_states", "attention_mask", "position_embeddings")  # named elsewhere, or not values of a layer
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
@@ -91,14 +93,21 @@ def _use_masks(masks: Mapping[int, Tensor]) -> Iterator[None]:
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:
-    """Hook every module inside the decoder layers, the embeddings and the final norm, so that outputs get names.
+    """Hook the embeddings, rotary tables, every module inside the decoder layers and the head: outputs get names.
 
-    The name of a value is the path of the module that made it, from the base model on: ``layers.3.mlp.down_proj``.
+    The name of a value is the path of the module that made it, from the base model on: ``layers.3.mlp.down_proj``;
+    ``rotary_emb.sliding_attention.cos`` for rotary tables; ``layers.3.per_layer_input`` for what a layer is given
+    besides the hidden states.
     """
     base = getattr(model, model.base_model_prefix, model)
     for path, module in base.named_modules():
-        if path and not isinstance(module, nn.ModuleList) and "rotary" not in path and "act_fn" not in path:
+        if "rotary" in path:
+            module.register_forward_hook(_named_tables(path), with_kwargs=True)
+        elif path and not isinstance(module, nn.ModuleList) and "act_fn" not in path:
             module.register_forward_hook(_named(path))
+    for layer in layers:
+        module = base.layers[layer.index]
+        module.register_forward_pre_hook(_named_inputs(module, f"layers.{layer.index}"), with_kwargs=True)
     model.get_output_embeddings().register_forward_hook(_named("lm_head"))
 
 
@@ -109,5 +118,35 @@ def _named(path: str) -> Callable[..., Any]:
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
             return (probe(output[0], path), *output[1:])
         return output
+
+    return hook
+
+
+def _named_tables(path: str) -> Callable[..., Any]:
+    """Rotary modules return (cos, sin), one pair per layer kind where the kind is an argument."""
+
+    def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        kind = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
+        return tuple(probe(table, ".".join([path, *kind, part])) for table, part in zip(output, _TABLES, strict=True))
+
+    return hook
+
+
+def _named_inputs(module: nn.Module, path: str) -> Callable[..., Any]:
+    """Tensors that a layer is given besides the hidden states, such as per-layer embeddings."""
+    names = list(inspect.signature(module.forward).parameters)
+
+    def wanted(name: str, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and name not in _LAYER_INPUTS
+
+    def hook(_module: Any, args: Any, kwargs: Any) -> Any:
+        named = [
+            probe(value, f"{path}.{name}") if wanted(name, value) else value
+            for name, value in zip(names, args, strict=False)
+        ]
+        rest = {
+            name: probe(value, f"{path}.{name}") if wanted(name, value) else value for name, value in kwargs.items()
+        }
+        return (*named, *args[len(named) :]), rest
 
     return hook

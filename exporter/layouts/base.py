@@ -76,7 +76,7 @@ class LayoutCache(ABC):
         for layer in self.spec.layers:
             kind = (layer.kind, layer.window)
             if kind not in made:
-                made[kind] = self.mask(layer)
+                made[kind] = probe(self.mask(layer), f"mask.{layer.kind}")
         return {layer.index: made[layer.kind, layer.window] for layer in self.spec.layers}
 
     def named(self, slot: SlotSpec, key: Tensor, value: Tensor) -> Pair:

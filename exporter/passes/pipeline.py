@@ -11,7 +11,7 @@ from exporter.capture import Captured, name_ports
 from exporter.errors import ExportError
 from exporter.passes.lower import lower_to_float32
 from exporter.passes.plain import plain_shapes
-from exporter.passes.probes import name_probes
+from exporter.passes.probes import find_probes, keep_probes, name_probes
 from exporter.passes.simplify import drop_casts, simplify
 from exporter.passes.targets import constant_targets
 from exporter.passes.tidy import tidy
@@ -42,8 +42,10 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
         lower_to_float32(model)
     plain_shapes(model)
     constant_targets(model)
+    probes = find_probes(model)
     tidy(model, version)
     name_ports(model, captured.graph)  # passes may have put other values in a port's place
+    keep_probes(model, probes)
     _point_at_weights(model, captured.weights, placements)
     ir.save(model, path)
 
