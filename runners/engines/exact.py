@@ -8,7 +8,7 @@ where it has double kernels, onnx's ReferenceEvaluator otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from exporter.errors import EngineUnavailableError
 from exporter.spec import GraphKind
 from runners.base import Array, RunnerInfo, need, only
 
-__all__ = ["INSTALL", "ExactSession", "describe", "open_session", "widen"]
+__all__ = ["INSTALL", "ExactSession", "describe", "open_model", "open_session", "widen"]
 
 INSTALL = "pip install onnx onnx-ir onnxruntime"
 FLOAT64_CONSTANTS = "kvparity.float64_constants"
+Evaluate = Callable[[Mapping[str, Array]], list[Array]]
 
 
 def describe() -> RunnerInfo:
@@ -62,12 +63,30 @@ class ExactSession:
         self._graphs.clear()
 
 
-def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], Any]:
+def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], Evaluate]:
     import onnx_ir as ir
 
-    path = bundle.graph_path(graph)
-    model = ir.load(path)
+    model = ir.load(bundle.graph_path(graph))
     widen(model)
+    return open_model(model, evaluator, f"{graph}.onnx")
+
+
+def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evaluate]:
+    """Load a model for evaluation in the dtypes that it has.
+
+    Args:
+        model: An onnx_ir model, widened already where float64 is wanted.
+        evaluator: ``ort``, which falls back to onnx's own evaluator where kernels are missing, or ``onnx``.
+        name: For messages.
+
+    Returns:
+        Names of its outputs, and a function from inputs by name to outputs in that order.
+
+    Raises:
+        EngineUnavailableError: ONNX Runtime refuses the model for another reason than a missing kernel.
+    """
+    import onnx_ir as ir
+
     names = [str(value.name) for value in model.graph.outputs]
     wanted = [str(value.name) for value in model.graph.inputs]
     proto = ir.to_proto(model)
@@ -85,7 +104,7 @@ def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], 
         except Exception as error:
             if "NOT_IMPLEMENTED" not in str(error) and "larger than" not in str(error):
                 raise EngineUnavailableError(
-                    f"exact: {graph}.onnx has no float64 evaluation in ONNX Runtime: {str(error).splitlines()[0]}"
+                    f"exact: {name} has no float64 evaluation in ONNX Runtime: {str(error).splitlines()[0]}"
                 ) from error
     from onnx.reference import ReferenceEvaluator
 

@@ -88,6 +88,11 @@ class TorchSession:
             layout="dynamic",
         )
 
+    @property
+    def model(self) -> Any:
+        """Transformers' model, for those who watch it run."""
+        return self._model
+
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; the cache is rebuilt from the pasts, so calls are independent of each other."""
         cache, taken = self._cache(inputs if graph == DECODE else {}, int(inputs["attention_mask"].shape[1]))

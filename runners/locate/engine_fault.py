@@ -1,0 +1,185 @@
+"""The graph is right, the engine is not: which operator does it compute wrongly?
+
+Every probe is cut and fed with float64 values rounded to the graph's dtype, so that an engine's error in one segment
+cannot reach the next. What float32 arithmetic itself costs is measured on the same cut graph with onnx's own evaluator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from runners.base import Array, RunnerSpec, Session
+from runners.engines.exact import widen
+from runners.locate.causes import Cause
+from runners.locate.export_fault import describe
+from runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of, segment_of
+from runners.locate.operators import Inspection
+from runners.locate.probe_diff import Call, ProbeDiff, diff_probe
+from runners.locate.probed_bundle import probed_bundle
+from runners.locate.records import Location, paragraph
+from runners.locate.search import Found
+
+__all__ = ["engine_fault"]
+
+Opener = Callable[[Bundle, RunnerSpec], Session]
+_BUDGET = 16.0  # times float32's own error in the same segment; a fault is orders of magnitude over this
+_EPSILON = 2.0**-21  # of the largest value: what any float32 segment may cost
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """One cut graph on engine, float64 and float32."""
+
+    wrong: tuple[ProbeDiff, ...]
+    expected: Mapping[str, Array]
+    count: int
+
+
+def engine_fault(bundle: Bundle, call: Call, spec: RunnerSpec, opener: Opener, label: str) -> Location | None:
+    """Locate what an engine computes wrongly in one call.
+
+    Args:
+        bundle: The bundle.
+        call: The call.
+        spec: The engine.
+        opener: Opens it on a bundle.
+        label: For the answer.
+
+    Returns:
+        The location, or None where every segment is within the budget of float32 arithmetic.
+    """
+    kind = call.step.graph
+    feeds = _narrow(bundle, call.feeds)
+    values, probes = _float64_values(bundle, call, feeds)
+    names = {probe: value for probe, value in probes.items() if values[value].dtype.kind == "f"}
+    coarse = _compare(bundle, call, feeds, values, names, spec, opener)
+    if not coarse.wrong:
+        return None
+    guilty = coarse.wrong[0]
+    plain = load_graph(bundle, kind)
+    segment = segment_of(plain, guilty.value, set(names.values()))
+    inner = {str(v.name): str(v.name) for node in segment.nodes for v in node.outputs if v.name}
+    inner = {name: name for name in inner if values[name].dtype.kind == "f"}
+    fine = _compare(bundle, call, feeds, values, {**names, **inner}, spec, opener)
+    wrong = {diff.value for diff in fine.wrong}
+    nodes = tuple(node for node in segment.nodes if any(value.name in wrong for value in node.outputs))
+    shown = next((diff for diff in fine.wrong if nodes and diff.value == nodes[0].outputs[0].name), guilty)
+    shown = replace(shown, probe=guilty.probe)
+    found = Found(names, (), coarse.wrong, {}, {})
+    inspection = Inspection(segment.nodes, nodes or segment.nodes[-1:], {}, segment.inputs, {})
+    base = Location(
+        "engine", label, call.case.name, call.step.index, kind, reference="the same graph in float64, same inputs"
+    )
+    located = describe(base, bundle.model, shown, found, inspection, _cause(coarse, fine, inspection))
+    located = replace(located, also=tuple(diff.probe for diff in coarse.wrong[1:]))
+    return replace(located, sentence=paragraph(located))
+
+
+def _narrow(bundle: Bundle, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    from runners.sequence import numpy_dtype
+
+    dtype = numpy_dtype(bundle.options.dtype)
+    return {name: array.astype(dtype) if array.dtype.kind not in "iub" else array for name, array in feeds.items()}
+
+
+def _float64_values(
+    bundle: Bundle, call: Call, feeds: Mapping[str, Array]
+) -> tuple[dict[str, Array], Mapping[str, str]]:
+    """Every value of the graph in float64, and its probes."""
+    model = load_graph(bundle, call.step.graph)
+    probes = probes_of(model)
+    expose(model, [str(value.name) for node in model.graph for value in node.outputs if value.name])
+    return evaluate(model, feeds, f"{call.step.graph}.onnx"), probes
+
+
+def _compare(
+    bundle: Bundle,
+    call: Call,
+    feeds: Mapping[str, Array],
+    values: Mapping[str, Array],
+    names: Mapping[str, str],
+    spec: RunnerSpec,
+    opener: Opener,
+) -> _Cut:
+    """Cut a graph at the named values and run it on the engine, in float64, and in float32."""
+    from runners.sequence import numpy_dtype
+
+    kind, dtype = call.step.graph, numpy_dtype(bundle.options.dtype)
+    given = {value + GIVEN: values[value].astype(dtype) for value in names.values()}
+    narrow = _cut_graph(bundle, kind, names.values(), dtype)
+    with probed_bundle(bundle, kind, narrow) as probed:
+        session = opener(probed, spec)
+        try:
+            actual = session.run(kind, {**feeds, **given})
+        finally:
+            session.close()
+    wide = _cut_graph(bundle, kind, names.values(), dtype)
+    widen(wide)
+    expected = evaluate(wide, {**feeds, **given}, f"{kind}.onnx, isolated")
+    noise = _float32(_cut_graph(bundle, kind, names.values(), dtype), {**feeds, **given})
+    wrong = [_judge(call, probe, value, expected, actual, noise) for probe, value in names.items()]
+    return _Cut(tuple(diff for diff in wrong if diff is not None), expected, len(names))
+
+
+def _cut_graph(bundle: Bundle, kind: Any, names: Iterable[str], dtype: np.dtype[Any]) -> Any:
+    model = load_graph(bundle, kind, wide=False)
+    cut(model, dict.fromkeys(names, dtype))
+    return model
+
+
+def _float32(model: Any, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The cut graph in its own dtype on onnx's evaluator; nothing where that lacks an operator."""
+    import onnx_ir as ir
+    from onnx.reference import ReferenceEvaluator
+
+    names = [str(value.name) for value in model.graph.outputs]
+    for name, value in model.graph.initializers.items():
+        value.const_value = ir.tensor(value.const_value.numpy(), name=name)
+    try:
+        results = ReferenceEvaluator(ir.to_proto(model)).run(names, dict(feeds))
+    except Exception:  # an operator of another domain; the floor alone is used
+        return {}
+    return dict(zip(names, results, strict=True))
+
+
+def _judge(
+    call: Call,
+    probe: str,
+    value: str,
+    expected: Mapping[str, Array],
+    actual: Mapping[str, Array],
+    noise: Mapping[str, Array],
+) -> ProbeDiff | None:
+    want = expected[value]
+    largest = max(1e-30, float(np.abs(np.where(want < -1e8, 0.0, want)).max(initial=0.0)))
+    own = noise.get(value)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounding = 0.0 if own is None or own.shape != want.shape else float(np.abs(own - want).max(initial=0.0))
+    limit = _BUDGET * max(rounding if np.isfinite(rounding) else 0.0, _EPSILON * largest)
+    return diff_probe(call, probe, value, want, actual[value], relative=limit / max(1.0, largest))
+
+
+def _cause(coarse: _Cut, fine: _Cut, inspection: Inspection) -> Cause | None:
+    if len(coarse.wrong) > coarse.count // 3:
+        return Cause(
+            "reduced-precision",
+            f"{len(coarse.wrong)} of {coarse.count} values are off by more than float32 rounding: the engine computes "
+            "in reduced precision (a bfloat16 or float16 hint, fast math, or a quantised kernel)",
+        )
+    node = inspection.guilty[0]
+    shape = _distribution(fine.wrong)
+    return Cause("kernel", f"the engine's {node.op_type} kernel is wrong for this call{shape}")
+
+
+def _distribution(wrong: Sequence[ProbeDiff]) -> str:
+    if not wrong or wrong[0].position is None:
+        return ""
+    want, got = np.asarray(wrong[0].want, np.float64), np.asarray(wrong[0].got, np.float64)
+    distance = np.abs(want - got) > wrong[0].limit
+    share = float(distance.mean())
+    return f": {share:.0%} of its result is over the limit" if share < 1 else ": all of its result is over the limit"

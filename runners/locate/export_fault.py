@@ -1,0 +1,112 @@
+"""Is the graph right? One call in float64 against PyTorch in float64, probe by probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from exporter.bundle import Bundle
+from exporter.spec import GraphKind, ModelSpec
+from runners.base import Array
+from runners.diff.records import number
+from runners.locate.causes import Cause, Evidence, likely_cause
+from runners.locate.fingerprint import Fingerprint
+from runners.locate.operators import Inspection, inspect_segment
+from runners.locate.probe_diff import Call, ProbeDiff
+from runners.locate.records import Location, paragraph
+from runners.locate.search import Found, search
+
+__all__ = ["Watcher", "describe", "export_fault", "layer_of"]
+
+
+class Watcher(Protocol):
+    """A reference whose inside can be seen; :class:`runners.locate.pytorch.WatchedModel`."""
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Probe values and outputs of one call."""
+        ...
+
+    def fingerprints(self, graph: GraphKind, inputs: Mapping[str, Array]) -> list[Fingerprint]:
+        """Fingerprints of everything computed in one call."""
+        ...
+
+    def parameters(self) -> Mapping[str, Array]:
+        """Weights and buffers by name."""
+        ...
+
+
+def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "exact") -> Location | None:
+    """Locate what is wrong with the graph in one call.
+
+    Args:
+        bundle: The bundle.
+        call: The call, with the reference's caches.
+        watcher: The reference.
+        runner: Label for the answer.
+
+    Returns:
+        The location, or None where the graph agrees with the reference at every probe.
+    """
+    reference = watcher.run(call.step.graph, call.feeds)
+    found = search(bundle, call, reference)
+    if not found.cascade:
+        return None
+    guilty = (found.isolated or found.cascade)[0]
+    inspection = inspect_segment(
+        bundle,
+        call,
+        found,
+        guilty.value,
+        watcher.fingerprints(call.step.graph, call.feeds),
+        watcher.parameters(),
+    )
+    cause = likely_cause(Evidence(bundle.model, call, guilty, reference, inspection))
+    base = Location("export", runner, call.case.name, call.step.index, call.step.graph, reference="PyTorch in float64")
+    located = describe(base, bundle.model, guilty, found, inspection, cause)
+    return replace(located, sentence=paragraph(located))
+
+
+def describe(
+    base: Location,
+    model: ModelSpec,
+    guilty: ProbeDiff,
+    found: Found,
+    inspection: Inspection | None,
+    cause: Cause | None,
+) -> Location:
+    """Fill a location from what was found."""
+    layer = layer_of(model, guilty.probe)
+    node = inspection.guilty[0] if inspection is not None else None
+    others = tuple(diff.probe for diff in found.isolated if diff is not guilty)
+    return replace(
+        base,
+        position=guilty.position,
+        batch=guilty.batch,
+        layer=layer,
+        layer_kind=model.layers[layer].kind if layer is not None else None,
+        module=str(node.name or "").split("/")[0] if node is not None and "/" in str(node.name) else guilty.probe,
+        probe=guilty.probe,
+        node=str(node.name) if node is not None else "",
+        op_type=str(node.op_type) if node is not None else "",
+        index=guilty.index,
+        expected=None if guilty.expected is None else number(guilty.expected),
+        actual=None if guilty.actual is None else number(guilty.actual),
+        difference=number(guilty.difference),
+        limit=guilty.limit,
+        cause=cause.name if cause else "",
+        why=cause.sentence if cause else "",
+        first_wrong=found.cascade[0].probe if found.cascade else "",
+        also=others,
+        checked=len(found.probes),
+    )
+
+
+def layer_of(model: ModelSpec, probe: str) -> int | None:
+    """The decoder layer that a probe or an output belongs to; the first that reads it for masks and rotary tables."""
+    parts = probe.split(".")
+    rules: dict[str, Callable[[int], int]] = {"layers": lambda index: index, "present": lambda s: model.slots[s].layer}
+    if parts[0] in rules and len(parts) > 1 and parts[1].isdigit():
+        return rules[parts[0]](int(parts[1]))
+    kind = next((kind for kind in ("sliding", "full") if parts[0] != "layers" and kind in probe), None)
+    return next((layer.index for layer in model.layers if layer.kind == kind), None)

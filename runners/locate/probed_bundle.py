@@ -1,0 +1,54 @@
+"""A bundle whose graph has more outputs and inputs, so that any engine can be asked for values inside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from exporter.bundle import Bundle, file_entry
+from exporter.spec import GraphKind, GraphSpec, Port
+
+__all__ = ["probed_bundle"]
+
+
+@contextmanager
+def probed_bundle(bundle: Bundle, kind: GraphKind, model: Any) -> Iterator[Bundle]:
+    """A temporary bundle that is the given one but for one graph.
+
+    Args:
+        bundle: The original; its weights are linked, not copied.
+        kind: Which graph is replaced.
+        model: onnx_ir model of that graph, in the bundle's own dtypes; inputs and outputs may have been added.
+    """
+    import onnx_ir as ir
+
+    with TemporaryDirectory(prefix=".kvparity-probed-", dir=bundle.root.parent) as name:
+        root = Path(name)
+        other = [bundle.graph(graph).file.path for graph in bundle.manifest.graphs if graph != kind]
+        for path in [*other, *(entry.path for entry in (*bundle.manifest.weights, *bundle.manifest.files))]:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            os.link((bundle.root / path).resolve(), root / path)
+        path = root / bundle.graph(kind).file.path
+        ir.save(model, path)
+        entry = bundle.graph(kind)
+        spec = _extended(entry.spec, model)
+        graphs = {**bundle.manifest.graphs, kind: replace(entry, file=file_entry(root, path), spec=spec)}
+        yield Bundle(root, replace(bundle.manifest, graphs=graphs, cases=()))
+
+
+def _extended(spec: GraphSpec, model: Any) -> GraphSpec:
+    """The ports of the spec and whatever the model has beyond them."""
+    known = {port.name for port in (*spec.inputs, *spec.outputs)}
+    inputs = [_port(value) for value in model.graph.inputs if value.name not in known]
+    outputs = [_port(value) for value in model.graph.outputs if value.name not in known]
+    return replace(spec, inputs=(*spec.inputs, *inputs), outputs=(*spec.outputs, *outputs))
+
+
+def _port(value: Any) -> Port:
+    shape = () if value.shape is None else tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+    return Port(str(value.name), "float32" if value.dtype is None else value.dtype.numpy().name, shape)

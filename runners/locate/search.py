@@ -1,0 +1,97 @@
+"""Cascade and isolated: which probe is wrong first, and which is wrong although everything before it was right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from exporter.cases import PREFILL, Case, Step
+from exporter.spec import GraphKind
+from exporter.vectors import Vectors, expected_outputs
+from runners.base import Array
+from runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
+from runners.locate.probe_diff import Call, ProbeDiff, diff_probe, settle_mask
+from runners.sequence import handoff
+
+__all__ = ["Found", "make_call", "search"]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the float64 evaluation of a graph says about one call.
+
+    Attributes:
+        probes: Probe name to value name, in execution order.
+        cascade: Probes that differ when the graph runs as it is, in execution order.
+        isolated: Probes that differ although they are computed from the reference's own values.
+        given: What the isolated graph was fed with beyond the call's inputs.
+        cuts: Values cut, with their dtype.
+    """
+
+    probes: Mapping[str, str]
+    cascade: tuple[ProbeDiff, ...]
+    isolated: tuple[ProbeDiff, ...]
+    given: Mapping[str, Array]
+    cuts: Mapping[str, np.dtype[Any]]
+
+
+def make_call(bundle: Bundle, vectors: Vectors, index: int) -> Call:
+    """A call of a case, with the caches that the float64 reference holds at that point."""
+    case = vectors.case
+    exact = vectors.float64() if vectors.has_float64 else vectors.arrays
+    carrier = handoff(bundle)
+    for step in case.steps():
+        feeds: dict[str, Array] = {**case.inputs(step), **carrier.feeds(case, step)}
+        if step.index == index:
+            return Call(case, step, feeds)
+        carrier.absorb(case, step, expected_outputs(exact, step, bundle.model.slots, bounded=bundle.options.bounded))
+    raise IndexError(f"case {case.name} has no step {index}")
+
+
+def search(bundle: Bundle, call: Call, reference: Mapping[str, Array]) -> Found:
+    """Run one call in float64, as it is and cut at every probe.
+
+    Args:
+        bundle: The bundle.
+        call: The call.
+        reference: What every probe and output should be; see :class:`runners.locate.pytorch.WatchedModel`.
+    """
+    kind: GraphKind = call.step.graph
+    model = load_graph(bundle, kind)
+    probes = {name: value for name, value in probes_of(model).items() if name in reference}
+    expose(model, probes.values())
+    values = evaluate(model, call.feeds, f"{kind}.onnx")
+    cascade = _differing(call, probes, reference, values)
+    if not cascade:
+        return Found(probes, (), (), {}, {})
+    cuts = {
+        value: values[value].dtype
+        for name, value in probes.items()
+        if values[value].dtype.kind == "f" and reference[name].shape == values[value].shape
+    }
+    given = {
+        value + GIVEN: settle_mask(reference[name]) if name.startswith("mask.") else reference[name]
+        for name, value in probes.items()
+        if value in cuts
+    }
+    model = load_graph(bundle, kind)
+    expose(model, probes.values())
+    cut(model, cuts)
+    values = evaluate(model, {**call.feeds, **given}, f"{kind}.onnx, isolated")
+    return Found(probes, cascade, _differing(call, probes, reference, values), given, cuts)
+
+
+def _differing(
+    call: Call, probes: Mapping[str, str], reference: Mapping[str, Array], values: Mapping[str, Array]
+) -> tuple[ProbeDiff, ...]:
+    found = [diff_probe(call, name, value, reference[name], values[value]) for name, value in probes.items()]
+    return tuple(diff for diff in found if diff is not None)
+
+
+def whole(case: Case) -> Step:
+    """The case as one prefill call."""
+    return replace(next(case.steps()), graph=PREFILL, stop=case.total)
