@@ -70,7 +70,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
     print_bundle(bundle, progress.stages, str(target), as_json=as_json)
 
 
-_JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "save_trace", "allow_modified")
+_JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "locate", "save_trace", "allow_modified")
 
 
 @cli.command()
@@ -91,6 +91,7 @@ _JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "save_tr
 @click.option("--exact", is_flag=True, help="Also compare the graphs in float64 with PyTorch in float64.")
 @click.option("--exact-tol", type=click.FloatRange(min=0), default=1e-10, show_default=True, help="Gate of --exact.")
 @click.option("--self", "identities", is_flag=True, help="Compare each runner with itself: chunks, padding, reruns.")
+@click.option("--locate", is_flag=True, help="Find the layer, operator and position where a difference begins.")
 @click.option(
     "--trace", "traces", multiple=True, type=click.Path(path_type=Path), help="Judge a saved .npz; repeatable."
 )

@@ -13,6 +13,7 @@ from runners.base import RunnerInfo, RunnerSpec, Session
 from runners.diff.budget import Noise
 from runners.diff.collect import CaseDiff, Collector
 from runners.diff.gate import compare_outputs
+from runners.diff.location import Location
 from runners.diff.names import KINDS
 from runners.diff.records import Question, Report, RunnerRecord
 from runners.engines.trace_file import TraceWriter
@@ -47,13 +48,14 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
         raise TraceError(f"--save-trace takes one runner; {len(options.runners)} were given")
     if not options.identities:
         select_cases(bundle, options.cases)
-    float64 = options.exact or options.tol == "auto"
+    float64 = options.exact or options.locate or options.tol == "auto"
     with References(bundle, live=options.live, float64=float64) as references:
         asked = _Asked(bundle, options, say, opener or open_runner, references)
         answers = [asked.self() if options.identities else asked.gate()]
         if options.exact:
             answers.append(asked.exact())
-    return make_report(bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first))
+        report = make_report(bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first))
+        return replace(report, locations=asked.locations(report)) if options.locate else report
 
 
 @dataclass
@@ -80,6 +82,15 @@ class _Asked:
                     self.say(f"{label}  {entry.name}")
                     answer.cases.append(self._case("gate", label, session, entry, writer))
         return answer
+
+    def locations(self, report: Report) -> tuple[Location, ...]:
+        """Where every runner's first divergence begins."""
+        from runners.locate.entry import locate
+
+        entries = {entry.name: entry for entry in self.bundle.manifest.cases}
+        specs = {label_of(spec): spec for spec in self.options.runners}
+        self.say("locating")
+        return locate(self.bundle, report, specs, lambda case: self.references.vectors(entries[case]), self.opener)
 
     def exact(self) -> Answer:
         """The graphs evaluated in float64 against PyTorch in float64."""

@@ -31,6 +31,7 @@ class JudgeOptions:
         exact: Also ask whether the graphs in float64 equal PyTorch in float64.
         exact_tol: Gate of that question.
         identities: Ask the identities instead of comparing with PyTorch.
+        locate: Find where the first divergence of every runner begins, and whose fault it is.
         save_trace: Write what the runner returned to this file; one runner only.
         allow_modified: Whether files may differ from the manifest; for the command at the end.
         shown_bundle: The bundle as the reader typed it, for the same.
@@ -44,6 +45,7 @@ class JudgeOptions:
     exact: bool = False
     exact_tol: float = 1e-10
     identities: bool = False
+    locate: bool = False
     save_trace: Path | None = None
     allow_modified: bool = False
     shown_bundle: str = "BUNDLE"
@@ -73,6 +75,8 @@ def command_of(options: JudgeOptions, first: Divergence | None) -> str:
         narrow = [_runner_words(spec) for spec in named if str(spec) != DEFAULT], [first.case]
         if narrow == (runners, cases):
             words.append("--html report.html")
+        if not options.locate and not options.identities:
+            words.append("--locate")
         runners, cases = narrow
     return " ".join(words + runners + [f"--case {shlex.quote(case)}" for case in cases])
 

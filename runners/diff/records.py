@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runners.diff.budget import Budget
+from runners.diff.location import Location, Number
 from runners.diff.tensor import Reason
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 Verdict = Literal["match", "mismatch", "error"]
 Question = Literal["gate", "exact", "self"]
-Number = float | Literal["nan", "inf", "-inf"]
 
 
 def number(value: float) -> Number:
@@ -311,6 +311,7 @@ class Report:
     Attributes:
         not_judged: Cases without recorded vectors, where ``--live`` was not given.
         command: The command that narrows the first divergence, or repeats a match.
+        locations: With ``--locate``: whose fault each runner's first divergence is, and where it begins.
     """
 
     schema_version: int
@@ -325,3 +326,4 @@ class Report:
     results: tuple[Result, ...]
     not_judged: tuple[str, ...]
     command: str
+    locations: tuple[Location, ...] = ()

@@ -115,12 +115,16 @@ def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evalua
 def widen(model: Any) -> None:
     """Turn every floating-point value of an onnx_ir model into float64, in place.
 
+    A cast to half precision in a graph that holds none is a fault, not a dtype, and stays.
+
     Args:
         model: A graph of a bundle; external weights are read.
     """
     import onnx_ir as ir
 
-    narrow = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    given = {value.dtype for value in [*model.graph.inputs, *model.graph.initializers.values()]}
+    narrow = {ir.DataType.FLOAT, *half} if given & half else {ir.DataType.FLOAT}
     kept = json.loads(model.metadata_props.get(FLOAT64_CONSTANTS, "{}"))
     graph = model.graph
     for name, value in graph.initializers.items():

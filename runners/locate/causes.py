@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.spec import ModelSpec
-from runners.base import Array
 from runners.locate import cause_masks, cause_values
 from runners.locate.operators import Inspection
-from runners.locate.probe_diff import Call, ProbeDiff
+from runners.locate.probe_diff import Array, Call, ProbeDiff
 
 __all__ = ["Cause", "Evidence", "likely_cause"]
 

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle
-from runners.base import Array, RunnerSpec, Session
+from runners.base import RunnerSpec, Session
+from runners.diff.location import Location
 from runners.engines.exact import widen
 from runners.locate.causes import Cause
 from runners.locate.export_fault import describe
 from runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of, segment_of
 from runners.locate.operators import Inspection
-from runners.locate.probe_diff import Call, ProbeDiff, diff_probe
+from runners.locate.probe_diff import Array, Call, ProbeDiff, diff_probe
 from runners.locate.probed_bundle import probed_bundle
-from runners.locate.records import Location, paragraph
+from runners.locate.records import paragraph
 from runners.locate.search import Found
 
 __all__ = ["engine_fault"]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from exporter.bundle import Bundle
 from exporter.spec import GraphKind, ModelSpec
 from runners.base import Array
+from runners.diff.location import Location
 from runners.diff.records import number
 from runners.locate.causes import Cause, Evidence, likely_cause
 from runners.locate.fingerprint import Fingerprint
 from runners.locate.operators import Inspection, inspect_segment
 from runners.locate.probe_diff import Call, ProbeDiff
-from runners.locate.records import Location, paragraph
+from runners.locate.records import paragraph
 from runners.locate.search import Found, search
 
-__all__ = ["Watcher", "describe", "export_fault", "layer_of"]
+__all__ = ["ExportFault", "Watcher", "describe", "export_fault", "layer_of"]
 
 
 class Watcher(Protocol):
@@ -36,7 +37,20 @@ class Watcher(Protocol):
         ...
 
 
-def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "exact") -> Location | None:
+@dataclass(frozen=True)
+class ExportFault:
+    """A fault of the graph.
+
+    Attributes:
+        location: Where it is.
+        at_outputs: How much each wrong output of the graph is off because of it, by output name.
+    """
+
+    location: Location
+    at_outputs: Mapping[str, float]
+
+
+def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "exact") -> ExportFault | None:
     """Locate what is wrong with the graph in one call.
 
     Args:
@@ -46,7 +60,7 @@ def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "ex
         runner: Label for the answer.
 
     Returns:
-        The location, or None where the graph agrees with the reference at every probe.
+        The fault, or None where the graph agrees with the reference at every probe.
     """
     reference = watcher.run(call.step.graph, call.feeds)
     found = search(bundle, call, reference)
@@ -64,7 +78,9 @@ def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "ex
     cause = likely_cause(Evidence(bundle.model, call, guilty, reference, inspection))
     base = Location("export", runner, call.case.name, call.step.index, call.step.graph, reference="PyTorch in float64")
     located = describe(base, bundle.model, guilty, found, inspection, cause)
-    return replace(located, sentence=paragraph(located))
+    outputs = {port.name for port in bundle.graph(call.step.graph).spec.outputs}
+    at_outputs = {diff.value: diff.difference for diff in found.cascade if diff.value in outputs}
+    return ExportFault(replace(located, sentence=paragraph(located)), at_outputs)
 
 
 def describe(

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.cases import Case, Step
-from runners.base import Array
 
-__all__ = ["BLOCKED", "Call", "ProbeDiff", "diff_probe", "position_axis", "settle_mask"]
+__all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "position_axis", "settle_mask"]
 
 BLOCKED = -1e9  # what a graph adds where a query may not look
 _MASKED = -1e8  # anything below is a blocked entry, whatever a library fills in
 _RELATIVE = 1e-10
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def position_axis(probe: str) -> int:
 
 def settle_mask(mask: Array) -> Array:
     """Additive masks of two libraries made alike: 0 or :data:`BLOCKED`."""
-    return np.where(mask < _MASKED, BLOCKED, mask)
+    return np.asarray(np.where(mask < _MASKED, BLOCKED, mask))
 
 
 def diff_probe(

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from exporter.bundle import Bundle, file_entry
+from exporter.bundle import Bundle, file_entry, write_manifest
 from exporter.spec import GraphKind, GraphSpec, Port
 
 __all__ = ["probed_bundle"]
@@ -30,15 +30,17 @@ def probed_bundle(bundle: Bundle, kind: GraphKind, model: Any) -> Iterator[Bundl
     with TemporaryDirectory(prefix=".kvparity-probed-", dir=bundle.root.parent) as name:
         root = Path(name)
         other = [bundle.graph(graph).file.path for graph in bundle.manifest.graphs if graph != kind]
-        for path in [*other, *(entry.path for entry in (*bundle.manifest.weights, *bundle.manifest.files))]:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            os.link((bundle.root / path).resolve(), root / path)
+        for kept in [*other, *(entry.path for entry in (*bundle.manifest.weights, *bundle.manifest.files))]:
+            (root / kept).parent.mkdir(parents=True, exist_ok=True)
+            os.link((bundle.root / kept).resolve(), root / kept)
         path = root / bundle.graph(kind).file.path
         ir.save(model, path)
         entry = bundle.graph(kind)
         spec = _extended(entry.spec, model)
         graphs = {**bundle.manifest.graphs, kind: replace(entry, file=file_entry(root, path), spec=spec)}
-        yield Bundle(root, replace(bundle.manifest, graphs=graphs, cases=()))
+        manifest = replace(bundle.manifest, graphs=graphs, cases=())
+        write_manifest(root, manifest)
+        yield Bundle(root, manifest)
 
 
 def _extended(spec: GraphSpec, model: Any) -> GraphSpec:

@@ -87,7 +87,7 @@ class WatchedModel:
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             self._keep(f"{prefix}.{name}", tensor)
         self._keep(f"mask.{self._kinds[index]}", mask)
-        output, weights = sys.modules[type(module).__module__].eager_attention_forward(  # type: ignore[attr-defined]
+        output, weights = sys.modules[type(module).__module__].eager_attention_forward(
             module, query, key, value, mask, **kwargs
         )
         self._keep(f"{prefix}.context", output)

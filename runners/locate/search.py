@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from exporter.bundle import Bundle
-from exporter.cases import PREFILL, Case, Step
-from exporter.spec import GraphKind
-from exporter.vectors import Vectors, expected_outputs
+from exporter.errors import TraceError
+from exporter.spec import DECODE, GraphKind, past_name
+from exporter.vectors import Vectors, cache_key
 from runners.base import Array
 from runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
 from runners.locate.probe_diff import Call, ProbeDiff, diff_probe, settle_mask
-from runners.sequence import handoff
 
 __all__ = ["Found", "make_call", "search"]
 
@@ -40,16 +39,25 @@ class Found:
 
 
 def make_call(bundle: Bundle, vectors: Vectors, index: int) -> Call:
-    """A call of a case, with the caches that the float64 reference holds at that point."""
+    """A call of a case, fed with the caches that the float64 reference holds at that point.
+
+    Raises:
+        TraceError: The bundle's layout is not the dynamic one, or the case has no such call.
+    """
+    if bundle.options.layout != "dynamic":
+        raise TraceError(
+            f"{bundle.root}: only graphs of the dynamic layout can be opened; export one with the same model"
+        )
     case = vectors.case
+    step = next((step for step in case.steps() if step.index == index), None)
+    if step is None:
+        raise TraceError(f"case {case.name}: has no step {index}")
     exact = vectors.float64() if vectors.has_float64 else vectors.arrays
-    carrier = handoff(bundle)
-    for step in case.steps():
-        feeds: dict[str, Array] = {**case.inputs(step), **carrier.feeds(case, step)}
-        if step.index == index:
-            return Call(case, step, feeds)
-        carrier.absorb(case, step, expected_outputs(exact, step, bundle.model.slots, bounded=bundle.options.bounded))
-    raise IndexError(f"case {case.name} has no step {index}")
+    feeds: dict[str, Array] = dict(case.inputs(step))
+    for slot, part in bundle.model.cache_names() if step.graph == DECODE else ():
+        kept = slot.kept_rows(step.start, bundle.options.bounded)
+        feeds[past_name(slot.slot, part)] = exact[cache_key(slot.slot, part)][:, :, step.start - kept : step.start]
+    return Call(case, step, feeds)
 
 
 def search(bundle: Bundle, call: Call, reference: Mapping[str, Array]) -> Found:
@@ -90,8 +98,3 @@ def _differing(
 ) -> tuple[ProbeDiff, ...]:
     found = [diff_probe(call, name, value, reference[name], values[value]) for name, value in probes.items()]
     return tuple(diff for diff in found if diff is not None)
-
-
-def whole(case: Case) -> Step:
-    """The case as one prefill call."""
-    return replace(next(case.steps()), graph=PREFILL, stop=case.total)

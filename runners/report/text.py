@@ -36,6 +36,9 @@ def print_report(report: Report, stream: IO[str]) -> None:
             console.print(_step_table(report, record), soft_wrap=False)
         for line in _lines(report, question, records):
             console.print(Text(line))
+    for location in report.locations:
+        console.print()
+        console.print(Text(f"Located, {location.runner}: {location.sentence}"))
     console.print()
     console.print(Text(_last(report)))
 

@@ -1,0 +1,157 @@
+"""``compare --locate``: for every runner that differs, whose fault its first divergence is, and where it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from exporter.errors import EngineUnavailableError, KvparityError
+from exporter.vectors import Vectors, expected_outputs
+from runners.base import RunnerSpec, Session, need
+from runners.diff.location import Location
+from runners.diff.records import Divergence, Report
+from runners.locate.engine_fault import engine_fault
+from runners.locate.export_fault import ExportFault, Watcher, export_fault
+from runners.locate.graphs import evaluate, load_graph
+from runners.locate.probe_diff import Call, diff_probe
+from runners.locate.records import paragraph
+from runners.locate.search import make_call
+
+__all__ = ["Locator", "locate"]
+
+Opener = Callable[[Bundle, RunnerSpec], Session]
+_EXPLAINS = 0.25  # share of a divergence that an export fault must make to be called its cause
+
+
+def locate(
+    bundle: Bundle,
+    report: Report,
+    specs: Mapping[str, RunnerSpec],
+    vectors: Callable[[str], Vectors],
+    opener: Opener,
+) -> tuple[Location, ...]:
+    """Locate the first divergence of every question and runner.
+
+    Args:
+        bundle: The bundle.
+        report: What was found.
+        specs: Runner label to runner.
+        vectors: Gives the reference of a case by name.
+        opener: Opens a runner on a bundle.
+
+    Returns:
+        One location per question and runner that differs from PyTorch; empty where none does.
+    """
+    locator = Locator(bundle, vectors, opener)
+    return tuple(locator.answer(divergence, specs.get(divergence.runner)) for divergence in _first(report))
+
+
+def _first(report: Report) -> Iterator[Divergence]:
+    seen: set[tuple[str, str]] = set()
+    for record in report.cases:
+        key, divergence = (record.question, record.runner), record.first_divergence
+        if divergence is not None and record.question != "self" and key not in seen:
+            seen.add(key)
+            yield divergence
+
+
+@dataclass
+class Locator:
+    """Keeps the reference model and what was found about a call between runners."""
+
+    bundle: Bundle
+    vectors: Callable[[str], Vectors]
+    opener: Opener
+    watcher: Watcher | None = None
+    known: dict[tuple[str, int], ExportFault | None] = field(default_factory=dict)
+
+    def answer(self, divergence: Divergence, spec: RunnerSpec | None) -> Location:
+        """One location; what keeps it from being found is its note."""
+        try:
+            return self._locate(divergence, spec)
+        except Exception as error:  # an engine may raise anything; the report stands without this answer
+            text = str(error) if isinstance(error, KvparityError) else f"{type(error).__name__}: {error}"
+            return self._plain("unknown", divergence, text.splitlines()[0].replace(str(self.bundle.root), "BUNDLE"))
+
+    def _locate(self, divergence: Divergence, spec: RunnerSpec | None) -> Location:
+        call = make_call(self.bundle, self.vectors(divergence.case), divergence.step)
+        try:
+            export = self._export(call)
+        except EngineUnavailableError as error:
+            return self._without_pytorch(call, divergence, spec, str(error))
+        if export is not None and (divergence.question == "exact" or _explains(export, divergence)):
+            return replace(export.location, runner=divergence.runner)
+        engine = None if divergence.question == "exact" else self._engine(call, divergence, spec)
+        if engine is not None:
+            note = "The graph also has a fault of its own, too small for this difference: --exact --locate shows it."
+            engine = replace(engine, note=note if export is not None else "")
+            return replace(engine, sentence=paragraph(engine))
+        if export is not None:
+            return replace(export.location, runner=divergence.runner)
+        note = (
+            "Every segment fed with right values is within float32 rounding: the difference is made of rounding that "
+            "adds up, or of caches from earlier calls; the budget says how it compares with PyTorch's own."
+        )
+        return self._plain("none", divergence, note)
+
+    def _export(self, call: Call) -> ExportFault | None:
+        key = (call.case.name, call.step.index)
+        if key not in self.known:
+            if self.watcher is None:
+                for name in ("torch", "transformers"):
+                    need(name, "pip install 'kvparity[export]'")
+                from runners.locate.pytorch import WatchedModel
+
+                self.watcher = WatchedModel(self.bundle)
+            self.known[key] = export_fault(self.bundle, call, self.watcher)
+        return self.known[key]
+
+    def _engine(self, call: Call, divergence: Divergence, spec: RunnerSpec | None) -> Location | None:
+        if spec is None or spec.name == "trace_file":
+            raise EngineUnavailableError("a saved trace cannot be asked for values inside the graph; name the runner")
+        return engine_fault(self.bundle, call, spec, self.opener, divergence.runner)
+
+    def _without_pytorch(self, call: Call, divergence: Divergence, spec: RunnerSpec | None, reason: str) -> Location:
+        """The recorded float64 outputs still say whether the graph is right; the engine can still be opened."""
+        wrong = self._wrong_outputs(call)
+        note = f"Without PyTorch only outputs are known, no values inside the graph: {reason}."
+        if wrong:
+            return self._plain(
+                "export", divergence, f"{note} Outputs that are wrong in float64: {', '.join(wrong[:4])}."
+            )
+        engine = None if divergence.question == "exact" else self._engine(call, divergence, spec)
+        return engine or self._plain("none", divergence, note)
+
+    def _wrong_outputs(self, call: Call) -> list[str]:
+        options = self.bundle.options
+        values = evaluate(load_graph(self.bundle, call.step.graph), call.feeds, f"{call.step.graph}.onnx")
+        exact = self.vectors(call.case.name).float64()
+        wanted = expected_outputs(
+            exact, call.step, self.bundle.model.slots, bounded=options.bounded, last=options.logits == "last"
+        )
+        return [
+            name
+            for name, want in wanted.items()
+            if diff_probe(call, name, name, np.asarray(want), values[name]) is not None
+        ]
+
+    def _plain(self, fault: str, divergence: Divergence, note: str) -> Location:
+        found = Location(
+            fault,  # type: ignore[arg-type]
+            divergence.runner,
+            divergence.case,
+            divergence.step,
+            divergence.graph,
+            note=note,
+        )
+        return replace(found, sentence=paragraph(found))
+
+
+def _explains(export: ExportFault, divergence: Divergence) -> bool:
+    """Whether the graph's own fault is large enough to be the cause of what a runner shows."""
+    if not isinstance(divergence.difference, float):
+        return divergence.reason != "value"
+    return export.at_outputs.get(divergence.tensor, 0.0) >= _EXPLAINS * divergence.difference
