@@ -117,6 +117,8 @@ def widen(model: Any) -> None:
 
     A cast to half precision in a graph that holds none is a fault, not a dtype, and stays.
 
+    A cast to half precision in a graph that holds none is a fault, not a dtype, and stays.
+
     Args:
         model: A graph of a bundle; external weights are read.
     """
