@@ -14,12 +14,12 @@ __all__ = ["compiled"]
 
 
 def compiled(parts: list[Path | str], suffix: str, make: Callable[[Path], None]) -> Path:
-    """The file that ``make`` writes, made once for the same inputs.
+    """The file or folder that ``make`` writes, made once for the same inputs.
 
     Args:
         parts: What it depends on: files by their content, words (engine, version, flags) as they are.
-        suffix: Of the file.
-        make: Writes the file it is given.
+        suffix: Of its name.
+        make: Writes what it is given the path of.
     """
     digest = hashlib.sha256()
     for part in parts:

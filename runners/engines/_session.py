@@ -87,4 +87,7 @@ def refuse_layouts(name: str, bundle: Bundle, *layouts: str) -> None:
         EngineUnavailableError: It is none of ``layouts``.
     """
     if bundle.options.layout not in layouts:
-        raise EngineUnavailableError(f"{name} takes the layouts {', '.join(layouts)}; this is {bundle.options.layout}")
+        raise EngineUnavailableError(
+            f"{name} takes the {' or '.join(layouts)} layout only, and this bundle's is {bundle.options.layout}; "
+            f"export with --layout {layouts[0]}"
+        )
