@@ -1,7 +1,8 @@
 """Names nodes after the module they come from and drops everything that would differ between two machines.
 
 Requires: torch's metadata on nodes.
-Ensures: node names unique and readable; no stack traces, no value_info other than ports, opset and IR version set.
+Ensures: node names unique and readable; no stack traces, no value_info other than ports, opset and IR version set, no
+    opset import that no node uses.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 from collections import Counter
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 __all__ = ["tidy"]
 
@@ -38,6 +40,7 @@ def tidy(model: ir.Model, version: str) -> None:
     model.graph.name = "main_graph"
     model.graph.doc_string = None
     model.producer_name, model.producer_version = "kvparity", version
+    common.RemoveUnusedOpsetsPass()(model)  # tinygrad refuses a domain that it does not know, used or not
     model.ir_version = IR_VERSION[model.opset_imports[""]]
 
 
