@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
 
+from exporter.cases import Case
 from exporter.errors import BundleError
 from exporter.spec import ExportOptions, GraphKind, GraphSpec, ModelSpec
 from exporter.vectors import Vectors
@@ -55,7 +56,11 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class CaseEntry:
-    """One case; ``file`` is None where it was not recorded and can only be judged live."""
+    """One case.
+
+    ``file`` holds the reference vectors; it is None where they were not recorded and the case can only be judged
+    live, and then ``inputs`` holds the tokens.
+    """
 
     name: str
     batch: int
@@ -64,6 +69,7 @@ class CaseEntry:
     first: GraphKind
     why: str
     file: FileEntry | None = None
+    inputs: FileEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Manifest:
         yield from (graph.file for graph in self.graphs.values())
         yield from self.weights
         yield from (case.file for case in self.cases if case.file)
+        yield from (case.inputs for case in self.cases if case.inputs)
         yield from self.files
 
 
@@ -172,13 +179,38 @@ class Bundle:
         Raises:
             BundleError: The bundle has no such case, or it was not recorded.
         """
-        entry = next((case for case in self.manifest.cases if case.name == name), None)
-        if entry is None:
-            known = ", ".join(case.name for case in self.manifest.cases)
-            raise BundleError(f"{self.root}: has no case {name!r}; it has {known or 'none'}")
+        entry = self._entry(name)
         if entry.file is None:
             raise BundleError(f"{self.root}: case {name} was not recorded; judge it with --live")
         return Vectors.load(inside(self.root, entry.file.path), name)
+
+    def case(self, name: str) -> Case:
+        """The tokens and calls of a case, recorded or not.
+
+        Raises:
+            BundleError: The bundle has no such case, or not its tokens.
+        """
+        entry = self._entry(name)
+        file = entry.file or entry.inputs
+        if file is None:
+            raise BundleError(f"{self.root}: the tokens of case {name} were not kept; export again")
+        return Vectors.load(inside(self.root, file.path), name, inputs_only=entry.file is None).case
+
+    def _entry(self, name: str) -> CaseEntry:
+        for entry in self.manifest.cases:
+            if entry.name == name:
+                return entry
+        known = ", ".join(case.name for case in self.manifest.cases)
+        raise BundleError(f"{self.root}: has no case {name!r}; it has {known or 'none'}")
+
+
+def unrecorded_case(root: Path, case: Case) -> CaseEntry:
+    """Keep the tokens of a case that has no vectors, as ``cases/NAME.inputs.npz``, and describe it."""
+    path = root / "cases" / f"{case.name}.inputs.npz"
+    path.parent.mkdir(exist_ok=True)
+    Vectors(case, {}).save(path)
+    inputs = file_entry(root, path)
+    return CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, inputs=inputs)
 
 
 def inside(root: Path, name: str) -> Path:

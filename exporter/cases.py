@@ -215,6 +215,22 @@ def _token_cases(plan: _Schedule, window: int) -> None:
     special = {plan.spec.bos_token_id, plan.spec.pad_token_id, *plan.spec.eos_token_ids, 0, 1, last - 1, last}
     ids = sorted(token for token in special if token is not None and 0 <= token <= last)
     plan.add_tokens("special-tokens", ids * 3, [len(ids) * 3], "special tokens and both ends of the vocabulary")
-    length = min(len(plan.text), window + 40, plan.limit)
-    if length > 8:
-        plan.add_tokens("text", plan.text[:length], [length - 4, 1, 1, 1, 1], "real text from the tokenizer")
+    _text_cases(plan, window)
+
+
+def _text_cases(plan: _Schedule, window: int) -> None:
+    """Real text, which real models need: random ids drive them far outside of what they were trained on."""
+    text = plan.text
+    half = max(window // 2, 1)
+    shapes = {
+        "text": ([window + 36, 1, 1, 1, 1], "real text, past the window, then decode"),
+        "text-prefill": ([2 * window + 3], "one prefill of real text, more than twice the window"),
+        "text-across": ([max(window - 8, 1)] + [1] * 24, "real text token by token across the window"),
+        "text-chunks": ([window + 9, window + 5, half], "chunks of real text that cross the window"),
+    }
+    start = 0
+    for name, (chunks, why) in shapes.items():
+        tokens = (*text[:1], *text[start + 1 : start + sum(chunks)])
+        if start + sum(chunks) <= len(text):
+            plan.add_tokens(name, tokens, chunks, why)
+        start += half

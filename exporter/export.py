@@ -16,16 +16,16 @@ from exporter import worker
 from exporter.bundle import (
     SCHEMA_VERSION,
     Bundle,
-    CaseEntry,
     FileEntry,
     GraphEntry,
     Manifest,
     Recording,
     file_entry,
     new_folder,
+    unrecorded_case,
     write_manifest,
 )
-from exporter.cases import default_cases
+from exporter.cases import Case, default_cases
 from exporter.check import check_graph
 from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
@@ -34,15 +34,10 @@ from exporter.lowering import DEFAULT_OPSET
 from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, settled
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
-from exporter.tokenizer import copy_tokenizer, encode_text
+from exporter.tokenizer import copy_tokenizer, sample_text
 from exporter.weights import Placement, place_weights, weight_names
 
 __all__ = ["Stage", "export"]
-
-TEXT = (
-    "Once upon a time, there was a little girl who lived in a small house near the forest. "
-    "One day she found a shiny key under an old tree, and she wanted to know what it could open. "
-)
 
 
 @dataclass(frozen=True)
@@ -115,9 +110,9 @@ def export(
             versions=_versions(),
         )
         longest = min(filter(None, (limit, options.max_len)), default=None)
-        cases = default_cases(spec, encode_text(folder, TEXT), longest)
+        cases = default_cases(spec, sample_text(folder, 4096), longest)
         with _stage("vectors", report):
-            recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(cases)
+            recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(folder, cases)
             manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
             golden = write_golden(folder, manifest, Bundle(folder, manifest).vectors)
             manifest = replace(manifest, files=(*manifest.files, *golden))
@@ -192,8 +187,8 @@ def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
     return tuple(file_entry(folder, path) for path in others)
 
 
-def _unrecorded(cases: Any) -> Recording:
-    return Recording(tuple(CaseEntry(c.name, c.batch, c.total, c.chunks, c.first, c.why) for c in cases), {})
+def _unrecorded(folder: Path, cases: tuple[Case, ...]) -> Recording:
+    return Recording(tuple(unrecorded_case(folder, case) for case in cases), {})
 
 
 def _own_version() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.checkpoint import Checkpoint
 
-__all__ = ["copy_tokenizer", "encode_text"]
+__all__ = ["copy_tokenizer", "sample_text"]
 
 _FILES = (
     "tokenizer.json",
@@ -33,11 +33,22 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf).save_pretrained(folder)
 
 
-def encode_text(folder: Path, text: str) -> tuple[int, ...]:
-    """Token ids of a text by the bundle's own tokenizer, special tokens included; empty where it has none."""
+def sample_text(folder: Path, count: int) -> tuple[int, ...]:
+    """At least ``count`` token ids of stories, by the bundle's own tokenizer; empty where it has none.
+
+    Real models need real text: on random ids their activations, and with them PyTorch's own rounding, grow tenfold.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return ()
     from tokenizers import Tokenizer
 
-    return tuple(Tokenizer.from_file(str(path)).encode(text * 4).ids)
+    from exporter.tinygemma.corpus import stories
+
+    tokenizer = Tokenizer.from_file(str(path))
+    text: list[str] = []
+    for story in stories(seed=128):
+        text.append(story)
+        if sum(map(len, text)) > 8 * count:  # letters; a token is at most about eight in English
+            break
+    return tuple(tokenizer.encode("\n\n".join(text)).ids)

@@ -85,8 +85,8 @@ class Vectors:
                     np.lib.format.write_array(stream, np.asarray(value, order="C"), allow_pickle=False)
 
     @staticmethod
-    def load(path: Path, name: str) -> Vectors:
-        """Read a ``.npz`` written by :meth:`save`.
+    def load(path: Path, name: str, *, inputs_only: bool = False) -> Vectors:
+        """Read a ``.npz`` written by :meth:`save`; ``inputs_only`` accepts one without results.
 
         Raises:
             TraceError: The file is unreadable or lacks a key of the format.
@@ -96,7 +96,13 @@ class Vectors:
                 data = {key: archive[key] for key in archive.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise TraceError(f"{path}: not a readable .npz of reference vectors ({error})") from error
-        missing = {"input_ids", "attention_mask", "chunks", "first", "logits"} - data.keys()
+        missing = {
+            "input_ids",
+            "attention_mask",
+            "chunks",
+            "first",
+            *(() if inputs_only else ("logits",)),
+        } - data.keys()
         if missing:
             raise TraceError(f"{path}: reference vectors lack {', '.join(sorted(missing))}; found {sorted(data)[:8]}")
         pads = tuple(int(n) for n in (data["attention_mask"] == 0).sum(axis=1))

@@ -44,12 +44,21 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("env", "python", "limit")
 IN_PROCESS = ("exact", "ort", "torch_eager", "trace_file")
-LIMIT = 300.0
+LIMIT = 120.0
+LOAD_LIMIT = 1800.0
 _HANGS = 2
 
 
 class EngineCrashError(TraceError):
-    """An engine's process died or did not answer in time."""
+    """An engine's process died or did not answer in time.
+
+    Attributes:
+        hung: It did not answer in time.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,15 @@ class Launch:
     Attributes:
         name: Runner name, for messages.
         command: Program and arguments.
-        limit: Seconds that a call, and the loading of the graphs, may take.
+        limit: Seconds that a call may take.
+        load_limit: Seconds that starting and loading may take; compilers need minutes.
         environment: Variables beside the inherited ones.
     """
 
     name: str
     command: Sequence[str]
     limit: float = LIMIT
+    load_limit: float = LOAD_LIMIT
     environment: Mapping[str, str] | None = None
 
 
@@ -103,15 +114,17 @@ class Process:
             KvparityError: What the engine's side raised.
             EngineCrashError: The process died or did not answer in time; it is gone now.
         """
-        deadline = time.monotonic() + self._launch.limit
+        limit = self._launch.limit if header["op"] == "run" else self._launch.load_limit
+        deadline = time.monotonic() + limit
         try:
             write_all(self._input, encode(header, tensors), deadline)
             answer, arrays = read_frame(lambda count: read_exactly(self._output, count, deadline))
         except HungError:
             self.kill()
             raise EngineCrashError(
-                f"{self._launch.name} did not answer within {self._launch.limit:g} s and was stopped; "
-                "raise it with the setting limit=SECONDS"
+                f"{self._launch.name} did not answer within {limit:g} s and was stopped; "
+                "raise it with the setting limit=SECONDS",
+                hung=True,
             ) from None
         except (EOFError, BrokenPipeError, ValueError):
             raise EngineCrashError(f"{self._launch.name} {self._end()}") from None
@@ -207,12 +220,11 @@ class IsolatedSession:
     def _guarded(
         self, process: Process, header: Mapping[str, Any], tensors: Mapping[str, Array] | None = None
     ) -> Frame:
-        started = time.monotonic()
         try:
             return process.call(header, tensors)
-        except EngineCrashError:
+        except EngineCrashError as error:
             self._process = None
-            self._hangs += time.monotonic() - started >= self._launch.limit
+            self._hangs += error.hung
             raise
         except KvparityError:
             if header["op"] == "open":
@@ -316,7 +328,7 @@ def describe_isolated(spec: RunnerSpec) -> RunnerInfo:
     Raises:
         EngineUnavailableError: It is not installed.
     """
-    process = Process(replace(launch_of(spec), limit=60.0))
+    process = Process(replace(launch_of(spec), load_limit=LIMIT))
     try:
         answer, _ = process.call({"op": "describe"})
         return info_of(answer)

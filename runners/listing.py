@@ -64,7 +64,7 @@ def list_cases() -> tuple[tuple[str, str], ...]:
 
     layers = tuple(LayerSpec(i, "sliding" if i % 3 < 2 else "full", 128 if i % 3 < 2 else None, i) for i in range(6))
     model = ModelSpec("", "", 1024, 160, 5, layers, (), 1024, 0, "float32", True, 0, (1,), 2)
-    return tuple((case.name, case.why) for case in default_cases(model, range(400)))
+    return tuple((case.name, case.why) for case in default_cases(model, range(800)))
 
 
 def list_metrics() -> tuple[tuple[str, str], ...]:

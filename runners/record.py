@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from exporter.bundle import Bundle, CaseEntry, Recording, file_entry
+from exporter.bundle import Bundle, CaseEntry, Recording, file_entry, unrecorded_case
 from exporter.cases import Case
 from exporter.spec import PREFILL, ExportOptions, ModelSpec
 from exporter.vectors import Recorder, Vectors
@@ -60,13 +60,14 @@ def record_cases(
                 recorded[case.name] = Vectors(case, base, deltas)
     entries: list[CaseEntry] = []
     for case in cases:
+        if case.name not in recorded:
+            entries.append(unrecorded_case(bundle.root, case))
+            continue
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{case.name}.npz"
+        recorded[case.name].save(path)
         entry = CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why)
-        if case.name in recorded:
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{case.name}.npz"
-            recorded[case.name].save(path)
-            entry = replace(entry, file=file_entry(bundle.root, path))
-        entries.append(entry)
+        entries.append(replace(entry, file=file_entry(bundle.root, path)))
     return Recording(tuple(entries), _noise(list(recorded.values())))
 
 

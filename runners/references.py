@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from exporter.bundle import Bundle, CaseEntry
-from exporter.cases import Case, default_cases
+from exporter.cases import Case
 from exporter.errors import BundleError
 from exporter.spec import PREFILL
 from exporter.vectors import Vectors
@@ -92,17 +92,8 @@ class References:
             self._folder = TemporaryDirectory(prefix="kvparity-live-")
         path = Path(self._folder.name) / f"{self._bundle.manifest.cases.index(entry)}.npz"
         if not path.exists():
-            self._record(self._case(entry)).save(path)
+            self._record(self._bundle.case(entry.name)).save(path)
         return Vectors.load(path, entry.name)
-
-    def _case(self, entry: CaseEntry) -> Case:
-        if entry.file is not None:
-            return self._bundle.vectors(entry.name).case
-        for limit in (None, entry.total):  # a bundle exported with a shorter limit still names the same cases
-            for case in default_cases(self._bundle.model, limit=limit):
-                if (case.name, case.chunks, case.batch) == (entry.name, entry.chunks, entry.batch):
-                    return case
-        raise BundleError(f"{self._bundle.root}: case {entry.name} was not recorded and its tokens are not known")
 
     def _record(self, case: Case) -> Vectors:
         single = self._play(case, "float32")

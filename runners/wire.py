@@ -35,7 +35,7 @@ class HungError(Exception):
 
 def encode(header: Mapping[str, Any], tensors: Mapping[str, Array] | None = None) -> list[bytes | memoryview]:
     """A frame as pieces to write one after the other."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in (tensors or {}).items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in (tensors or {}).items()}
     table = [{"name": name, "dtype": value.dtype.name, "shape": value.shape} for name, value in arrays.items()]
     text = json.dumps({**header, "tensors": table}).encode()
     pieces: list[bytes | memoryview] = [_LENGTH.pack(len(text)) + text]

