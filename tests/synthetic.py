@@ -16,10 +16,10 @@ from exporter.bundle import (
     SCHEMA_VERSION,
     Bundle,
     CaseEntry,
-    FileEntry,
     GraphEntry,
     Manifest,
     file_entry,
+    unrecorded_case,
     write_manifest,
 )
 from exporter.cases import Case, default_cases
@@ -170,14 +170,15 @@ def make_bundle(
     root.mkdir(parents=True, exist_ok=True)
     entries, noise = [], 0.0
     for case in default_cases(MODEL, limit=40) if cases is None else cases:
-        file: FileEntry | None = None
-        if recorded:
-            (root / "cases").mkdir(exist_ok=True)
-            path = root / "cases" / f"{case.name}.npz"
-            vectors = vectors_of(case, float64=float64)
-            vectors.save(path)
-            file = file_entry(root, path)
-            noise = max([noise, *(float(np.abs(delta).max()) for delta in vectors.deltas.values())])
+        if not recorded:
+            entries.append(unrecorded_case(root, case))
+            continue
+        (root / "cases").mkdir(exist_ok=True)
+        path = root / "cases" / f"{case.name}.npz"
+        vectors = vectors_of(case, float64=float64)
+        vectors.save(path)
+        noise = max([noise, *(float(np.abs(delta).max()) for delta in vectors.deltas.values())])
+        file = file_entry(root, path)
         entries.append(CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, file))
     graphs = {}
     for kind in (PREFILL, DECODE):
