@@ -16,6 +16,7 @@ from torch import nn
 
 from exporter.decoder import Decoder, add_probes
 from exporter.errors import ExportError
+from exporter.experts import choose_experts
 from exporter.fxgraph import UnsupportedError, straighten
 from exporter.lowering import DEFAULT_OPSET, translation_table
 from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
@@ -57,6 +58,7 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     """
     lift = options.dtype == "float32"
     dtype = torch.float64 if lift else getattr(torch, options.dtype)
+    choose_experts(model, graph.kind)
     mode, buffers = _make_fake(model, dtype)
     add_probes(model, spec.layers)
     decoder = Decoder(model, spec, options, lift=lift).eval()

@@ -34,8 +34,13 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any
     index = module.layer_idx
     query = probe(query, f"layers.{index}.self_attn.query")
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    output, weights = eager(module, query, key, value, _MASKS.get()[index], **kwargs)
+    output, weights = eager(module, query, key, value, _of_queries(_MASKS.get()[index], query.shape[2]), **kwargs)
     return probe(output, f"layers.{index}.self_attn.context"), weights
+
+
+def _of_queries(mask: Tensor, queries: Any) -> Tensor:
+    """The last rows of a mask: Gemma 4's sharing layers compute the last position only when no other is asked for."""
+    return mask[:, :, -queries:] if isinstance(queries, int) and mask.shape[2] is not queries else mask
 
 
 def register_attention() -> None:

@@ -27,7 +27,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         ExportError: A layer keeps a state that is no key-value cache, or attends in both directions.
     """
     layers, slots = _layers_and_slots(config, model)
-    features, missing = _features(config, layers)
+    features, missing = _features(config, layers, slots)
     return ModelSpec(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -129,15 +129,16 @@ def _head_sizes(config: Any, attention: Any, index: int) -> tuple[int, int, int]
     return int(heads), head_dim, head_dim
 
 
-def _features(config: Any, layers: tuple[LayerSpec, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _features(
+    config: Any, layers: tuple[LayerSpec, ...], slots: tuple[SlotSpec, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Architecture features that this checkpoint exercises, and the known ones that it does not."""
     kinds = {layer.kind for layer in layers}
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     ropes = str(getattr(config, "rope_parameters", None))
     table = {
         "full attention": "full" in kinds,
         "sliding attention": "sliding" in kinds,
-        "grouped-query attention": heads < config.num_attention_heads,
+        "grouped-query attention": any(slot.kv_heads < config.num_attention_heads for slot in slots),
         "per-layer input embeddings": bool(getattr(config, "hidden_size_per_layer_input", 0)),
         "tied embeddings": bool(getattr(config, "tie_word_embeddings", False)),
         "KV sharing": any(not layer.owns_slot for layer in layers),
@@ -147,16 +148,9 @@ def _features(config: Any, layers: tuple[LayerSpec, ...]) -> tuple[tuple[str, ..
         "values from the key projection": bool(getattr(config, "attention_k_eq_v", False)),
         "final logit softcap": getattr(config, "final_logit_softcapping", None) is not None,
         "attention softcap": getattr(config, "attn_logit_softcapping", None) is not None,
-        "different head sizes": _varies(config, "head_dim"),
-        "different key-value heads": _varies(config, "num_key_value_heads"),
+        "different head sizes": len({slot.head_dim for slot in slots}) > 1,
+        "different key-value heads": len({slot.kv_heads for slot in slots}) > 1,
         "partial rotary embedding": "partial_rotary_factor" in ropes,
         "scaled rotary embedding": any(name in ropes for name in ("yarn", "llama3", "longrope", "linear", "dynamic")),
     }
     return tuple(k for k, v in table.items() if v), tuple(k for k, v in table.items() if not v)
-
-
-def _varies(config: Any, name: str) -> bool:
-    per_layer = getattr(config, "per_layer_config", None)
-    if not per_layer:
-        return False
-    return len({getattr(per_layer[index], name, None) for index in range(config.num_hidden_layers)}) > 1

@@ -53,7 +53,9 @@ def _load(bundle: Bundle, dtype: str) -> Any:
 
     config = AutoConfig.from_pretrained(bundle.root, local_files_only=True)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+        )
     state: dict[str, torch.Tensor] = {}
     for entry in bundle.manifest.weights:
         state.update(load_file(bundle.root / entry.path))
