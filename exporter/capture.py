@@ -68,6 +68,8 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
         with _quiet(), _default_dtype(dtype), mode, torch.no_grad(), _sizes_may_be_one():
             program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
             onnx = _translate(program, options)
+    except ExportError:
+        raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ExportError(

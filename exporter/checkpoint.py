@@ -96,11 +96,19 @@ class Checkpoint:
         logging.disable_progress_bar()  # stages are reported by the exporter
         arguments = {"gguf_file": self.gguf} if self.gguf else {}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, attn_implementation="eager", local_files_only=True, **arguments
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=dtype,
+                attn_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
+                **arguments,
             )
         except Exception as error:
             raise ExportError(f"{self.source}: its weights cannot be loaded ({_first_line(error)})") from error
+        absent = sorted(found["missing_keys"])
+        if absent:  # transformers would draw them at random
+            raise ExportError(f"{self.source}: its weights lack {absent[0]} ({len(absent)} missing)")
         return model.eval()
 
     def stored(self) -> Mapping[str, StoredTensor]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from exporter.errors import ExportError
 from exporter.layouts.base import open_cache
 from exporter.lift import lifted
 from exporter.probe import probe
@@ -29,7 +30,9 @@ _TABLES = ("cos", "sin")
 _LAYER_INPUTS = ("hidden_states", "attention_mask", "position_embeddings")  # named elsewhere, or not values of a layer
 
 
-def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+) -> Any:
     """Attention interface: the layer's mask, then the model's own eager attention."""
     index = module.layer_idx
     query = probe(query, f"layers.{index}.self_attn.query")
@@ -40,7 +43,8 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any
 
 def _of_queries(mask: Tensor, queries: Any) -> Tensor:
     """The last rows of a mask: Gemma 4's sharing layers compute the last position only when no other is asked for."""
-    return mask[:, :, -queries:] if isinstance(queries, int) and mask.shape[2] is not queries else mask
+    known = isinstance(queries, int) and not (isinstance(mask.shape[2], int) and mask.shape[2] == queries)
+    return mask[:, :, -queries:] if known else mask
 
 
 def register_attention() -> None:
@@ -78,14 +82,37 @@ class Decoder(nn.Module):
         """
         dtype = next(self.model.parameters()).dtype
         cache = open_cache(self._spec, self._options, inputs, dtype)
-        with lifted(self._lift), _use_masks(cache.masks()):
+        masks = _Masks(cache.masks())
+        with lifted(self._lift), _use_masks(masks):
             arguments = {self._cache_argument: cache, "use_cache": True}
             if self._options.logits == "last":
                 arguments["logits_to_keep"] = cache.keep_logits
             model_inputs = {name: inputs[name] for name in ("input_ids", "position_ids")}
             logits = self.model(**model_inputs, **arguments).logits
+        masks.check(self._spec)
         presents = [tensor for slot in self._spec.slots for tensor in cache.present[slot.slot]]
         return [logits if self._lift else logits.float(), *presents]
+
+
+class _Masks(dict[int, Tensor]):
+    """Masks by layer; knows which layers asked."""
+
+    def __init__(self, masks: Mapping[int, Tensor]) -> None:
+        super().__init__(masks)
+        self._asked: set[int] = set()
+
+    def __getitem__(self, index: int) -> Tensor:
+        self._asked.add(index)
+        return super().__getitem__(index)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ExportError where a layer ran without the mask that it was meant to have."""
+        missing = sorted(self.keys() - self._asked)
+        if missing:
+            raise ExportError(
+                f"{spec.model_type}: the attention of layer {missing[0]} does not go through transformers' attention "
+                "interface, so it cannot be given its mask"
+            )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ __all__ = ["Placement", "WeightName", "place_weights", "weight_names", "write_sa
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGN = 64
+_LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
 Array = npt.NDArray[Any]
 
 
@@ -80,17 +82,28 @@ def place_weights(
         ExportError: A weight is missing or has another shape; the disk is full.
     """
     wanted = tuple(wanted)
-    stored = checkpoint.stored()
+    stored, renamed = _text_names(checkpoint.stored())
     found = {weight.name: _find(weight, stored) for weight in wanted}
     try:
         if all(tensor is not None for tensor in found.values()):
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
-            if all(tensor.dtype == dtype for tensor in tensors.values()):
+            if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
                 return _use_files(tensors, folder, link)
             return _write(folder, {n: (t.shape, _reader(t, dtype)) for n, t in tensors.items()}, dtype)
         return _from_loaded(checkpoint, wanted, folder, dtype)
     except OSError as error:
         raise ExportError(f"{folder.parent}: weights cannot be written ({error.strerror or error})") from error
+
+
+def _text_names(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Tensors by the names that they have in the text model alone, and whether that changed any.
+
+    ``model.language_model.layers.0…`` and ``language_model.model.layers.0…`` are ``model.layers.0…`` there.
+    """
+    names = {name: _LANGUAGE_MODEL.sub("", name, count=1) for name in tensors}
+    if not any(old != new for old, new in names.items()):
+        return dict(tensors), False
+    return {new: tensors[old] for old, new in names.items()}, True
 
 
 def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
@@ -121,6 +134,7 @@ def _from_loaded(
     import torch
 
     state = checkpoint.load(torch.float32 if dtype == "float32" else getattr(torch, dtype)).state_dict()
+    state, _ = _text_names(state)
     makers: dict[str, tuple[tuple[int, ...], Callable[[], Array]]] = {}
     for weight in wanted:
         tensor = state.get(weight.name)
