@@ -6,7 +6,6 @@ part of the model is without effect: norms away from one, biases and sinks away 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -206,7 +205,7 @@ def by_name(name: str) -> Family:
 
 
 def small_config(model_type: str, settings: Mapping[str, Any] | None = None) -> Any:
-    """A config of a few thousand parameters: the shared small sizes where the class has the field, then ``settings``."""
+    """A config of a few thousand parameters: the shared small sizes that the class knows, then ``settings``."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]
