@@ -78,6 +78,11 @@ class Checkpoint:
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
         except Exception as error:
+            if isinstance(error, KeyError) and ATTENTION in str(error):
+                raise ExportError(
+                    f"{self.source}: {config.model_type} has attention classes of its own and does not go through "
+                    "transformers' attention interface, so its layers cannot be given masks"
+                ) from error
             raise ExportError(
                 f"{self.source}: no causal language model for model_type {config.model_type!r} ({_first_line(error)})"
             ) from error

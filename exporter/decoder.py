@@ -37,7 +37,9 @@ def _attention(
     index = module.layer_idx
     query = probe(query, f"layers.{index}.self_attn.query")
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    output, weights = eager(module, query, key, value, _of_queries(_MASKS.get()[index], query.shape[2]), **kwargs)
+    masks = _MASKS.get(None)  # none while a model is only being observed
+    mask = attention_mask if masks is None else _of_queries(masks[index], query.shape[2])
+    output, weights = eager(module, query, key, value, mask, **kwargs)
     return probe(output, f"layers.{index}.self_attn.context"), weights
 
 
