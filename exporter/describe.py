@@ -89,8 +89,11 @@ def _windows(config: Any) -> list[int | None]:
     kept = DynamicCache(config=config).layers or [None] * config.num_hidden_layers
     windows: list[int | None] = []
     for index in range(config.num_hidden_layers):
-        layer = kept[min(index, len(kept) - 1)]  # sharing layers come last and have none
+        layer = kept[index] if index < len(kept) else None
         kind = type(layer).__name__
+        if kind == "DummyLayer":  # of a layer that shares another's rows
+            windows.append(None)
+            continue
         if layer is not None and kind not in _PLAIN_CACHES:
             raise ExportError(
                 f"{config.model_type}: layer {index} keeps a {kind}, which is more than keys and values; "

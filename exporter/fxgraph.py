@@ -43,6 +43,7 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
         UnsupportedError: A view is written to, or an operator writes in a way that has no plain spelling.
     """
     graph = program.graph_module.graph
+    _fold_scalars(program)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -58,6 +59,39 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _fold_scalars(program: torch.export.ExportedProgram) -> None:
+    """Compute what depends on constant scalars alone: Gemma 3n takes the inverse error function of its sparsity."""
+    graph, known = program.graph_module.graph, _scalar_constants(program)
+    for node in list(graph.nodes):
+        target, value = node.target, node.meta.get("val")
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+            continue
+        inputs = node.all_input_nodes
+        if not inputs or not all(n in known for n in inputs) or not isinstance(value, torch.Tensor) or value.ndim:
+            continue
+        args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+        known[node] = target(*args, **kwargs)
+        if value.is_floating_point() and any(user not in known for user in node.users):
+            with graph.inserting_after(node):
+                made = graph.call_function(_aten.scalar_tensor.default, (known[node].item(),), {"dtype": value.dtype})
+            made.meta = dict(node.meta)
+            node.replace_all_uses_with(made)
+            known[made] = known[node]
+
+
+def _scalar_constants(program: torch.export.ExportedProgram) -> dict[Any, torch.Tensor]:
+    """Nodes of the program's constant tensors that have one element and a value."""
+    names = program.graph_signature.inputs_to_lifted_tensor_constants
+    known: dict[Any, torch.Tensor] = {}
+    for node in program.graph_module.graph.nodes:
+        tensor = program.constants.get(names.get(node.name, "")) if node.op == "placeholder" else None
+        if isinstance(tensor, torch.Tensor) and tensor.ndim == 0:
+            real = getattr(tensor, "constant", tensor)
+            if isinstance(real, torch.Tensor) and type(real) is torch.Tensor:
+                known[node] = real
+    return known
 
 
 def _cast(graph: Any, node: Any) -> None:

@@ -196,6 +196,27 @@ FAMILIES: tuple[Family, ...] = (
     Family("granitemoe", "granitemoe"),
     Family("starcoder2", "starcoder2"),
     Family("modernbert-decoder", "modernbert-decoder", {"local_attention": 2 * WINDOW, "layer_types": [F, S, S]}),
+    Family("arcee", "arcee"),
+    Family("apertus", "apertus"),
+    Family("afmoe", "afmoe"),
+    Family("beam", "beam"),
+    Family("glm4", "glm4"),
+    Family("stablelm", "stablelm"),
+    Family("seed_oss", "seed_oss"),
+    Family("phimoe", "phimoe"),
+    Family("nanochat", "nanochat"),
+    Family("lfm2, full layers only", "lfm2"),
+    Family("gpt_neox", "gpt_neox"),
+    Family("mamba", "mamba", refused="linear_attention"),
+    Family("jamba", "jamba", refused="linear_attention"),
+    Family("qwen3_next", "qwen3_next", refused="linear_attention"),
+    Family("llama4_text", "llama4_text", refused="chunked_attention"),
+    Family(
+        "gemma4, bidirectional", "gemma4_text", {**_GEMMA4, "use_bidirectional_attention": "all"}, refused="looks ahead"
+    ),
+    Family("falcon", "falcon", refused="attention interface"),
+    Family("bloom", "bloom", refused="position_ids"),
+    Family("bart", "bart", refused="both directions"),
 )
 
 

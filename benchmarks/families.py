@@ -1,0 +1,168 @@
+"""Every family × (export, compare, exact, decode past the window, batch, layouts and profiles), measured.
+
+``python -m benchmarks.families`` measures what has no result yet and writes docs/families.md; ``--again`` measures all.
+A result is one JSON file per family in artifacts/families, so an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.bundle import Bundle
+from exporter.checkpoint import resolve
+from exporter.errors import ExportError, KvparityError
+from exporter.export import export
+from exporter.spec import ExportOptions
+from runners.base import RunnerSpec
+from runners.diff.records import Report
+from runners.judge import JudgeOptions, judge
+from runners.record import record_cases
+from tests.families import FAMILIES, Family, make_config, save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "artifacts" / "families"
+PAGE = ROOT / "docs" / "families.md"
+LIMIT = 40  # tokens: five windows of 8
+CASES = ("prefill-40", "decode-across", "decode-far", "chunk-7", "decode-only", "batch-*", "special-tokens")
+OTHERS = {
+    "static": ExportOptions(layout="static", max_len=48, chunk=8),
+    "ort": ExportOptions(profile="ort"),
+    "modern": ExportOptions(profile="modern"),
+    "bare": ExportOptions(profile="bare"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one family; a cell is a verdict and a number, or why there is none."""
+
+    family: str
+    model_type: str
+    pattern: str = ""
+    window: int | None = None
+    slots: int = 0
+    features: tuple[str, ...] = ()
+    refused: str = ""
+    cells: dict[str, str] = field(default_factory=dict)
+
+
+def measure(family: Family, folder: Path, others: Iterable[str]) -> Row:
+    """Make the checkpoint, export it every way, judge every bundle."""
+    row = Row(family.name, family.model_type)
+    checkpoint = resolve(str(save_checkpoint(make_config(family), folder / "hf")))
+    try:
+        bundle = _export(checkpoint, folder / "portable", ExportOptions())
+    except ExportError as error:
+        return replace(row, refused=str(error).removeprefix("stage read: "))
+    cells = dict(_judge(bundle))
+    for name in others:
+        cells[name] = _other(checkpoint, folder / name, OTHERS[name])
+    model = bundle.model
+    described = {"pattern": model.pattern, "window": model.window, "slots": len(model.slots)}
+    return replace(row, **described, features=model.features, cells=cells)
+
+
+def _export(checkpoint: Any, target: Path, options: ExportOptions) -> Bundle:
+    return export(checkpoint, target, options, record=record_cases, limit=LIMIT, in_process=True)
+
+
+def _judge(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """Cells of the plain bundle: ONNX Runtime at four times PyTorch's own error, the graph in float64 at 1e-10."""
+    report = judge(bundle, _options(bundle))
+    yield "compare", _worst(report, "gate", lambda case: True)
+    yield "exact", _worst(report, "exact", lambda case: True)
+    yield "decode", _worst(report, "gate", lambda case: case.startswith("decode"), bundle.model.window or 0)
+    yield "batch", _worst(report, "gate", lambda case: case.startswith("batch"))
+
+
+def _options(bundle: Bundle) -> JudgeOptions:
+    known = [case.name for case in bundle.manifest.cases]
+    cases = tuple(name for name in CASES if name.endswith("*") or name in known)
+    return JudgeOptions((RunnerSpec("ort", {"threads": "1"}),), cases, tol="auto", budget=4.0, exact=True)
+
+
+def _other(checkpoint: Any, target: Path, options: ExportOptions) -> str:
+    try:
+        bundle = _export(checkpoint, target, options)
+        report = judge(bundle, _options(bundle))
+    except KvparityError as error:
+        return f"no: {error}"
+    return f"{_worst(report, 'gate', lambda case: True)}; exact {_worst(report, 'exact', lambda case: True)}"
+
+
+def _worst(report: Report, question: str, wanted: Callable[[str], bool], beyond: int = 0) -> str:
+    """Largest difference over the cases wanted, and over how many times PyTorch's own error that is."""
+    cases = [c for c in report.cases if c.question == question and wanted(c.case) and sum(c.chunks) > beyond]
+    if not cases:
+        return "not judged"
+    failed = [case for case in cases if case.verdict != "match"]
+    if failed:
+        return f"**{failed[0].verdict}** {failed[0].case}: {failed[0].max_abs_diff} {failed[0].message}".strip()
+    largest = max(float(case.max_abs_diff or 0) for case in cases)
+    if question == "exact":
+        return f"{largest:.0e}"
+    ratio = max((budget.ratio_max for case in cases for budget in case.budget.values()), default=0.0)
+    return f"{largest:.0e} ({ratio:.1f}×)"
+
+
+def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
+    """The Markdown page."""
+    rows = list(rows)
+    columns = ("compare", "exact", "decode", "batch", *others)
+    heads = {"decode": "decode past the window"}
+    lines = [
+        "# Families",
+        "",
+        "Written by `make families`: each family's own transformers model at a few thousand seeded parameters "
+        f"(window 8, cases of up to {LIMIT} tokens), exported and compared with PyTorch.",
+        "",
+        "compare: ONNX Runtime's largest difference from float64 PyTorch, and in brackets how many times PyTorch's own "
+        "float32 error that is (gate 4×). exact: the same graphs evaluated in float64 (gate 1e-10). Layers: s sliding, "
+        "F full.",
+        "",
+        "| family | layers | slots | " + " | ".join(heads.get(name, name) for name in columns) + " |",
+        "|---|---|---|" + "---|" * len(columns),
+    ]
+    for row in rows:
+        if not row.refused:
+            cells = " | ".join(row.cells.get(name, "–") for name in columns)
+            lines.append(f"| {row.family} | {row.pattern} | {row.slots} | {cells} |")
+    refused = [row for row in rows if row.refused]
+    if refused:
+        lines += ["", "Refused, with the reason given:", ""]
+        lines += [f"- {row.family}: {row.refused}" for row in refused]
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--again", is_flag=True, help="Measure families that have a result already.")
+@click.option(
+    "--other", "others", multiple=True, type=click.Choice(sorted(OTHERS)), help="Also this layout or profile."
+)
+def main(names: tuple[str, ...], again: bool, others: tuple[str, ...]) -> None:
+    """Measure families (all, or those whose name contains any of NAMES) and write docs/families.md."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    paths = {family.name: RESULTS / f"{family.name.replace(' ', '-')}.json" for family in FAMILIES}
+    for family in FAMILIES:
+        path = paths[family.name]
+        if (names and not any(name in family.name for name in names)) or (path.exists() and not again):
+            continue
+        with tempfile.TemporaryDirectory(prefix="kvparity-families-") as folder:
+            row = measure(family, Path(folder), others)
+        path.write_text(json.dumps(asdict(row), indent=1) + "\n", encoding="utf-8")
+        click.echo(f"{row.family}: {row.refused or row.cells}")
+        rows = [Row(**json.loads(path.read_text(encoding="utf-8"))) for path in paths.values() if path.exists()]
+        extra = tuple(name for name in OTHERS if any(name in row.cells for row in rows))
+        PAGE.write_text(page(rows, extra), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
