@@ -74,9 +74,13 @@ def test_a_family_that_is_no_key_value_decoder_is_refused_by_name(family: Family
 
     make_config(family).save_pretrained(tmp_path)
     checkpoint = resolve(str(tmp_path))
-    with pytest.raises(ExportError, match=family.refused):
-        config = checkpoint.config()
+    config = checkpoint.config()
+
+    def described() -> None:
         model_spec(config, checkpoint.shell(config), "float32")
+
+    with pytest.raises(ExportError, match=family.refused):
+        described()
 
 
 def test_what_a_bundle_does_not_prove_names_the_window_that_no_case_reaches(tiny_bundle: Bundle) -> None:
