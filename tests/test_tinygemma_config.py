@@ -67,9 +67,7 @@ def test_a_frozen_weight_is_refused() -> None:
 
 
 def test_the_shipped_weights_have_the_cards_parameters(header: dict[str, Any]) -> None:
-    sizes = {
-        name: math.prod(entry["shape"]) for name, entry in header.items() if not name.endswith(".layer_scalar")
-    }
+    sizes = {name: math.prod(entry["shape"]) for name, entry in header.items() if not name.endswith(".layer_scalar")}
     assert config.count_by_prefix(sizes) == config.PARAMETERS_BY_PREFIX
 
 
