@@ -9,10 +9,10 @@ import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
 from exporter.errors import EngineUnavailableError, TraceError
-from exporter.spec import GraphKind
-from runners.base import Array, RunnerInfo
+from exporter.spec import GraphKind, Port
+from runners.base import Array, RunnerInfo, numpy_dtype
 
-__all__ = ["GraphSession", "Load", "Run", "by_name", "first_line", "refuse_layouts", "threads_of"]
+__all__ = ["GraphSession", "Load", "Run", "by_name", "empty", "first_line", "refuse_layouts", "threads_of"]
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 Load = Callable[[Path, GraphEntry], Run]
@@ -66,6 +66,11 @@ def by_name(entry: GraphEntry, values: list[Array] | tuple[Array, ...]) -> dict[
     if len(names) != len(values):
         raise TraceError(f"the engine returned {len(values)} outputs, the graph has {len(names)}")
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+def empty(port: Port) -> Array:
+    """Zeros of a port whose shape is fixed."""
+    return np.zeros([int(size) for size in port.shape], numpy_dtype(port.dtype))
 
 
 def threads_of(options: Mapping[str, str]) -> int:

@@ -17,10 +17,9 @@ import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
 from exporter.errors import EngineUnavailableError
-from exporter.spec import Port
-from runners.base import Array, RunnerInfo, need, numpy_dtype, only
+from runners.base import Array, RunnerInfo, need, only
 from runners.engines._cache import compiled
-from runners.engines._session import GraphSession, Run, refuse_layouts
+from runners.engines._session import GraphSession, Run, empty, refuse_layouts
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -47,7 +46,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
 
         def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
             given = [np.ascontiguousarray(inputs[port.name]) for port in entry.spec.inputs]
-            outputs = {port.name: _empty(port) for port in entry.spec.outputs}
+            outputs = {port.name: empty(port) for port in entry.spec.outputs}
             function(*(ctypes.c_void_p(array.ctypes.data) for array in [*given, *outputs.values()]))
             return outputs
 
@@ -55,10 +54,6 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
 
     settings = {**info.settings, "flags": " ".join(_FLAGS[:3])}
     return GraphSession(bundle, RunnerInfo("emx", info.version, settings, "compiled from C, weights beside it"), load)
-
-
-def _empty(port: Port) -> Array:
-    return np.zeros([int(size) for size in port.shape], numpy_dtype(port.dtype))
 
 
 def _compile(path: Path, folder: Path) -> None:

@@ -1,0 +1,237 @@
+"""Installs the engines, each in an environment of its own, and judges them all on the tiny bundle.
+
+    python benchmarks/engines_matrix.py --install             # make the environments that are missing
+    python benchmarks/engines_matrix.py                       # play every case on every engine, write docs/engines.md
+    python benchmarks/engines_matrix.py --only openvino,tract # only these rows; the others are kept
+
+Environments are folders in KVPARITY_ENGINES (.engines where unset). Results are kept in benchmarks/engines_matrix.json,
+so that a run may be continued, and rows made on different days stand side by side with their own versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from exporter.bundle import Bundle  # noqa: E402
+from exporter.errors import KvparityError  # noqa: E402
+from exporter.spec import DECODE, GraphKind  # noqa: E402
+from runners.base import Array, RunnerInfo, RunnerSpec, Session, parse_runner  # noqa: E402
+from runners.isolate import engines_folder, open_runner  # noqa: E402
+from runners.judge import JudgeOptions, judge  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "engines_matrix.json"
+BASE = ["numpy", "pydantic", "ml_dtypes"]
+ORT_VERSIONS = ("1.20.1", "1.22.1", "1.24.4", "1.28.0")
+ENVIRONMENTS: dict[str, list[str]] = {
+    "openvino": ["openvino"],
+    "tract": ["tract"],
+    "nxrt": ["nxrt"],
+    "opencv": ["opencv-python-headless>=5"],
+    "mnn": ["MNN"],
+    "iree": ["iree-base-compiler[onnx]", "iree-base-runtime"],
+    "onnx2pytorch": ["onnx", "torch==2.13.0"],
+    "emx": ["emx-onnx-cgen", "onnx"],
+    "tvm": ["apache-tvm", "onnx"],
+    "tinygrad": ["tinygrad", "onnx"],
+    **{f"ort-{version}": [f"onnxruntime=={version}"] for version in ORT_VERSIONS},
+}
+WITHOUT_DEPENDENCIES = {"onnx2pytorch": ["onnx2pytorch"]}  # it asks for torchvision, which is not used
+NODE = ["onnxruntime-node", "onnxruntime-web"]
+
+DYNAMIC, STATIC = "dynamic", "static"
+ROWS: tuple[tuple[str, str], ...] = (
+    ("ort:threads=1", DYNAMIC),
+    ("ort:threads=1,level=none", DYNAMIC),
+    *((f"ort:threads=1,env=ort-{version}", DYNAMIC) for version in ORT_VERSIONS),
+    ("onnx_reference", DYNAMIC),
+    ("openvino:threads=1", DYNAMIC),
+    ("openvino:threads=1,precision=default", DYNAMIC),
+    ("tract", DYNAMIC),
+    ("nxrt", DYNAMIC),
+    ("opencv:threads=1", DYNAMIC),
+    ("mnn", DYNAMIC),
+    ("iree", DYNAMIC),
+    ("onnx2pytorch:threads=1", DYNAMIC),
+    ("onnxruntime_node", DYNAMIC),
+    ("onnxruntime_web", DYNAMIC),
+    ("ort:threads=1", STATIC),
+    ("openvino:threads=1", STATIC),
+    ("tract", STATIC),
+    ("nxrt", STATIC),
+    ("opencv:threads=1", STATIC),
+    ("mnn", STATIC),
+    ("onnxruntime_web", STATIC),
+    ("emx", STATIC),
+    ("tvm", STATIC),
+    ("tinygrad", STATIC),
+)
+SLOW = {"tinygrad": ("prefill-2", "handoff-128", "decode-only"), "onnx_reference": ("[!p]*", "prefill-1*", "prefill-2")}
+
+
+@dataclass
+class Row:
+    """One runner on one bundle."""
+
+    runner: str
+    layout: str
+    version: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    adapted: str = ""
+    verdicts: dict[str, str] = field(default_factory=dict)
+    differences: dict[str, float | str | None] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+    milliseconds: float | None = None
+    unavailable: str = ""
+
+
+class Timed:
+    """A session that keeps what each one-token decode call took."""
+
+    def __init__(self, inner: Session, seconds: list[float]) -> None:
+        self._inner, self._seconds = inner, seconds
+
+    @property
+    def info(self) -> RunnerInfo:
+        """The engine's own."""
+        return self._inner.info
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one graph once."""
+        started = time.perf_counter()
+        outputs = self._inner.run(graph, inputs)
+        took = getattr(self._inner, "seconds", 0.0) or time.perf_counter() - started
+        if graph == DECODE and inputs["input_ids"].shape == (1, 1):
+            self._seconds.append(took)
+        return outputs
+
+    def close(self) -> None:
+        """End the session."""
+        self._inner.close()
+
+
+def play_row(bundle: Bundle, runner: str, layout: str) -> Row:
+    """Judge one runner on every case of one bundle."""
+    seconds: list[float] = []
+
+    def opener(bundle: Bundle, spec: RunnerSpec) -> Session:
+        return Timed(open_runner(bundle, spec), seconds)
+
+    spec = parse_runner(runner)
+    cases = SLOW.get(spec.name, ())
+    report = judge(bundle, JudgeOptions((spec,), cases=cases), opener=opener)
+    record = report.runners[0]
+    row = Row(runner, layout, record.version, dict(record.settings), record.adapted)
+    if not record.available:
+        row.unavailable = record.message
+    for case in report.cases:
+        row.verdicts[case.case] = case.verdict
+        row.differences[case.case] = case.max_abs_diff
+        if case.message:
+            row.messages[case.case] = case.message
+    row.milliseconds = statistics.median(seconds) * 1e3 if seconds else None
+    return row
+
+
+def install(only: list[str]) -> None:
+    """Make the environments that are missing; one that cannot be made is left out, with the reason."""
+    folder = engines_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, packages in ENVIRONMENTS.items():
+        if (only and name not in only) or (folder / name / "bin" / "python").exists():
+            continue
+        print(f"installing {name}", file=sys.stderr)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
+            pip = [folder / name / "bin" / "python", "-m", "pip", "install", "-q"]
+            subprocess.run([*pip, *BASE, *packages], check=True)
+            if name in WITHOUT_DEPENDENCIES:
+                subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES[name]], check=True)
+        except subprocess.CalledProcessError as error:
+            print(f"  {name}: not installed (exit {error.returncode})", file=sys.stderr)
+    if (not only or "node" in only) and not (folder / "node" / "node_modules").exists():
+        install_node(folder / "node")
+
+
+def install_node(folder: Path) -> None:
+    """The npm packages; the native one would otherwise download more than it needs."""
+    folder.mkdir(exist_ok=True)
+    (folder / "package.json").write_text('{"private": true}\n', encoding="utf-8")
+    environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+    try:
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", *NODE], cwd=folder, env=environment, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"  node: not installed ({error})", file=sys.stderr)
+
+
+def load_rows() -> list[Row]:
+    return [Row(**row) for row in json.loads(RESULTS.read_text("utf-8"))] if RESULTS.exists() else []
+
+
+def save_rows(rows: list[Row]) -> None:
+    order = {place: index for index, place in enumerate(ROWS)}
+    rows.sort(key=lambda row: order.get((row.runner, row.layout), len(order)))
+    RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def bundles(arguments: Any) -> dict[str, Bundle]:
+    """The two bundles; exported from the shipped checkpoint where they are not given."""
+    made: dict[str, Bundle] = {}
+    for layout, given in ((DYNAMIC, arguments.dynamic), (STATIC, arguments.static)):
+        folder = given or ROOT / "artifacts" / f"engines-{layout}"
+        if not folder.exists():
+            flags = ["--layout", "static", "--max-len", "1024", "--chunk", "64"] if layout == STATIC else []
+            subprocess.run([sys.executable, ROOT / "cli.py", "export", "-o", folder, *flags], check=True)
+        made[layout] = Bundle.open(folder)
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--install", action="store_true", help="make missing environments first")
+    parser.add_argument("--only", default="", help="comma-separated runners")
+    parser.add_argument("--dynamic", type=Path, help="bundle to use")
+    parser.add_argument("--static", type=Path, help="bundle of the static layout to use")
+    parser.add_argument("--tables", action="store_true", help="only write docs/engines.md from what was measured")
+    arguments = parser.parse_args()
+    only = [name for name in arguments.only.split(",") if name]
+    if arguments.install:
+        install(only)
+    if not arguments.tables:
+        measure(bundles(arguments), only)
+    from benchmarks.engines_table import write_tables
+
+    write_tables([asdict(row) for row in load_rows()])
+    return 0
+
+
+def measure(made: dict[str, Bundle], only: list[str]) -> None:
+    """Play the rows that were asked for; each is saved when it is done."""
+    for runner, layout in ROWS:
+        if only and runner not in only and runner.partition(":")[0] not in only:
+            continue
+        print(f"{runner} ({layout})", file=sys.stderr, flush=True)
+        try:
+            row = play_row(made[layout], runner, layout)
+        except KvparityError as error:
+            row = Row(runner, layout, unavailable=str(error))
+        rows = [old for old in load_rows() if (old.runner, old.layout) != (runner, layout)]
+        save_rows([*rows, row])
+        good = sum(verdict == "match" for verdict in row.verdicts.values())
+        print(f"  {good}/{len(row.verdicts)} match {row.unavailable}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import make_bundle
+
+from exporter.bundle import Bundle
+from exporter.errors import EngineUnavailableError, TraceError
+from exporter.spec import DECODE, ExportOptions, GraphSpec, Port
+from runners.base import RunnerInfo, RunnerSpec, engine_names, load_engine
+from runners.engines import _session, _static
+from runners.isolate import describe_isolated, engines_folder, open_runner
+from runners.judge import JudgeOptions, judge
+from runners.known_failures import KnownFailure, load_known_failures, unexpected
+
+ROOT = Path(__file__).resolve().parents[1]
+KNOWN = Path(__file__).with_name("known_failures")
+OURS = {"exact", "ort", "torch_eager", "trace_file"}
+OTHERS = tuple(name for name in engine_names() if name not in OURS)
+FIXED_SHAPES = ("emx", "tinygrad", "tvm")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_engine_is_a_module_with_an_install_line_that_loads_without_its_engine(name: str) -> None:
+    module = importlib.import_module(f"runners.engines.{name}")
+    assert module.__doc__
+    assert module.INSTALL.startswith(("pip install", "make engines"))
+    assert callable(module.describe)
+    assert callable(module.open_session)
+
+
+def test_importing_every_engine_module_imports_no_engine() -> None:
+    code = (
+        "import sys, importlib, pkgutil, runners.engines as package\n"
+        "[importlib.import_module(f'runners.engines.{m.name}') for m in pkgutil.iter_modules(package.__path__)"
+        " if m.name not in ('torch_eager',)]\n"
+        "engines = {'onnx', 'onnxruntime', 'openvino', 'tract', 'cv2', 'iree', 'MNN', 'tvm', 'tinygrad', 'torch'}\n"
+        "print(sorted(engines & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_absent_engine_is_unavailable_with_its_install_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVPARITY_ENGINES", str(tmp_path))
+    monkeypatch.setattr("importlib.metadata.version", _nothing_installed)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineUnavailableError, match="is not installed") as caught:
+        load_engine(name).describe()
+    assert load_engine(name).INSTALL in str(caught.value)
+
+
+def _nothing_installed(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    raise PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_setting_that_an_engine_does_not_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"is unknown here|is not installed"):
+        load_engine(name).open_session(make_bundle(tmp_path / "bundle", cases=()), {"colour": "red"})
+
+
+@pytest.mark.parametrize("name", FIXED_SHAPES)
+def test_an_engine_with_fixed_shapes_refuses_growing_caches_and_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"runners.engines.{name}")
+    monkeypatch.setattr(module, "describe", lambda: RunnerInfo(name, "1"))
+    with pytest.raises(EngineUnavailableError, match="export with --layout static"):
+        module.open_session(make_bundle(tmp_path / "bundle", cases=()), {})
+
+
+def test_too_many_shapes_are_refused_and_not_passed(tmp_path: Path) -> None:
+    import numpy as np
+
+    spec = GraphSpec(DECODE, (Port("x", "float32", ("rows",)),), ())
+    entry = make_bundle(tmp_path / "bundle", cases=()).graph(DECODE)
+    entry = type(entry)(entry.file, spec, {}, 8)
+    compiled: list[object] = []
+
+    def compile_shapes(shapes: object) -> _session.Run:
+        compiled.append(shapes)
+        return lambda inputs: {}
+
+    run = _static.PerShape("fixed", entry, compile_shapes, _static.shapes_limit({"shapes": "2"}, 9))
+    for rows in (1, 2, 1):
+        run({"x": np.zeros(rows, np.float32)})
+    assert compiled == [{"x": (1,)}, {"x": (2,)}]
+    with pytest.raises(TraceError, match="refused: fixed has fixed shapes"):
+        run({"x": np.zeros(3, np.float32)})
+
+
+def test_the_wrong_number_of_outputs_is_an_error(tmp_path: Path) -> None:
+    entry = make_bundle(tmp_path / "bundle", cases=()).graph(DECODE)
+    with pytest.raises(TraceError, match="returned 1 outputs, the graph has 0"):
+        _session.by_name(entry, [1])  # type: ignore[list-item]
+
+
+def test_a_session_of_another_layout_is_refused(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", cases=(), options=ExportOptions(layout="shared"))
+    with pytest.raises(EngineUnavailableError, match="takes the dynamic or static layout only"):
+        _session.refuse_layouts("x", bundle, "dynamic", "static")
+
+
+def test_known_failures_are_strict_files_about_engines_that_exist() -> None:
+    for failure in load_known_failures(KNOWN):
+        assert failure.runner.partition(":")[0] in engine_names()
+        document, _, section = failure.evidence.partition("#")
+        if document.startswith("docs/"):
+            text = (ROOT / document).read_text("utf-8").lower()
+            assert f"## {section}" in text, f"{failure.evidence} is not a section"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("failure = [", "not TOML"),
+        ("a = 1", "expected \\[\\[failure\\]\\] entries"),
+        ('[[failure]]\nrunner = "x"', "cases, evidence, reason, verdict unknown or missing"),
+        ('[[failure]]\nrunner="x"\ncases="*"\nverdict="pass"\nreason="r"\nevidence="e"', "verdict 'pass'"),
+        ('[[failure]]\nrunner="y"\ncases="*"\nverdict="error"\nreason="r"\nevidence="e"', "is about y, expected x"),
+        ('[[failure]]\nrunner="x"\ncases="*"\nverdict="error"\nreason="r"\nevidence="e"\nnote="n"', "note unknown"),
+    ],
+)
+def test_a_file_that_is_not_of_the_format_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(TraceError, match=words):
+        load_known_failures(tmp_path)
+
+
+def test_a_known_failure_that_is_gone_is_as_unexpected_as_a_new_one() -> None:
+    known = (KnownFailure("x", "chunk-*", "mismatch", "window off by one", "docs", when={"precision": "low"}),)
+    low, high = {"precision": "low"}, {"precision": "high"}
+    assert unexpected(known, "x", "dynamic", low, {"chunk-1": "mismatch", "text": "match"}) == []
+    assert "remove the entry" in unexpected(known, "x", "dynamic", low, {"chunk-1": "match"})[0]
+    assert "no known failure" in unexpected(known, "x", "dynamic", low, {"text": "error"})[0]
+    assert "no known failure" in unexpected(known, "x", "dynamic", high, {"chunk-1": "mismatch"})[0]
+    assert unexpected(known, "x", "static", low, {"chunk-1": "match"}) == []
+
+
+def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bundle) -> None:
+    spec = RunnerSpec("onnx_reference")
+    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("prefill-2", "chunk-empty")))
+    assert {case.verdict for case in report.cases} == {"match"}
+
+
+ENGINE_RUNNERS = ("openvino:precision=default", *(name for name in OTHERS if name not in FIXED_SHAPES))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("runner", ENGINE_RUNNERS)
+def test_an_engine_is_right_but_for_its_known_failures(tiny_bundle: Bundle, runner: str) -> None:
+    from runners.base import parse_runner
+
+    spec = parse_runner(runner)
+    _skip_unless_installed(spec)
+    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("prefill-2", "handoff-*", "chunk-cross", "batch-chunks")))
+    record = report.runners[0]
+    assert record.available, record.message
+    verdicts = {case.case: case.verdict for case in report.cases}
+    assert unexpected(load_known_failures(KNOWN), runner, "dynamic", record.settings, verdicts) == []
+
+
+def _skip_unless_installed(spec: RunnerSpec) -> None:
+    engine = load_engine(spec.name)
+    try:
+        engine.describe() if getattr(engine, "OWN_PROCESS", False) else describe_isolated(spec)
+    except EngineUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("version", ["1.20.1", "1.22.1", "1.24.4", "1.28.0"])
+def test_older_onnx_runtimes_compute_the_same(tiny_bundle: Bundle, version: str) -> None:
+    if not (engines_folder() / f"ort-{version}").exists():
+        pytest.skip(f"no environment ort-{version}; make engines")
+    spec = RunnerSpec("ort", {"env": f"ort-{version}"})
+    session = open_runner(tiny_bundle, spec)
+    assert session.info.version == version
+    session.close()
+    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("handoff-128", "batch-chunks", "chunk-7")))
+    assert {case.verdict for case in report.cases} == {"match"}
