@@ -28,7 +28,7 @@ def cli() -> None:
 @click.option("--subfolder", help="Folder inside the checkpoint that holds the model.")
 @click.option("--revision", help="Hub revision.")
 @click.option("--layout", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True)
-@click.option("--profile", type=click.Choice(["portable"]), default="portable", show_default=True)
+@click.option("--profile", type=click.Choice(["bare", "portable", "modern"]), default="portable", show_default=True)
 @click.option("--sliding-cache", type=click.Choice(["bounded", "full"]), default="bounded", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--opset", type=int, help="Default-domain opset  [default: the profile's]")

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from exporter.cases import Case
 from exporter.errors import BundleError
-from exporter.spec import ExportOptions, GraphKind, GraphSpec, ModelSpec
+from exporter.spec import ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
 from exporter.vectors import Vectors
 
 __all__ = [
@@ -88,6 +88,7 @@ class Manifest:
         files: Everything else: config, tokenizer, scripts.
         versions: Packages that made the bundle.
         noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
+        host_inputs: Inputs beyond the contract's that the host computes, with their formulas (profile ``bare``).
     """
 
     schema_version: int
@@ -101,6 +102,7 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
+    host_inputs: tuple[HostInput, ...] = ()
 
     def all_files(self) -> Iterator[FileEntry]:
         """Every file that the manifest vouches for."""

@@ -14,11 +14,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from exporter.decoder import Decoder, add_probes
+from exporter.decoder import NO_POSITIONS, Decoder, add_probes
 from exporter.errors import ExportError
 from exporter.experts import choose_experts
 from exporter.fxgraph import UnsupportedError, straighten
-from exporter.lowering import DEFAULT_OPSET, translation_table
+from exporter.lowering import translation_table
+from exporter.rope import hook_tables
 from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
 
 __all__ = ["Captured", "capture", "name_ports"]
@@ -36,12 +37,14 @@ class Captured:
         graph: The ports.
         weights: Names of those initializers: transformers' parameter names, tied ones once.
         lifted: Whether it was traced in float64 and has to be lowered to the bundle's dtype.
+        options: How it is exported.
     """
 
     model: ir.Model
     graph: GraphSpec
     weights: frozenset[str]
     lifted: bool
+    options: ExportOptions
 
 
 def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOptions) -> Captured:
@@ -61,6 +64,7 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     choose_experts(model, graph.kind)
     mode, buffers = _make_fake(model, dtype)
     add_probes(model, spec.layers)
+    hook_tables(model)
     decoder = Decoder(model, spec, options, lift=lift).eval()
     with mode:
         arguments, shapes = _example(graph, spec, dtype)
@@ -68,6 +72,7 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
         with _quiet(), _default_dtype(dtype), torch.no_grad(), _sizes_may_be_one():
             with mode:
                 program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
+            _check_positions(program, spec)
             onnx = _translate(program, options)
     except ExportError:
         raise
@@ -75,7 +80,23 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
         raise ExportError(f"{spec.model_type}: the {graph.kind} graph cannot be traced ({_reason(error)})") from error
     name_ports(onnx, graph)
     weights = _name_weights(onnx, model, buffers)
-    return Captured(onnx, graph, weights, lift)
+    return Captured(onnx, graph, weights, lift, options)
+
+
+def _check_positions(program: Any, spec: ModelSpec) -> None:
+    """Nothing may depend on positions that the graph does not take (see :data:`exporter.decoder.NO_POSITIONS`)."""
+    pending, seen = [next(iter(reversed(program.graph.nodes)))], set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_function" and NO_POSITIONS in node.args:
+            raise ExportError(
+                f"{spec.model_type} uses positions beyond its rotary embedding, so --profile bare "
+                "can't leave them out; use --profile portable"
+            )
+        pending += node.all_input_nodes
 
 
 def _reason(error: Exception) -> str:
@@ -86,16 +107,17 @@ def _reason(error: Exception) -> str:
 
 
 def _translate(program: Any, options: ExportOptions) -> ir.Model:
-    """ONNX of a traced program: directly where every operator has a translation, through torch's decomposition else."""
-    opset = options.opset or DEFAULT_OPSET[options.profile]
+    """ONNX of a traced program: directly where every operator has a translation, through torch's decomposition else.
+
+    The opset is that of torch's own translations; :mod:`exporter.passes.opset` brings the graph to the one wanted.
+    """
     table = translation_table(options.profile)
-    if opset == TORCHLIB_OPSET:
-        try:
-            return _translate_directly(copy.deepcopy(program), table)
-        except (UnsupportedError, torch.onnx.errors.OnnxExporterError):
-            pass
+    try:
+        return _translate_directly(copy.deepcopy(program), table)
+    except (UnsupportedError, torch.onnx.errors.OnnxExporterError):
+        pass
     onnx = torch.onnx.export(
-        program, opset_version=opset, optimize=False, verbose=False, custom_translation_table=table
+        program, opset_version=TORCHLIB_OPSET, optimize=False, verbose=False, custom_translation_table=table
     )
     assert onnx is not None
     return onnx.model
@@ -142,7 +164,7 @@ def _example(graph: GraphSpec, spec: ModelSpec, dtype: torch.dtype) -> tuple[Any
     sequence, past = 3, 1009 if graph.kind == DECODE else 0
     window = spec.window or past + 1
     sizes = {"batch": 2, "sequence": sequence, "past": past, "past_sliding": min(past, window - 1)}
-    sizes["total"] = past + sequence
+    sizes["total"], sizes["rows_sliding"] = past + sequence, sizes["past_sliding"] + sequence
     inputs: dict[str, torch.Tensor] = {}
     shapes: dict[str, dict[int, Any]] = {}
     for port in graph.inputs:

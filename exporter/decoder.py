@@ -14,20 +14,25 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from exporter.errors import ExportError
 from exporter.layouts.base import open_cache
 from exporter.lift import lifted
 from exporter.probe import probe
+from exporter.rope import use_tables
 from exporter.spec import ExportOptions, LayerSpec, ModelSpec
+from exporter.standard import attend, is_standard
 
-__all__ = ["ATTENTION", "Decoder", "add_probes", "register_attention"]
+__all__ = ["ATTENTION", "NO_POSITIONS", "Decoder", "add_probes", "register_attention"]
 
 ATTENTION = "kvparity"
+NO_POSITIONS = "positions that only the rotary embedding may read"
 _MASKS: ContextVar[Mapping[int, Tensor]] = ContextVar("masks")
 _TABLES = ("cos", "sin")
 _LAYER_INPUTS = ("hidden_states", "attention_mask", "position_embeddings")  # named elsewhere, or not values of a layer
+_STANDARD: ContextVar[bool] = ContextVar("standard", default=False)
 
 
 def _attention(
@@ -39,6 +44,8 @@ def _attention(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     masks = _MASKS.get(None)  # none while a model is only being observed
     mask = attention_mask if masks is None else _of_queries(masks[index], query.shape[2])
+    if _STANDARD.get() and is_standard(kwargs):
+        return probe(attend(module, query, key, value, mask, **kwargs), f"layers.{index}.self_attn.context"), None
     output, weights = eager(module, query, key, value, mask, **kwargs)
     return probe(output, f"layers.{index}.self_attn.context"), weights
 
@@ -85,12 +92,14 @@ class Decoder(nn.Module):
         dtype = next(self.model.parameters()).dtype
         cache = open_cache(self._spec, self._options, inputs, dtype)
         masks = _Masks(cache.masks())
-        with lifted(self._lift), _use_masks(masks):
+        with lifted(self._lift), _use_masks(masks, self._options), use_tables(inputs):
             arguments = {self._cache_argument: cache, "use_cache": True}
             if self._options.logits == "last":
                 arguments["logits_to_keep"] = cache.keep_logits
-            model_inputs = {name: inputs[name] for name in ("input_ids", "position_ids")}
-            logits = self.model(**model_inputs, **arguments).logits
+            ids, positions = inputs["input_ids"], inputs.get("position_ids")
+            if positions is None:
+                positions = probe(torch.zeros_like(ids), NO_POSITIONS)
+            logits = self.model(input_ids=ids, position_ids=positions, **arguments).logits
         masks.check(self._spec)
         presents = [tensor for slot in self._spec.slots for tensor in cache.present[slot.slot]]
         return [logits if self._lift else logits.float(), *presents]
@@ -118,12 +127,13 @@ class _Masks(dict[int, Tensor]):
 
 
 @contextmanager
-def _use_masks(masks: Mapping[int, Tensor]) -> Iterator[None]:
-    token = _MASKS.set(masks)
+def _use_masks(masks: Mapping[int, Tensor], options: ExportOptions) -> Iterator[None]:
+    token, standard = _MASKS.set(masks), _STANDARD.set(options.profile == "modern")
     try:
         yield
     finally:
         _MASKS.reset(token)
+        _STANDARD.reset(standard)
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from exporter.errors import ExportError
 from exporter.features import features_of
 from exporter.observe import observed_rows
+from exporter.rope import rope_specs
 from exporter.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec
 
 __all__ = ["model_spec"]
@@ -32,6 +33,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
     """
     layers, slots = _layers_and_slots(config, model)
     features, missing = features_of(config, model, layers, slots)
+    max_position = int(getattr(config, "max_position_embeddings", None) or 2048)
     return ModelSpec(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -40,7 +42,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         heads=config.num_attention_heads,
         layers=layers,
         slots=slots,
-        max_position=int(getattr(config, "max_position_embeddings", None) or 2048),
+        max_position=max_position,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=dtype,
         tied_embeddings=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
@@ -49,6 +51,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         pad_token_id=config.pad_token_id,
         features=features,
         not_exercised=missing,
+        ropes=rope_specs(model, max_position),
     )
 
 

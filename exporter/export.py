@@ -30,9 +30,10 @@ from exporter.check import check_graph
 from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
 from exporter.errors import ExportError, KvparityError
-from exporter.lowering import DEFAULT_OPSET
+from exporter.lowering import default_opset
+from exporter.needs import needs
 from exporter.packages.golden import write_golden
-from exporter.ports import graph_spec, settled
+from exporter.ports import graph_spec, host_inputs, settled
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, sample_text
 from exporter.weights import Placement, place_weights, weight_names
@@ -105,11 +106,12 @@ def export(
             model=spec,
             source=checkpoint.source,
             revision=checkpoint.revision,
-            options=replace(options, opset=options.opset or DEFAULT_OPSET[options.profile]),
+            options=replace(options, opset=options.opset or default_opset(options)),
             weights=tuple(file_entry(folder, folder / name) for name in locations),
             graphs=graphs,
             files=files,
             versions=_versions(),
+            host_inputs=host_inputs(spec, options),
         )
         longest = min(filter(None, (limit, options.max_len)), default=None)
         cases = default_cases(spec, sample_text(folder, 4096), longest)
@@ -182,7 +184,9 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
         path = folder / f"{kind}.onnx"
         ports = graph_spec(kind, spec, options)
         model = check_graph(path, ports, options.profile)
-        graphs[kind] = GraphEntry(file_entry(folder, path), ports, dict(model.opset_imports), model.ir_version)
+        graphs[kind] = GraphEntry(
+            file_entry(folder, path), ports, dict(model.opset_imports), model.ir_version, needs(model)
+        )
     return graphs
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import onnx_ir as ir
 from onnxscript import opset18 as op
+from onnxscript.values import Opset
 
-__all__ = ["DEFAULT_OPSET", "PROBE", "translation_table"]
+from exporter.spec import ExportOptions
+
+__all__ = ["PROBE", "default_opset", "translation_table"]
 
 PROBE = "kvparity.probe"
-DEFAULT_OPSET = {"bare": 17, "portable": 18, "modern": 23, "ort": 20}
+_OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 20}
 _SQRT_2_OVER_PI = 0.7978845608028653558798921198687
 _SQRT_1_OVER_2 = 0.7071067811865475244008443621048
 _GELU_CUBIC = 0.044715
@@ -83,15 +86,35 @@ def _scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", 
     return op.Constant(value=ir.tensor(s, dtype=kind))
 
 
+def _attention(query: Any, key: Any, value: Any, mask: Any, softcap: float) -> Any:
+    output = Opset("", 23).Attention(query, key, value, mask, scale=1.0, softcap=softcap)[0]
+    output.producer().resize_outputs(1)  # TensorRT refuses Attention with more than one output
+    return output
+
+
+def _tensor_scatter(cache: Any, update: Any, write_indices: Any, circular: bool) -> Any:
+    mode = "circular" if circular else "linear"
+    return Opset("", 24).TensorScatter(cache, update, write_indices, axis=2, mode=mode)
+
+
+def _gelu(self: Any, approximate: str = "none") -> Any:
+    return Opset("", 20).Gelu(self, approximate=approximate)
+
+
 def _dropout(input: Any, p: float, train: bool) -> Any:
     return op.Identity(input)
+
+
+def default_opset(options: ExportOptions) -> int:
+    """Default-domain opset of a profile; TensorScatter, which writes static buffers, came with 24."""
+    return 24 if options.profile == "modern" and options.layout == "static" else _OPSETS[options.profile]
 
 
 def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Custom translations of a profile, for ``torch.onnx.export(custom_translation_table=…)``."""
     import torch
 
-    import exporter.probe  # noqa: F401  (registers kvparity::probe)
+    import exporter.probe
 
     aten = torch.ops.aten
     table: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -102,6 +125,12 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.dropout.default: _dropout,
         aten.scalar_tensor.default: _scalar_tensor,
     }
+    if profile == "modern":
+        import exporter.standard  # noqa: F401  (registers kvparity::attention and kvparity::tensor_scatter)
+
+        table[torch.ops.kvparity.attention.default] = _attention
+        table[torch.ops.kvparity.tensor_scatter.default] = _tensor_scatter
+        table[aten.gelu.default] = _gelu
     if profile in ("bare", "portable"):
         table[aten.gelu.default] = _gelu_decomposed
     return table

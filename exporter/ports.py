@@ -10,15 +10,32 @@ from exporter.spec import (
     ExportOptions,
     GraphKind,
     GraphSpec,
+    HostInput,
     ModelSpec,
     Port,
+    RopeSpec,
     SlotSpec,
+    mask_name,
     past_name,
     present_name,
 )
 
-__all__ = ["graph_spec", "settled"]
+__all__ = ["graph_spec", "host_inputs", "settled"]
 
+_MASK = (
+    "[b,0,i,j] = 0 where key slot k = total - rows + j is seen by query slot q = total - sequence + i, else `blocked`; "
+    "seen: k <= q and attention_mask[b,k] = 1; total is the tokens so far, this call's included, "
+    "rows the last axis: past rows and this call's"
+)
+_WINDOW = "; and q - k < window"
+_ROPE = {
+    "halves": "(position_ids[b,i] * inv_freq[c mod n]) * scaling",
+    "pairs": "(position_ids[b,i] * inv_freq[c div 2]) * scaling",
+    "once": "(position_ids[b,i] * inv_freq[c]) * scaling",
+}
+_ROPE = {
+    key: f"{text} at [b,i,c], n frequencies; product, cos and sin in float32, then cast" for key, text in _ROPE.items()
+}
 _STATIC_ONLY = ("max_len", "chunk", "batch")
 
 
@@ -28,6 +45,7 @@ def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
     Raises:
         ExportError: Options that contradict each other or the model.
     """
+    _check_profile(options, model)
     if options.layout != "static":
         if given := [name for name in _STATIC_ONLY if getattr(options, name) is not None]:
             raise ExportError(f"--{given[0].replace('_', '-')} belongs to --layout static, not {options.layout}")
@@ -42,6 +60,42 @@ def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
     if batch < 1:
         raise ExportError(f"--batch {batch}: expected at least 1")
     return replace(options, max_len=max_len, chunk=chunk, batch=batch)
+
+
+def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
+    if options.profile == "bare" and options.layout != "dynamic":
+        raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
+    if options.profile == "bare" and not model.ropes:
+        raise ExportError(
+            f"--profile bare: the rotary embedding of {model.model_type} is not a table of cos and sin of position "
+            "times frequency, so a host can't compute it; use --profile portable"
+        )
+
+
+def host_inputs(model: ModelSpec, options: ExportOptions) -> tuple[HostInput, ...]:
+    """Inputs that the host computes, in port order; none unless the profile is ``bare``."""
+    if options.profile != "bare":
+        return ()
+    blocked = -65504.0 if options.dtype == "float16" else -1e9
+    found = [
+        HostInput(mask_name(window), "mask", _MASK + ("" if window is None else _WINDOW), window, blocked)
+        for window in dict.fromkeys(layer.window for layer in model.layers)
+    ]
+    for rope in model.ropes:
+        for part in ("cos", "sin"):
+            formula = f"{part}{_ROPE[rope.arrangement]}"
+            found.append(HostInput(RopeSpec.port_of(rope.name, part), part, formula, rope=rope))
+    return tuple(found)
+
+
+def _host_port(item: HostInput, decode: bool, options: ExportOptions) -> Port:
+    """``rows`` are those that a layer sees: past and new ones."""
+    if item.rope is not None:
+        return Port(item.name, options.dtype, ("batch", "sequence", item.rope.columns))
+    rows = "total" if decode else "sequence"
+    if decode and item.window is not None and options.bounded:
+        rows = "rows_sliding"
+    return Port(item.name, options.dtype, ("batch", 1, "sequence", rows))
 
 
 def graph_spec(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
@@ -84,14 +138,15 @@ def _dynamic(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> Graph
     """Ports of one graph in the dynamic layout; dimensions are numbers or the names below.
 
     ``batch``, ``sequence``, ``total`` (past + sequence), ``past`` and ``past_sliding`` (rows handed in),
-    ``present`` and ``present_sliding`` (rows handed out).
+    ``present`` and ``present_sliding`` (rows handed out), ``rows_sliding`` (past_sliding + sequence).
     """
     decode = kind == DECODE
-    inputs = [
-        Port("input_ids", "int64", ("batch", "sequence")),
-        Port("attention_mask", "int64", ("batch", "total" if decode else "sequence")),
-        Port("position_ids", "int64", ("batch", "sequence")),
-    ]
+    inputs = [Port("input_ids", "int64", ("batch", "sequence"))]
+    if host := host_inputs(model, options):
+        inputs += [_host_port(item, decode, options) for item in host]
+    else:
+        inputs.append(Port("attention_mask", "int64", ("batch", "total" if decode else "sequence")))
+        inputs.append(Port("position_ids", "int64", ("batch", "sequence")))
     if decode:
         inputs += [
             Port(past_name(s.slot, part), options.dtype, _shape(s, part, "past", options))

@@ -14,10 +14,13 @@ __all__ = [
     "PREFILL",
     "ExportOptions",
     "GraphSpec",
+    "HostInput",
     "LayerSpec",
     "ModelSpec",
     "Port",
+    "RopeSpec",
     "SlotSpec",
+    "mask_name",
     "past_name",
     "present_name",
 ]
@@ -31,6 +34,11 @@ DECODE: GraphKind = "decode"
 def past_name(slot: int, part: str) -> str:
     """Name of a cache input, as ONNX Runtime GenAI, Optimum and transformers.js spell it."""
     return f"past_key_values.{slot}.{part}"
+
+
+def mask_name(window: int | None) -> str:
+    """Name of a mask input of the ``bare`` profile."""
+    return "mask.full" if window is None else f"mask.sliding_{window}"
 
 
 def present_name(slot: int, part: str) -> str:
@@ -93,6 +101,55 @@ class SlotSpec:
 
 
 @dataclass(frozen=True)
+class RopeSpec:
+    """A rotary table: cos and sin of position times frequency.
+
+    Attributes:
+        name: Layer type that it belongs to; empty where all layers share one table.
+        inv_freq: Frequency of each rotated pair.
+        scaling: Factor on cos and sin.
+        arrangement: How the n angles are laid over a table's columns: ``halves`` a0..an a0..an, ``pairs`` a0 a0 a1 a1
+            …, ``once`` a0..an.
+    """
+
+    name: str
+    inv_freq: tuple[float, ...]
+    scaling: float
+    arrangement: Literal["halves", "pairs", "once"]
+
+    @property
+    def columns(self) -> int:
+        """Columns of a table."""
+        return len(self.inv_freq) * (1 if self.arrangement == "once" else 2)
+
+    @staticmethod
+    def port_of(name: str, part: str) -> str:
+        """Port name of a table; ``part`` is ``cos`` or ``sin``."""
+        return f"rope.{name}.{part}" if name else f"rope.{part}"
+
+
+@dataclass(frozen=True)
+class HostInput:
+    """An input that the host computes (profile ``bare``); everything that a host in any language needs.
+
+    Attributes:
+        name: The port.
+        kind: What it is.
+        formula: How to compute it, in words.
+        window: Of a sliding mask.
+        blocked: What a mask holds where a query may not look; it holds 0 elsewhere.
+        rope: The table's numbers.
+    """
+
+    name: str
+    kind: Literal["mask", "cos", "sin"]
+    formula: str
+    window: int | None = None
+    blocked: float = 0.0
+    rope: RopeSpec | None = None
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What the exporter, the runners and the referee need to know of a model; read from its config."""
 
@@ -112,6 +169,7 @@ class ModelSpec:
     pad_token_id: int | None = None
     features: tuple[str, ...] = ()
     not_exercised: tuple[str, ...] = ()
+    ropes: tuple[RopeSpec, ...] = ()
 
     @property
     def window(self) -> int | None:

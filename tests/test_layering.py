@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = {"spec", "cases", "vectors", "bundle", "errors", "lift"}  # exporter modules that runners may use
+# Exporter modules that runners may use.
+SHARED = {"spec", "ports", "host_inputs", "cases", "vectors", "bundle", "errors", "lift"}
 
 
 def imports(path: Path) -> Iterator[str]:

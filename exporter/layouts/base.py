@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exporter.probe import probe
-from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, past_name
+from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, mask_name, past_name
 
 __all__ = ["LayoutCache", "Pair", "additive", "open_cache"]
 
@@ -76,7 +76,8 @@ class LayoutCache(ABC):
         for layer in self.spec.layers:
             kind = (layer.kind, layer.window)
             if kind not in made:
-                made[kind] = probe(self.mask(layer), f"mask.{layer.kind}")
+                given = self.inputs.get(mask_name(layer.window))
+                made[kind] = probe(self.mask(layer), f"mask.{layer.kind}") if given is None else given
         return {layer.index: made[layer.kind, layer.window] for layer in self.spec.layers}
 
     def named(self, slot: SlotSpec, key: Tensor, value: Tensor) -> Pair:

@@ -1,8 +1,9 @@
 """Static layout: buffers of fixed size that a call reads and writes at ``cache_position``; no dynamic dimension.
 
 Full slots keep slot ``s`` in row ``s``; sliding slots are rings that keep it in row ``s mod window``. Rows are written
-with Where and Gather only: engines get scatters wrong (MNN's ScatterElements is off by 0.94). A row that this call must
-not read may hold anything, NaN too: it is replaced by zeros before arithmetic, because NaN times a masked 0 is NaN.
+with Where and Gather, because engines get scatters wrong (MNN's ScatterElements is off by 0.94), and with TensorScatter
+in the modern profile. A row that this call must not read may hold anything, NaN too: it is replaced by zeros before
+arithmetic, because NaN times a masked 0 is NaN.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from exporter.layouts.base import LayoutCache, Pair, additive
 from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
+from exporter.standard import tensor_scatter
 
 __all__ = ["Cache", "held_slots"]
 
@@ -69,7 +71,8 @@ class Cache(LayoutCache):
         past = self.past(slot)
         assert past is not None
         rows = self._rows(slot)
-        seen, present = zip(*(_write(rows, old, new) for old, new in zip(past, (key, value), strict=True)), strict=True)
+        pairs = zip(past, (key, value), strict=True)
+        seen, present = zip(*(self._write(rows, old, new) for old, new in pairs), strict=True)
         return self.named(slot, *seen), present
 
     def mask(self, layer: LayerSpec) -> Tensor:
@@ -105,10 +108,22 @@ class Cache(LayoutCache):
     def _token(self, slots: Tensor) -> Tensor:
         return (slots - self._first).clamp(0, self._position.shape[0] - 1)
 
+    def _write(self, rows: _Rows, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows that layers see, buffer after the call)."""
+        clean = torch.where(rows.old[None, None, :, None], old, torch.zeros((), dtype=old.dtype))
+        if self.options.profile == "modern" and new.shape[2] <= old.shape[2]:
+            present = self._scatter(clean, new)
+        else:
+            taken = new if new.shape[2] == 1 else new.index_select(2, rows.source)
+            present = torch.where(rows.written[None, None, :, None], taken, clean)
+        return (torch.cat([clean, new], dim=2) if rows.joined else present), present
 
-def _write(rows: _Rows, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows that layers see, buffer after the call)."""
-    clean = torch.where(rows.old[None, None, :, None], old, torch.zeros((), dtype=old.dtype))
-    taken = new if new.shape[2] == 1 else new.index_select(2, rows.source)
-    present = torch.where(rows.written[None, None, :, None], taken, clean)
-    return (torch.cat([clean, new], dim=2) if rows.joined else present), present
+    def _scatter(self, clean: Tensor, new: Tensor) -> Tensor:
+        """The buffer after TensorScatter wrote the call's rows; a padded tail is written with what was there."""
+        tokens, capacity = new.shape[2], clean.shape[2]
+        first = torch.remainder(self._first, capacity)
+        if tokens > 1:
+            row = torch.remainder(first + torch.arange(tokens, device=new.device), capacity)
+            valid = self._position >= 0
+            new = torch.where(valid[None, None, :, None], new, clean.index_select(2, row))
+        return tensor_scatter(clean, new, first.expand(clean.shape[0]), True)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from exporter.bundle import CaseEntry, FileEntry, Manifest, file_entry
 from exporter.cases import Case, Step
+from exporter.host_inputs import compute
 from exporter.spec import DECODE, GraphSpec, past_name, present_name
 from exporter.vectors import Vectors, expected_outputs
 
@@ -139,6 +140,9 @@ def _calls(manifest: Manifest, vectors: Vectors) -> Iterator[tuple[Step, dict[st
     past = _no_rows(manifest.graphs[DECODE].spec, case)
     for step in case.steps():
         inputs: dict[str, Array] = {**case.inputs(step), **(past if step.graph == DECODE else {})}
+        if manifest.host_inputs:
+            rows = {s.window: s.kept_rows(step.start, options.bounded) + step.tokens for s in manifest.model.slots}
+            inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
         last = options.logits == "last"
         outputs = expected_outputs(vectors.arrays, step, manifest.model.slots, bounded=options.bounded, last=last)
         yield step, inputs, outputs

@@ -43,8 +43,8 @@ def verify(names: list[str], *, check: bool, tol: float | None) -> int:
     manifest = json.loads((ROOT / "manifest.json").read_text("utf-8"))
     if check:
         check_files(manifest)
-    if manifest["options"]["layout"] != "dynamic" or manifest["options"]["profile"] == "bare":
-        raise CouldNotTellError("this script plays the dynamic layout of profiles without host-made inputs only")
+    if manifest["options"]["layout"] != "dynamic":
+        raise CouldNotTellError("this script plays the dynamic layout only")
     golden = json.loads((ROOT / "cases" / "golden.json").read_text("utf-8"))
     tol = golden["tolerance"][manifest["options"]["dtype"]] if tol is None else tol
     recorded = [case for case in manifest["cases"] if case["file"]]
@@ -101,6 +101,9 @@ def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any
         feeds = {"attention_mask": mask[:, :stop]}
         feeds |= {name: data[name][:, start:stop] for name in ("input_ids", "position_ids")}
         session = sessions[kind]
+        feeds |= host_inputs(manifest, feeds, past)
+        ports = {port.name for port in session.get_inputs()}
+        feeds = {name: value for name, value in feeds.items() if name in ports}
         for port in session.get_inputs():
             if port.name not in feeds:
                 empty = (mask.shape[0], port.shape[1], 0, port.shape[3])
@@ -113,6 +116,34 @@ def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any
                 worst, place = difference, f"call {call}, {name}"
         past = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
     return worst, place
+
+
+def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str, Any]) -> dict[str, Any]:
+    """Masks and rotary tables of the bare profile, after the formulas in manifest.json."""
+    import numpy as np
+
+    made, dtype = {}, manifest["options"]["dtype"]
+    total, tokens = feeds["attention_mask"].shape[1], feeds["input_ids"].shape[1]
+    for item in manifest.get("host_inputs", []):
+        window, rope = item["window"], item["rope"]
+        if rope is None:
+            slot = next(slot for slot in manifest["model"]["slots"] if slot["window"] == window)
+            rows = tokens + (past[f"past_key_values.{slot['slot']}.key"].shape[2] if past else 0)
+            query, key = np.arange(total - tokens, total)[:, None], np.arange(total - rows, total)[None, :]
+            seen = (key <= query) & (query - key < (window or total + 1))
+            seen = seen & (feeds["attention_mask"][:, None, total - rows :] == 1)
+            value = np.where(seen[:, None], 0.0, item["blocked"])
+        else:
+            angle = feeds["position_ids"].astype(np.float32)[..., None] * np.asarray(rope["inv_freq"], np.float32)
+            if rope["arrangement"] == "halves":
+                angle = np.concatenate([angle, angle], axis=-1)
+            elif rope["arrangement"] == "pairs":
+                angle = np.repeat(angle, 2, axis=-1)
+            value = getattr(np, item["kind"])(angle) * np.float32(rope["scaling"])
+        if dtype == "bfloat16":
+            raise CouldNotTellError("numpy has no bfloat16")
+        made[item["name"]] = value.astype(dtype)
+    return made
 
 
 def expectations(manifest: dict[str, Any], data: Any, start: int, stop: int) -> Iterator[tuple[str, Any, Any]]:

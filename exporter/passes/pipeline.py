@@ -9,9 +9,16 @@ import onnx_ir as ir
 
 from exporter.capture import Captured, name_ports
 from exporter.errors import ExportError
+from exporter.lowering import default_opset
+from exporter.passes.divide import divide
+from exporter.passes.lengths import vector_lengths
 from exporter.passes.lower import lower_to_float32
+from exporter.passes.norms import fuse_norms
+from exporter.passes.opset import to_opset
 from exporter.passes.plain import plain_shapes
 from exporter.passes.probes import find_probes, keep_probes, name_probes
+from exporter.passes.repeat import repeat_by_concat
+from exporter.passes.rotary import fuse_rotary
 from exporter.passes.simplify import drop_casts, simplify
 from exporter.passes.targets import constant_targets
 from exporter.passes.tidy import tidy
@@ -38,10 +45,18 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
     drop_casts(model)
     name_probes(model)
     simplify(model, captured.weights)
+    if captured.options.profile == "modern":
+        fuse_norms(model)
+        fuse_rotary(model)
     if captured.lifted:
         lower_to_float32(model)
     plain_shapes(model)
     constant_targets(model)
+    if captured.options.profile == "bare":
+        divide(model)
+        vector_lengths(model)
+        repeat_by_concat(model)
+    to_opset(model, captured.options.opset or default_opset(captured.options))
     probes = find_probes(model)
     tidy(model, version)
     name_ports(model, captured.graph)  # passes may have put other values in a port's place

@@ -81,7 +81,7 @@ def _drop_noop_casts(model: ir.Model) -> None:
             continue
         source = node.inputs[0]
         assert source is not None
-        if source.dtype == node.attributes["to"].as_int() and not node.outputs[0].is_graph_output():
+        if _dtype(source) == node.attributes["to"].as_int() and not node.outputs[0].is_graph_output():
             node.outputs[0].replace_all_uses_with(source)
             model.graph.remove(node, safe=True)
 
@@ -117,3 +117,11 @@ def _elements(value: ir.Value | None) -> list[float] | None:
     if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > 1:
         return None
     return np.asarray(tensor.numpy()).ravel().tolist()
+
+
+def _dtype(value: ir.Value) -> ir.DataType | None:
+    """The dtype of a value; torch's translation leaves out that of a Softmax before a cast."""
+    producer = value.producer()
+    if value.dtype is None and producer is not None and producer.op_type == "Softmax":
+        return producer.inputs[0].dtype if producer.inputs[0] is not None else None
+    return value.dtype

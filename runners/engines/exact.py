@@ -115,14 +115,15 @@ def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evalua
 def widen(model: Any) -> None:
     """Turn every floating-point value of an onnx_ir model into float64, in place.
 
-    A cast to half precision in a graph that holds none is a fault, not a dtype, and stays.
-
-    A cast to half precision in a graph that holds none is a fault, not a dtype, and stays.
+    A cast to half precision in a graph that holds none is a fault, not a dtype, and stays. Operators that have no
+    true float64 evaluation are spelled in plain ones (:mod:`runners.engines._spell`).
 
     Args:
         model: A graph of a bundle; external weights are read.
     """
     import onnx_ir as ir
+
+    from runners.engines._spell import spell_out
 
     half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
     given = {value.dtype for value in [*model.graph.inputs, *model.graph.initializers.values()]}
@@ -146,6 +147,7 @@ def widen(model: Any) -> None:
     for value in values:
         if value.dtype in narrow:
             value.dtype = ir.DataType.DOUBLE
+    spell_out(model)
 
 
 def _wide(array: npt.NDArray[Any], digits: list[str] | None) -> npt.NDArray[np.float64]:

@@ -8,7 +8,9 @@ import numpy as np
 
 from exporter.cases import Step
 from exporter.errors import TraceError
-from exporter.spec import DECODE, ExportOptions, ModelSpec, past_name, present_name
+from exporter.host_inputs import compute
+from exporter.ports import host_inputs
+from exporter.spec import DECODE, ExportOptions, ModelSpec, SlotSpec, past_name, present_name
 from runners.base import Array, Session, numpy_dtype
 
 __all__ = ["Player"]
@@ -18,12 +20,17 @@ class Player:
     """Plays steps as they are, one call each."""
 
     def __init__(self, model: ModelSpec, options: ExportOptions) -> None:
-        self._model, self._dtype = model, numpy_dtype(options.dtype)
+        self._model, self._options, self._dtype = model, options, numpy_dtype(options.dtype)
+        self._host = host_inputs(model, options)
         self._past: dict[str, Array] = {}
 
     def run(self, session: Session, step: Step, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Play one step; see :class:`runners.sequence.Player`."""
         feeds = {**inputs, **self._pasts(step, inputs["input_ids"].shape[0])}
+        if self._host:
+            wide = session.info.settings.get("dtype") == "float64"
+            rows = {None: step.stop, **{slot.window: self._rows(slot, step) for slot in self._model.slots}}
+            feeds.update(compute(self._host, inputs, rows, "float64" if wide else self._options.dtype))
         outputs = session.run(step.graph, feeds)
         self.restore(step, outputs)
         return dict(outputs)
@@ -35,6 +42,10 @@ class Player:
             for slot, part in self._model.cache_names()
             if present_name(slot.slot, part) in outputs
         }
+
+    def _rows(self, slot: SlotSpec, step: Step) -> int:
+        """Rows that a layer sees in a step."""
+        return slot.kept_rows(step.start, self._options.bounded) + step.tokens
 
     def _pasts(self, step: Step, batch: int) -> dict[str, Array]:
         if step.graph != DECODE:

@@ -1,0 +1,50 @@
+"""Brings a graph from the opset of torch's translations (18) to the one wanted.
+
+Requires: default domain at opset 18; axes of reductions are constants.
+Ensures: default domain at the opset wanted; below 18, reductions carry their axes as an attribute and Split no
+    ``num_outputs``.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporter.errors import ExportError
+
+__all__ = ["NEWEST", "OLDEST", "to_opset"]
+
+OLDEST, NEWEST = 17, 26
+_CHANGED = {"DFT", "GridSample", "GroupNormalization", "Scan"}  # mean something else after 18
+_REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"}
+
+
+def to_opset(model: ir.Model, wanted: int) -> None:
+    """Apply the pass.
+
+    Raises:
+        ExportError: The opset is out of range, or an operator of the graph has no spelling in it.
+    """
+    have = model.opset_imports[""]
+    if not OLDEST <= wanted <= NEWEST:
+        raise ExportError(f"--opset {wanted}: expected {OLDEST} to {NEWEST}")
+    if wanted > have and (found := {node.op_type for node in model.graph} & _CHANGED):
+        raise ExportError(f"--opset {wanted}: {sorted(found)[0]} changed its meaning after opset {have}")
+    if wanted < have:
+        for node in model.graph:
+            if node.op_type in _REDUCTIONS:
+                _axes_as_attribute(node)
+            elif node.op_type == "Split":
+                node.attributes.pop("num_outputs", None)
+    model.opset_imports[""] = wanted
+    for node in model.graph:
+        node.version = None
+
+
+def _axes_as_attribute(node: ir.Node) -> None:
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is not None:
+        if axes.const_value is None:
+            raise ExportError(f"{node.op_type} with computed axes has no spelling below opset 18")
+        node.attributes["axes"] = ir.AttrInt64s("axes", axes.const_value.numpy().ravel().tolist())
+    node.attributes.pop("noop_with_empty_axes", None)
+    node.resize_inputs(1)

@@ -1,0 +1,94 @@
+"""Operators that have no true float64 evaluation, spelled in plain ones: for the exact runner only.
+
+ONNX does not define RotaryEmbedding for float64, and ONNX Runtime and onnx alike compute Gelu's tanh form in float64
+with constants rounded to float32 (5.8e-9 off). RMSNormalization's epsilon is a float32 attribute.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["spell_out"]
+
+FLOAT64_EPSILON = "kvparity.float64_epsilon"  # as the exporter wrote it
+
+
+class _Builder:
+    """Collects nodes."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+
+    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> Any:
+        return self.several(op_type, 1, *inputs, **attributes)[0]
+
+    def several(self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: int) -> Any:
+        node = ir.node(op_type, list(inputs), attributes=attributes, num_outputs=count)
+        self.nodes.append(node)
+        return node.outputs
+
+    def constant(self, value: Any) -> Any:
+        tensor = ir.tensor(np.asarray(value))
+        node = ir.node("Constant", [], attributes={"value": tensor})
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+def spell_out(model: ir.Model) -> None:
+    """Replace every such operator; the graph is float64 already."""
+    digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
+    for node in list(model.graph):
+        spell = _SPELLED.get(node.op_type) if node.domain == "" else None
+        if spell is None:
+            continue
+        build = _Builder()
+        result = spell(build, node, digits)
+        result.name = node.outputs[0].name
+        for part, made in enumerate(build.nodes):
+            made.name = f"{node.name}/{made.op_type}_{part}"
+        model.graph.insert_before(node, build.nodes)
+        node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+
+
+def _rotary(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:
+    """All columns of (batch, heads, sequence, head_dim), by halves, tables without positions: what exports use."""
+    first, second = build.several("Split", 2, node.inputs[0], axis=-1, num_outputs=2)
+    cos, sin = (build("Unsqueeze", table, build.constant(np.asarray([1], np.int64))) for table in node.inputs[1:3])
+    real = build("Sub", build("Mul", cos, first), build("Mul", sin, second))
+    imaginary = build("Add", build("Mul", sin, first), build("Mul", cos, second))
+    return build("Concat", real, imaginary, axis=-1)
+
+
+def _gelu(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:
+    """0.5 x (1 + tanh(x (c0 + c1 x x))) or 0.5 x (1 + erf(x / sqrt(2)))."""
+    x, approximate = node.inputs[0], node.attributes.get("approximate")
+    if approximate is not None and approximate.as_string() == "tanh":
+        scale = math.sqrt(2 / math.pi)
+        square = build("Mul", build("Mul", x, x), build.constant(0.044715 * scale))
+        inner = build("Tanh", build("Mul", x, build("Add", square, build.constant(scale))))
+    else:
+        inner = build("Erf", build("Mul", x, build.constant(math.sqrt(0.5))))
+    return build("Mul", build("Mul", x, build.constant(0.5)), build("Add", inner, build.constant(1.0)))
+
+
+def _norm(build: _Builder, node: ir.Node, digits: Mapping[str, str]) -> Any:
+    """X / sqrt(mean(x x) + epsilon) * weight over the last axis, epsilon with the digits that it was traced with."""
+    x, epsilon = node.inputs[0], node.attributes["epsilon"].as_float()
+    exact = float.fromhex(digits.get(epsilon.hex(), epsilon.hex()))
+    mean = build("ReduceMean", build("Mul", x, x), build.constant(np.asarray([-1], np.int64)), keepdims=1)
+    root = build("Sqrt", build("Add", mean, build.constant(exact)))
+    return build("Mul", build("Div", x, root), node.inputs[1])
+
+
+_SPELLED: dict[str, Callable[[_Builder, ir.Node, Mapping[str, str]], Any]] = {
+    "RotaryEmbedding": _rotary,
+    "Gelu": _gelu,
+    "RMSNormalization": _norm,
+}
