@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.bundle import Bundle
+from exporter.spec import past_name, present_name
+
+
+def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the bundle's own script the way its reader does: by path, with nothing of ours importable."""
+    command = [sys.executable, "-P", "-S", "-c", _RUN, str(folder / "verify.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+_RUN = """
+import runpy, site, sys
+site.main()
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {'exporter', 'runners', 'onnx', 'torch', 'transformers', 'pydantic'}:
+            raise ImportError(f'verify.py must not need {name}')
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def golden(bundle: Bundle) -> dict:
+    return json.loads((bundle.root / "cases" / "golden.json").read_text("utf-8"))
+
+
+def test_verify_needs_numpy_and_onnxruntime_only_and_every_case_matches(tiny_bundle: Bundle) -> None:
+    done = verify(tiny_bundle.root)
+    assert (done.returncode, done.stderr) == (0, "")
+    recorded = [case.name for case in tiny_bundle.manifest.cases if case.file]
+    assert [line.split()[1] for line in done.stdout.splitlines()[:-1]] == recorded
+
+
+def test_verify_refuses_changed_weights_and_finds_the_difference_where_it_may_not_refuse(tiny_copy: Path) -> None:
+    path = tiny_copy / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + header])
+    place = 8 + header + tensors["model.norm.weight"]["data_offsets"][0]
+    data[place + 3] ^= 0x01  # one bit of one exponent
+    path.write_bytes(data)
+    refused = verify(tiny_copy, "prefill-2")
+    assert refused.returncode == 2
+    assert "model.safetensors is not the file" in refused.stderr
+    found = verify(tiny_copy, "--no-hash", "prefill-2")
+    assert found.returncode == 1
+    assert found.stdout.startswith("MISMATCH prefill-2")
+
+
+def test_verify_calls_nan_and_a_missing_file_by_name(tiny_copy: Path) -> None:
+    (tiny_copy / "cases" / "prefill-2.npz").unlink()
+    assert "prefill-2.npz is missing" in verify(tiny_copy).stderr
+    with np.load(tiny_copy / "cases" / "prefill-1.npz") as archive:
+        data = {key: archive[key] for key in archive.files}
+    data["logits"][0, 0, 0] = np.nan
+    np.savez(tiny_copy / "cases" / "prefill-1.npz", **data)
+    done = verify(tiny_copy, "--no-hash", "prefill-1")
+    assert done.returncode == 1
+    assert "inf" in done.stdout
+
+
+def test_verify_says_which_cases_there_are(tiny_bundle: Bundle) -> None:
+    done = verify(tiny_bundle.root, "prefill-3")
+    assert done.returncode == 2
+    assert "cases are prefill-1, " in done.stderr
+
+
+def test_golden_files_are_in_graph_order_with_names_and_hashes(tiny_bundle: Bundle) -> None:
+    from onnx import TensorProto, numpy_helper
+
+    document = golden(tiny_bundle)
+    assert {case["name"] for case in document["cases"]} >= {"prefill-1", "handoff-128", "special-tokens"}
+    for case in document["cases"]:
+        vectors = tiny_bundle.vectors(case["name"])
+        for step, call in zip(vectors.case.steps(), case["steps"], strict=True):
+            graph = tiny_bundle.graph(step.graph)
+            assert call["graph"] == graph.file.path
+            for kind, ports in (("inputs", graph.spec.inputs), ("outputs", graph.spec.outputs)):
+                assert [entry["name"] for entry in call[kind]] == [port.name for port in ports]
+                for index, entry in enumerate(call[kind]):
+                    assert entry["file"] == f"{kind[:-1]}_{index}.pb"
+                    data = (tiny_bundle.root / call["folder"] / entry["file"]).read_bytes()
+                    assert hashlib.sha256(data).hexdigest() == entry["sha256"]
+                    tensor = numpy_helper.to_array(TensorProto.FromString(data))
+                    assert (tensor.dtype.name, list(tensor.shape)) == (entry["dtype"], entry["shape"])
+            assert len(list((tiny_bundle.root / call["folder"]).iterdir())) == len(call["inputs"]) + len(
+                call["outputs"]
+            )
+
+
+def test_each_call_is_fed_what_the_call_before_gave(tiny_bundle: Bundle) -> None:
+    document = golden(tiny_bundle)
+    slots = tiny_bundle.model.cache_names()
+    assert document["chain"] == {present_name(s.slot, part): past_name(s.slot, part) for s, part in slots}
+    for case in document["cases"]:
+        for before, after in zip(case["steps"], case["steps"][1:], strict=False):
+            given = {entry["name"]: entry["sha256"] for entry in after["inputs"]}
+            for entry in before["outputs"]:
+                if entry["name"] in document["chain"]:
+                    inputs = tiny_bundle.root / after["folder"]
+                    assert document["chain"][entry["name"]] in given
+                    assert inputs.is_dir()
+                    place = next(e for e in after["inputs"] if e["name"] == document["chain"][entry["name"]])
+                    assert (place["dtype"], place["shape"]) == (entry["dtype"], entry["shape"])
+                    assert _values(inputs / place["file"]) == _values(
+                        tiny_bundle.root / before["folder"] / entry["file"]
+                    )
+
+
+def _values(path: Path) -> bytes:
+    from onnx import TensorProto
+
+    return TensorProto.FromString(path.read_bytes()).raw_data
+
+
+def test_the_manifest_vouches_for_the_script_and_the_list(tiny_bundle: Bundle) -> None:
+    files = {entry.path for entry in tiny_bundle.manifest.files}
+    assert files >= {"verify.py", "cases/golden.json", "cases/README.md"}
+
+
+def test_the_readme_explains_replay_in_ten_lines(tiny_bundle: Bundle) -> None:
+    lines = (tiny_bundle.root / "cases" / "README.md").read_text("utf-8").splitlines()[2:]
+    assert [line.split(". ")[0] for line in lines] == [str(number) for number in range(1, 11)]
+
+
+def test_the_javascript_example_replays_the_golden_vectors(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    from runners.isolate import engines_folder
+
+    example = Path(__file__).resolve().parents[1] / "examples" / "node" / "replay.js"
+    modules = engines_folder() / "node" / "node_modules"
+    if shutil.which("node") is None or not modules.exists():
+        pytest.skip("node and onnxruntime-node are not installed; make engines")
+    (tmp_path / "node_modules").symlink_to(modules)
+    shutil.copy(example, tmp_path)
+    shutil.copy(example.with_name("package.json"), tmp_path)
+    done = subprocess.run(
+        ["node", "replay.js", tiny_bundle.root, "prefill-2", "handoff-128"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("ok ") == 2
