@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import struct
 from collections.abc import Mapping
@@ -96,19 +98,18 @@ class Checkpoint:
             ExportError: The weights cannot be read.
         """
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # stages are reported by the exporter
         arguments = {"gguf_file": self.gguf} if self.gguf else {}
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self.folder,
-                dtype=dtype,
-                attn_implementation="eager",
-                local_files_only=True,
-                output_loading_info=True,
-                **arguments,
-            )
+            with contextlib.redirect_stderr(io.StringIO()):  # progress bars; stages are reported by the exporter
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    dtype=dtype,
+                    attn_implementation="eager",
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **arguments,
+                )
         except Exception as error:
             raise ExportError(f"{self.source}: its weights cannot be loaded ({_first_line(error)})") from error
         absent = sorted(found["missing_keys"])

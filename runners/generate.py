@@ -176,12 +176,13 @@ def write_text(
 
     from runners.chat import chat_template
 
-    def show(text: str) -> None:
-        print(text, end="", flush=True)
-
     chat = not raw and chat_template(bundle.root) is not None
-    if not chat:
-        show(prompt)
+    waiting = [] if chat else [prompt]  # shown with the first new text: a session that can't be opened prints nothing
+
+    def show(text: str) -> None:
+        print(*waiting, text, sep="", end="", flush=True)
+        waiting.clear()
+
     made = generate(bundle, prompt, count, runner=runner, sampling=sampling, chat=chat, on_text=show)
     print()
     print(
