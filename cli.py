@@ -52,7 +52,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
     checkpoint = resolve(
         model or str(DEFAULT_MODEL), subfolder=options.pop("subfolder"), revision=options.pop("revision")
     )
-    target = output or Path("artifacts") / f"{Path(checkpoint.source).stem}-{options['profile']}"
+    target = output or Path("artifacts") / f"{Path(checkpoint.source).stem}-{_way(options)}"
     link, limit = options.pop("weights") == "link", options.pop("limit")
     vectors, megabytes = options.pop("vectors"), options.pop("vectors_mb")
     progress = Progress()
@@ -68,6 +68,11 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
     finally:
         progress.stop()
     print_bundle(bundle, progress.stages, str(target), as_json=as_json)
+
+
+def _way(options: dict[str, Any]) -> str:
+    """Profile, and the layout where it is not the default."""
+    return options["profile"] if options["layout"] == "dynamic" else f"{options['profile']}-{options['layout']}"
 
 
 _JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "locate", "save_trace", "allow_modified")

@@ -65,6 +65,9 @@ def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
 def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
     if options.profile == "bare" and options.layout != "dynamic":
         raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
+    oldest = 24 if options.layout == "static" else 23
+    if options.profile == "modern" and options.opset is not None and options.opset < oldest:
+        raise ExportError(f"--profile modern needs --opset {oldest} or later in the {options.layout} layout")
     if options.profile == "bare" and not model.ropes:
         raise ExportError(
             f"--profile bare: the rotary embedding of {model.model_type} is not a table of cos and sin of position "

@@ -242,6 +242,10 @@ class ExportOptions:
         """Whether sliding caches keep at most window - 1 rows."""
         return self.sliding_cache == "bounded"
 
+    def held_rows(self, slot: SlotSpec, total: int) -> int:
+        """Rows of memory that a slot takes once ``total`` tokens were seen."""
+        return self.capacity(slot) if self.layout == "static" else slot.kept_rows(total, self.bounded)
+
     def is_ring(self, slot: SlotSpec) -> bool:
         """Whether the static layout keeps a slot as a ring of its window's size."""
         return self.bounded and slot.window is not None and slot.window < (self.max_len or 0)

@@ -55,7 +55,7 @@ def cache_bytes(bundle: Bundle, tokens: int) -> int:
     """Bytes of all caches of one row after ``tokens`` tokens."""
     size = numpy_dtype(bundle.options.dtype).itemsize
     return sum(
-        slot.kept_rows(tokens, bundle.options.bounded) * slot.kv_heads * (slot.head_dim + slot.value_head_dim) * size
+        bundle.options.held_rows(slot, tokens) * slot.kv_heads * (slot.head_dim + slot.value_head_dim) * size
         for slot in bundle.model.slots
     )
 
@@ -64,7 +64,7 @@ def _slot_row(bundle: Bundle, index: int) -> dict[str, Any]:
     slot = bundle.model.slots[index]
     size = numpy_dtype(bundle.options.dtype).itemsize
     per_token = slot.kv_heads * (slot.head_dim + slot.value_head_dim) * size
-    most = slot.kept_rows(bundle.model.max_position, bundle.options.bounded)
+    most = bundle.options.held_rows(slot, bundle.model.max_position)
     return {**asdict(slot), "bytes_per_token": per_token, "most_rows": most, "most_bytes": most * per_token}
 
 
@@ -82,6 +82,10 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
         f"{options.layout} layout, {options.profile} profile, {options.sliding_cache} sliding caches, {options.dtype}, "
         f"logits {options.logits}; made with " + ", ".join(f"{k} {v}" for k, v in bundle.manifest.versions.items())
     )
+    if options.layout == "static":
+        console.print(
+            f"buffers of {options.max_len:,} rows, {options.chunk} tokens per prefill call, batch {options.batch}"
+        )
     console.print("exercises: " + ", ".join(model.features))
     console.print("[dim]does not prove: " + ", ".join(model.not_exercised) + "[/dim]")
     console.print(_slot_table(bundle))
@@ -92,6 +96,8 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
         counts = sorted(operator_counts(bundle, kind).items(), key=lambda item: (-item[1], item[0]))
         console.print(f"{kind} operators: " + ", ".join(f"{name} {count}" for name, count in counts))
     console.print(_port_table(bundle))
+    for item in bundle.manifest.host_inputs:
+        console.print(f"the host computes {item.name}: {item.formula}", markup=False)
     recorded = sum(case.file is not None for case in bundle.manifest.cases)
     console.print(f"{len(bundle.manifest.cases)} cases, {recorded} recorded: ", end="")
     console.print(", ".join(case.name for case in bundle.manifest.cases))

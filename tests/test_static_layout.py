@@ -165,6 +165,9 @@ def test_a_case_longer_than_the_buffers_is_refused_with_the_reason(tmp_path: Pat
         ({"layout": "static", "max_len": 65}, "64 positions"),
         ({"layout": "static", "max_len": 8, "chunk": 9}, "--chunk 9"),
         ({"layout": "static", "batch": 0}, "--batch 0"),
+        ({"layout": "static", "profile": "bare"}, "--profile bare has the dynamic layout only"),
+        ({"profile": "modern", "opset": 22}, "--profile modern needs --opset 23"),
+        ({"layout": "static", "profile": "modern", "opset": 23}, "--opset 24 or later in the static layout"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
