@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
 from exporter.tinygemma import lexicon
 from exporter.tinygemma.config import LAYER_SCALARS
 from exporter.tinygemma.corpus import stories, words
+from exporter.tinygemma.training import TrainOptions
 
 SHIPPED = Path(__file__).parents[1] / "artifacts" / "tinygemma4text3m"
 UNSEEN = 424_242
@@ -87,3 +89,18 @@ def test_logits_are_spread_and_finite(model: Gemma4ForCausalLM) -> None:
 def test_layer_scalars_are_not_ones(model: Gemma4ForCausalLM) -> None:
     assert tuple(layer.layer_scalar.item() for layer in model.model.layers) == LAYER_SCALARS
     assert 1.0 not in LAYER_SCALARS
+
+
+def test_the_curve_beside_it_falls_from_chance(model: Gemma4ForCausalLM) -> None:
+    with (SHIPPED / "loss.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == TrainOptions().steps
+    assert losses[0] == pytest.approx(6.93, abs=0.2)  # ln 1024
+    quarters = [sum(losses[start : start + 50]) / 50 for start in (200, 450, 700, 950)]
+    assert quarters == sorted(quarters, reverse=True)
+    assert quarters[-1] < 1.2
+
+
+def test_the_card_quotes_what_the_model_says(model: Gemma4ForCausalLM) -> None:
+    (text,) = generate(model, "Once upon", do_sample=False)
+    assert text.split(".")[0] in (SHIPPED / "README.md").read_text()
