@@ -8,6 +8,8 @@ import pytest
 import torch
 from synthetic import MODEL
 
+from exporter.capture import _check_positions
+from exporter.decoder import NO_POSITIONS
 from exporter.errors import ExportError
 from exporter.host_inputs import compute, table, visible
 from exporter.layouts.base import open_cache
@@ -16,6 +18,7 @@ from exporter.passes.lengths import vector_lengths
 from exporter.passes.opset import to_opset
 from exporter.passes.repeat import repeat_by_concat
 from exporter.ports import graph_spec, host_inputs, settled
+from exporter.probe import probe
 from exporter.rope import rope_specs
 from exporter.spec import DECODE, PREFILL, ExportOptions, RopeSpec, past_name
 
@@ -152,3 +155,19 @@ def test_below_opset_18_a_reduction_carries_its_axes_and_above_26_nothing_is_kno
     assert model.opset_imports[""] == 17
     with pytest.raises(ExportError, match="--opset 99"):
         to_opset(model, 99)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_model_that_uses_positions_beyond_its_tables_is_refused(used: bool) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            positions = probe(torch.zeros_like(ids), NO_POSITIONS)
+            angles = positions * 2  # what a rotary embedding whose output is replaced leaves behind
+            return ids + angles if used else ids + 1
+
+    program = torch.export.export(Model(), (torch.zeros(1, 3, dtype=torch.int64),))
+    if not used:
+        _check_positions(program, MODEL)
+        return
+    with pytest.raises(ExportError, match=r"synthetic uses positions beyond its rotary embedding.*--profile portable"):
+        _check_positions(program, MODEL)
