@@ -46,12 +46,18 @@ ENVIRONMENTS: dict[str, list[str]] = {
     "emx": ["emx-onnx-cgen", "onnx"],
     "tvm": ["apache-tvm", "onnx"],
     "tinygrad": ["tinygrad", "onnx"],
+    "genai": ["onnxruntime-genai"],
     **{f"ort-{version}": [f"onnxruntime=={version}"] for version in ORT_VERSIONS},
 }
 WITHOUT_DEPENDENCIES = {"onnx2pytorch": ["onnx2pytorch"]}  # it asks for torchvision, which is not used
 NODE = ["onnxruntime-node", "onnxruntime-web"]
 
-DYNAMIC, STATIC = "dynamic", "static"
+DYNAMIC, STATIC, FULL = "dynamic", "static", "full"
+FLAGS = {
+    DYNAMIC: [],
+    STATIC: ["--layout", "static", "--max-len", "1024", "--chunk", "64"],
+    FULL: ["--sliding-cache", "full"],
+}
 ROWS: tuple[tuple[str, str], ...] = (
     ("ort:threads=1", DYNAMIC),
     ("ort:threads=1,level=none", DYNAMIC),
@@ -67,6 +73,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("onnx2pytorch:threads=1", DYNAMIC),
     ("onnxruntime_node", DYNAMIC),
     ("onnxruntime_web", DYNAMIC),
+    ("genai", FULL),
     ("ort:threads=1", STATIC),
     ("openvino:threads=1", STATIC),
     ("tract", STATIC),
@@ -187,14 +194,13 @@ def save_rows(rows: list[Row]) -> None:
 
 
 def bundles(arguments: Any) -> dict[str, Bundle]:
-    """The two bundles; exported from the shipped checkpoint where they are not given."""
+    """The three bundles; exported from the shipped checkpoint where they are not given."""
     made: dict[str, Bundle] = {}
-    for layout, given in ((DYNAMIC, arguments.dynamic), (STATIC, arguments.static)):
-        folder = given or ROOT / "artifacts" / f"engines-{layout}"
+    for kind, flags in FLAGS.items():
+        folder = getattr(arguments, kind) or ROOT / "artifacts" / f"engines-{kind}"
         if not folder.exists():
-            flags = ["--layout", "static", "--max-len", "1024", "--chunk", "64"] if layout == STATIC else []
             subprocess.run([sys.executable, ROOT / "cli.py", "export", "-o", folder, *flags], check=True)
-        made[layout] = Bundle.open(folder)
+        made[kind] = Bundle.open(folder)
     return made
 
 
@@ -202,8 +208,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make missing environments first")
     parser.add_argument("--only", default="", help="comma-separated runners")
-    parser.add_argument("--dynamic", type=Path, help="bundle to use")
-    parser.add_argument("--static", type=Path, help="bundle of the static layout to use")
+    for kind, flags in FLAGS.items():
+        parser.add_argument(f"--{kind}", type=Path, help=f"bundle exported with {' '.join(flags) or 'no options'}")
     parser.add_argument("--tables", action="store_true", help="only write docs/engines.md from what was measured")
     arguments = parser.parse_args()
     only = [name for name in arguments.only.split(",") if name]

@@ -11,7 +11,7 @@ from synthetic import make_bundle
 from exporter.bundle import Bundle
 from exporter.errors import EngineUnavailableError, TraceError
 from exporter.spec import DECODE, ExportOptions, GraphSpec, Port
-from runners.base import RunnerInfo, RunnerSpec, engine_names, load_engine
+from runners.base import RunnerInfo, RunnerSpec, engine_names, load_engine, parse_runner
 from runners.engines import _session, _static
 from runners.isolate import describe_isolated, engines_folder, open_runner
 from runners.judge import JudgeOptions, judge
@@ -37,7 +37,7 @@ def test_importing_every_engine_module_imports_no_engine() -> None:
     code = (
         "import sys, importlib, pkgutil, runners.engines as package\n"
         "[importlib.import_module(f'runners.engines.{m.name}') for m in pkgutil.iter_modules(package.__path__)"
-        " if m.name not in ('torch_eager',)]\n"
+        " if m.name[0] != '_' and m.name != 'torch_eager']\n"
         "engines = {'onnx', 'onnxruntime', 'openvino', 'tract', 'cv2', 'iree', 'MNN', 'tvm', 'tinygrad', 'torch'}\n"
         "print(sorted(engines & set(sys.modules)))"
     )
@@ -153,21 +153,57 @@ def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bun
     assert {case.verdict for case in report.cases} == {"match"}
 
 
-ENGINE_RUNNERS = ("openvino:precision=default", *(name for name in OTHERS if name not in FIXED_SHAPES))
+DYNAMIC = ("openvino:precision=default", *(name for name in OTHERS if name not in (*FIXED_SHAPES, "genai")))
+
+
+@pytest.fixture(scope="session")
+def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint with fixed shapes."""
+    options = ExportOptions(layout="static", max_len=512, chunk=64)
+    return _export(tmp_path_factory.mktemp("static") / "bundle", options)
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint with sliding caches at full length."""
+    return _export(tmp_path_factory.mktemp("full") / "bundle", ExportOptions(sliding_cache="full"))
+
+
+def _export(target: Path, options: ExportOptions) -> Bundle:
+    from exporter.checkpoint import resolve
+    from exporter.export import export
+    from runners.record import record_cases
+
+    source = resolve(str(ROOT / "artifacts" / "tinygemma4text3m" / "hf"))
+    return export(source, target, options, record=record_cases, limit=300)
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("runner", ENGINE_RUNNERS)
+@pytest.mark.parametrize("runner", DYNAMIC)
 def test_an_engine_is_right_but_for_its_known_failures(tiny_bundle: Bundle, runner: str) -> None:
-    from runners.base import parse_runner
+    _judge_known(tiny_bundle, runner)
 
+
+@pytest.mark.engine
+@pytest.mark.parametrize("runner", ["emx", "tvm"])
+def test_an_engine_with_fixed_shapes_is_right_on_the_static_layout(static_bundle: Bundle, runner: str) -> None:
+    _judge_known(static_bundle, runner)
+
+
+@pytest.mark.engine
+def test_genai_is_right_on_full_caches_but_for_its_known_failures(full_bundle: Bundle) -> None:
+    _judge_known(full_bundle, "genai")
+
+
+def _judge_known(bundle: Bundle, runner: str) -> None:
     spec = parse_runner(runner)
     _skip_unless_installed(spec)
-    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("prefill-2", "handoff-*", "chunk-cross", "batch-chunks")))
+    report = judge(bundle, JudgeOptions((spec,), cases=("prefill-2", "handoff-*", "chunk-cross", "batch-chunks")))
     record = report.runners[0]
     assert record.available, record.message
     verdicts = {case.case: case.verdict for case in report.cases}
-    assert unexpected(load_known_failures(KNOWN), runner, "dynamic", record.settings, verdicts) == []
+    known = load_known_failures(KNOWN)
+    assert unexpected(known, runner, bundle.options.layout, record.settings, verdicts) == []
 
 
 def _skip_unless_installed(spec: RunnerSpec) -> None:

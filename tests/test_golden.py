@@ -145,8 +145,8 @@ def test_the_javascript_example_replays_the_golden_vectors(tiny_bundle: Bundle, 
     if shutil.which("node") is None or not modules.exists():
         pytest.skip("node and onnxruntime-node are not installed; make engines")
     (tmp_path / "node_modules").symlink_to(modules)
-    shutil.copy(example, tmp_path)
-    shutil.copy(example.with_name("package.json"), tmp_path)
+    for name in ("replay.js", "golden.js", "package.json"):
+        shutil.copy(example.with_name(name), tmp_path)
     done = subprocess.run(
         ["node", "replay.js", tiny_bundle.root, "prefill-2", "handoff-128"],
         cwd=tmp_path,
