@@ -151,19 +151,22 @@ class _Schedule:
         self.cases.append(Case(name, padded, tuple(chunks), tuple(pads), PREFILL, why))
 
 
-def default_cases(spec: ModelSpec, text: Sequence[int] = (), limit: int | None = None) -> tuple[Case, ...]:
+def default_cases(
+    spec: ModelSpec, text: Sequence[int] = (), limit: int | None = None, rows: int | None = None
+) -> tuple[Case, ...]:
     """The position schedule of a model: every way that prefill, chunks and decode steps can meet the window.
 
     Args:
         spec: The model; its smallest window W sets the lengths (64 is used where every layer is full).
         text: Token ids of real text, for the case that uses it.
         limit: Longest case in tokens; where None, what the window needs, at least 1,000; never past ``max_position``.
+        rows: Rows of the layout's buffers, which no case may be longer than.
 
     Returns:
         Cases in order of cost; a case longer than ``limit`` is left out.
     """
     window = spec.window or 64
-    limit = min(limit or _default_limit(window), spec.max_position)
+    limit = min(limit or _default_limit(window), spec.max_position, rows or spec.max_position)
     plan = _Schedule(spec, text, limit)
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)

@@ -113,8 +113,7 @@ def export(
             versions=_versions(),
             host_inputs=host_inputs(spec, options),
         )
-        longest = min(filter(None, (limit, options.max_len)), default=None)
-        cases = default_cases(spec, sample_text(folder, 4096), longest)
+        cases = default_cases(spec, sample_text(folder, 4096), limit, options.max_len)
         with _stage("vectors", report):
             recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(folder, cases)
             manifest = replace(manifest, cases=recording.cases, noise=recording.noise)

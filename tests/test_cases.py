@@ -77,3 +77,9 @@ def test_steps_tile_the_case_and_inputs_agree_with_it(chunks: list[int], pad: in
 def test_a_case_that_does_not_add_up_is_refused(chunks: tuple[int, ...], pads: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="case c"):
         Case("c", np.zeros((1, 4), np.int64), chunks, pads)
+
+
+def test_no_case_is_longer_than_the_buffers_and_larger_ones_change_nothing() -> None:
+    plain = {case.name for case in default_cases(model(8), limit=40)}
+    assert {case.name for case in default_cases(model(8), limit=40, rows=64)} == plain
+    assert max(case.total for case in default_cases(model(8), rows=30)) == 30
