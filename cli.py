@@ -28,7 +28,9 @@ def cli() -> None:
 @click.option("--subfolder", help="Folder inside the checkpoint that holds the model.")
 @click.option("--revision", help="Hub revision.")
 @click.option("--layout", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True)
-@click.option("--profile", type=click.Choice(["bare", "portable", "modern"]), default="portable", show_default=True)
+@click.option(
+    "--profile", type=click.Choice(["bare", "portable", "modern", "ort"]), default="portable", show_default=True
+)
 @click.option("--sliding-cache", type=click.Choice(["bounded", "full"]), default="bounded", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--opset", type=int, help="Default-domain opset  [default: the profile's]")
@@ -146,6 +148,34 @@ def run(bundle: Path, prompt: str, tokens: int, runner: str, raw: bool, allow_mo
 
     opened = Bundle.open(bundle, allow_modified=allow_modified)
     return write_text(opened, prompt, tokens, parse_runner(runner), Sampling(**sampling), raw=raw)
+
+
+@cli.command()
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="BUNDLE...")
+@click.option(
+    "-r", "--runner", "runners", multiple=True, help="Runner, or NAME:key=value,…; repeatable  [default: ort]"
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(64, 512, 1000),
+    show_default=True,
+    help="Tokens in the cache when decoding is timed; repeatable.",
+)
+@click.option("--prefill", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens of the prefill.")
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Visits of every subject.")
+@click.option("--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Decode steps per visit.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the measures as JSON; - for stdout.")
+@click.option("--allow-modified", is_flag=True, help="Time bundles whose files differ from the manifest.")
+def bench(
+    bundles: tuple[Path, ...], runners: tuple[str, ...], json_file: str | None, allow_modified: bool, **given: Any
+) -> int:
+    """Time decoding and prefill of every BUNDLE on every runner, side by side in one run."""
+    from runners.bench import BenchOptions, bench_command
+
+    return bench_command(bundles, runners, BenchOptions(**given), json_file, allow_modified=allow_modified)
 
 
 @cli.command()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.errors import ExportError
+from exporter.grouping import can_group, grouped_attention
 from exporter.layouts.base import open_cache
 from exporter.lift import lifted
 from exporter.probe import probe
@@ -32,7 +33,7 @@ NO_POSITIONS = "positions that only the rotary embedding may read"
 _MASKS: ContextVar[Mapping[int, Tensor]] = ContextVar("masks")
 _TABLES = ("cos", "sin")
 _LAYER_INPUTS = ("hidden_states", "attention_mask", "position_embeddings")  # named elsewhere, or not values of a layer
-_STANDARD: ContextVar[bool] = ContextVar("standard", default=False)
+_PROFILE: ContextVar[str] = ContextVar("profile", default="portable")
 
 
 def _attention(
@@ -44,9 +45,12 @@ def _attention(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     masks = _MASKS.get(None)  # none while a model is only being observed
     mask = attention_mask if masks is None else _of_queries(masks[index], query.shape[2])
-    if _STANDARD.get() and is_standard(kwargs):
+    if _PROFILE.get() == "modern" and is_standard(kwargs):
         return probe(attend(module, query, key, value, mask, **kwargs), f"layers.{index}.self_attn.context"), None
-    output, weights = eager(module, query, key, value, mask, **kwargs)
+    if _PROFILE.get() == "ort" and can_group(module, query, key):
+        output, weights = grouped_attention(module, query, key, value, mask, eager=eager, **kwargs)
+    else:
+        output, weights = eager(module, query, key, value, mask, **kwargs)
     return probe(output, f"layers.{index}.self_attn.context"), weights
 
 
@@ -128,12 +132,12 @@ class _Masks(dict[int, Tensor]):
 
 @contextmanager
 def _use_masks(masks: Mapping[int, Tensor], options: ExportOptions) -> Iterator[None]:
-    token, standard = _MASKS.set(masks), _STANDARD.set(options.profile == "modern")
+    token, profile = _MASKS.set(masks), _PROFILE.set(options.profile)
     try:
         yield
     finally:
         _MASKS.reset(token)
-        _STANDARD.reset(standard)
+        _PROFILE.reset(profile)
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:

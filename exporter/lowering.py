@@ -17,7 +17,7 @@ from exporter.spec import ExportOptions
 __all__ = ["PROBE", "default_opset", "translation_table"]
 
 PROBE = "kvparity.probe"
-_OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 20}
+_OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 23}
 _SQRT_2_OVER_PI = 0.7978845608028653558798921198687
 _SQRT_1_OVER_2 = 0.7071067811865475244008443621048
 _GELU_CUBIC = 0.044715
@@ -130,6 +130,7 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
 
         table[torch.ops.kvparity.attention.default] = _attention
         table[torch.ops.kvparity.tensor_scatter.default] = _tensor_scatter
+    if profile in ("modern", "ort"):
         table[aten.gelu.default] = _gelu
     if profile in ("bare", "portable"):
         table[aten.gelu.default] = _gelu_decomposed

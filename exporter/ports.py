@@ -63,6 +63,8 @@ def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
 
 
 def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
+    if options.profile == "ort" and options.layout != "dynamic":
+        raise ExportError(f"--profile ort has the dynamic layout only, not {options.layout}; use --profile modern")
     if options.profile == "bare" and options.layout != "dynamic":
         raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
     oldest = 24 if options.layout == "static" else 23

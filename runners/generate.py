@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.bundle import Bundle
-from exporter.cases import Step
 from exporter.errors import BundleError, TraceError
-from exporter.spec import DECODE, PREFILL, GraphKind
-from runners.base import Array, RunnerSpec, Session, load_engine
-from runners.sequence import open_player
+from runners.base import RunnerSpec
+from runners.decoders import Decoder, open_decoder
 
 __all__ = ["Generation", "Sampling", "generate", "generate_tokens", "write_text"]
 
@@ -70,7 +68,7 @@ def load_tokenizer(bundle: Bundle) -> Any:
 
 
 def generate_tokens(
-    bundle: Bundle, session: Session, prompt: npt.NDArray[np.int64], count: int, sampling: Sampling
+    bundle: Bundle, decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, sampling: Sampling
 ) -> Iterator[int]:
     """Yield up to ``count`` tokens after a prompt of shape (sequence,); stops after the end token.
 
@@ -81,23 +79,13 @@ def generate_tokens(
     if not 0 < len(prompt) < model.max_position:
         raise TraceError(f"the prompt has {len(prompt)} tokens, expected 1 to {model.max_position - 1}")
     random = np.random.default_rng(sampling.seed)
-    player = open_player(bundle, session)
-    ids = prompt[None, :]
-    graph: GraphKind = PREFILL if PREFILL in bundle.manifest.graphs else DECODE
-    total = 0
-    for index in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
-        start, total = total, total + ids.shape[1]
-        inputs: dict[str, Array] = {
-            "input_ids": ids,
-            "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(start, total, dtype=np.int64)[None, :],
-        }
-        outputs = player.run(session, Step(index, graph, start, total), inputs)
-        token = choose(outputs["logits"][0, -1].astype(np.float64), sampling, random)
+    ids = prompt
+    for _ in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
+        token = choose(decoder.feed(ids).astype(np.float64), sampling, random)
         yield token
         if token in model.eos_token_ids:
             return
-        graph, ids = DECODE, np.asarray([[token]], np.int64)
+        ids = np.asarray([token], np.int64)
 
 
 def choose(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:
@@ -142,13 +130,13 @@ def generate(
     tokenizer = load_tokenizer(bundle)
     text = chat_prompt(bundle.root, prompt) if chat else prompt
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=not chat).ids, np.int64)
-    session = load_engine(runner.name).open_session(bundle, runner.options)
+    decoder = open_decoder(bundle, runner)
     stream = DecodeStream(ids=[int(token) for token in ids], skip_special_tokens=True)
     tokens: list[int] = []
     started = time.perf_counter()
     first = started
     try:
-        for token in generate_tokens(bundle, session, ids, count, sampling):
+        for token in generate_tokens(bundle, decoder, ids, count, sampling):
             first = time.perf_counter() if not tokens else first
             tokens.append(token)
             piece = stream.step(tokenizer, token)
@@ -156,7 +144,7 @@ def generate(
                 on_text(piece)
         ended = time.perf_counter()
     finally:
-        session.close()
+        decoder.close()
     if tokens and tokens[-1] in bundle.model.eos_token_ids:
         reason = "end of text"
     else:

@@ -18,8 +18,10 @@ from exporter.passes.opset import to_opset
 from exporter.passes.plain import plain_shapes
 from exporter.passes.probes import find_probes, keep_probes, name_probes
 from exporter.passes.repeat import repeat_by_concat
+from exporter.passes.reshapes import drop_reshapes
 from exporter.passes.rotary import fuse_rotary
 from exporter.passes.simplify import drop_casts, simplify
+from exporter.passes.skips import fuse_skips
 from exporter.passes.targets import constant_targets
 from exporter.passes.tidy import tidy
 from exporter.weights import Placement
@@ -45,14 +47,18 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
     drop_casts(model)
     name_probes(model)
     simplify(model, captured.weights)
-    if captured.options.profile == "modern":
+    profile = captured.options.profile
+    if profile in ("modern", "ort"):
         fuse_norms(model)
-        fuse_rotary(model)
+        fuse_rotary(model, flat=profile == "ort")
     if captured.lifted:
         lower_to_float32(model)
     plain_shapes(model)
     constant_targets(model)
-    if captured.options.profile == "bare":
+    if profile == "ort":
+        drop_reshapes(model)
+        fuse_skips(model)
+    if profile == "bare":
         divide(model)
         vector_lengths(model)
         repeat_by_concat(model)

@@ -9,21 +9,29 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from exporter.passes.match import add_constant, replace
+
 __all__ = ["fuse_rotary"]
 
 _SWAP = [0, 2, 1, 3]
 
 
-def fuse_rotary(model: ir.Model) -> None:
-    """Apply the pass."""
+def fuse_rotary(model: ir.Model, *, flat: bool = False) -> None:
+    """Apply the pass.
+
+    Args:
+        model: A graph.
+        flat: Feed (batch, sequence, heads x head_dim) where heads come last: two Reshapes, which copy nothing, instead
+            of two Transposes.
+    """
     halves: dict[ir.Value, ir.Value | None] = {}
     for node in list(model.graph):
         if node.op_type == "Add":
-            _fuse(model, node, halves)
+            _fuse(model, node, halves, flat=flat)
     common.RemoveUnusedNodesPass()(model)
 
 
-def _fuse(model: ir.Model, add: ir.Node, halves: dict[ir.Value, ir.Value | None]) -> None:
+def _fuse(model: ir.Model, add: ir.Node, halves: dict[ir.Value, ir.Value | None], *, flat: bool) -> None:
     found = _match(add)
     if found is None:
         return
@@ -35,6 +43,9 @@ def _fuse(model: ir.Model, add: ir.Node, halves: dict[ir.Value, ir.Value | None]
     if cos is None or sin is None:
         return
     swapped = axis == 2
+    if swapped and flat and isinstance(source.shape[2] if source.shape is not None else None, int):
+        _rotate_flat(model, add, source, (cos, sin))
+        return
     given = ir.node("Transpose", [source], attributes={"perm": _SWAP}) if swapped else None
     rotary = ir.node("RotaryEmbedding", [given.outputs[0] if given is not None else source, cos, sin])
     out, old = rotary.outputs[0], add.outputs[0]
@@ -46,6 +57,22 @@ def _fuse(model: ir.Model, add: ir.Node, halves: dict[ir.Value, ir.Value | None]
         old.replace_all_uses_with(out, replace_graph_outputs=True)
         return
     _swap_back(model, add, out)
+
+
+def _rotate_flat(model: ir.Model, add: ir.Node, source: ir.Value, tables: tuple[ir.Value, ir.Value]) -> None:
+    """Join heads and their columns, rotate, part them again."""
+    assert source.shape is not None
+    batch, sequence, heads, size = source.shape
+    assert isinstance(heads, int)
+    assert isinstance(size, int)
+    joined = ir.node("Reshape", [source, add_constant(model, f"shape_0_0_{heads * size}", [0, 0, heads * size])])
+    rotary = ir.node("RotaryEmbedding", [joined.outputs[0], *tables], attributes={"num_heads": heads})
+    for node in (joined, rotary):
+        node.outputs[0].type, node.outputs[0].shape = source.type, ir.Shape([batch, sequence, heads * size])
+        node.metadata_props.update(add.metadata_props)
+    model.graph.insert_before(add, [joined, rotary])
+    parted = add_constant(model, f"shape_0_0_{heads}_{size}", [0, 0, heads, size])
+    replace(model, add, "Reshape", [rotary.outputs[0], parted])
 
 
 def _swap_back(model: ir.Model, add: ir.Node, rotated: ir.Value) -> None:

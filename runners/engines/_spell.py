@@ -42,6 +42,7 @@ class _Builder:
 
 def spell_out(model: ir.Model) -> None:
     """Replace every such operator; the graph is float64 already."""
+    _part_skips(model)
     digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
     for node in list(model.graph):
         spell = _SPELLED.get(node.op_type) if node.domain == "" else None
@@ -57,13 +58,38 @@ def spell_out(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
 
 
+def _part_skips(model: ir.Model) -> None:
+    """ONNX Runtime's skip norm is an Add and an RMSNormalization."""
+    for node in list(model.graph):
+        if node.op_type != "SkipSimplifiedLayerNormalization":
+            continue
+        total = ir.node("Add", [node.inputs[0], node.inputs[1]], name=f"{node.name}/sum")
+        attributes = {"axis": -1, "epsilon": node.attributes["epsilon"].as_float()}
+        norm = ir.node("RMSNormalization", [total.outputs[0], node.inputs[2]], attributes=attributes, name=node.name)
+        model.graph.insert_before(node, [total, norm])
+        for old, new in ((node.outputs[0], norm.outputs[0]), (node.outputs[3], total.outputs[0])):
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            new.name, old.name = old.name, None
+        model.graph.remove(node, safe=True)
+
+
 def _rotary(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:
-    """All columns of (batch, heads, sequence, head_dim), by halves, tables without positions: what exports use."""
-    first, second = build.several("Split", 2, node.inputs[0], axis=-1, num_outputs=2)
-    cos, sin = (build("Unsqueeze", table, build.constant(np.asarray([1], np.int64))) for table in node.inputs[1:3])
+    """All columns of (batch, heads, sequence, head_dim) or (batch, sequence, heads x head_dim), by halves.
+
+    Tables without positions: what exports use.
+    """
+    x, heads = node.inputs[0], node.attributes.get("num_heads")
+    count = 0 if heads is None else heads.as_int()
+    flat = count > 0
+    if flat:
+        x = build("Reshape", x, build.constant(np.asarray([0, 0, count, -1], np.int64)))
+    first, second = build.several("Split", 2, x, axis=-1, num_outputs=2)
+    axis = np.asarray([2 if flat else 1], np.int64)
+    cos, sin = (build("Unsqueeze", table, build.constant(axis)) for table in node.inputs[1:3])
     real = build("Sub", build("Mul", cos, first), build("Mul", sin, second))
     imaginary = build("Add", build("Mul", sin, first), build("Mul", cos, second))
-    return build("Concat", real, imaginary, axis=-1)
+    rotated = build("Concat", real, imaginary, axis=-1)
+    return build("Reshape", rotated, build.constant(np.asarray([0, 0, -1], np.int64))) if flat else rotated
 
 
 def _gelu(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:

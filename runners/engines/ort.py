@@ -63,6 +63,10 @@ class OrtSession:
         feeds = {item.name: np.ascontiguousarray(inputs[item.name]) for item in session.get_inputs()}
         return dict(zip(names, session.run(names, feeds), strict=True))
 
+    def native(self, graph: GraphKind) -> Any:
+        """The ``onnxruntime.InferenceSession`` of a graph, loaded now if it was not."""
+        return self._session(graph)
+
     def _session(self, graph: GraphKind) -> Any:
         if graph not in self._sessions:
             path = str(self._bundle.graph_path(graph))

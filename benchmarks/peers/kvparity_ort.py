@@ -1,0 +1,25 @@
+"""kvparity, profile ort, through the decoder that ``cli.py run`` uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE = "ort"
+
+
+def export(checkpoint: Path, folder: Path, profile: str = PROFILE) -> None:
+    command = [sys.executable, "cli.py", "export", str(checkpoint), "-o", str(folder), "--vectors", "none"]
+    subprocess.run([*command, "--profile", profile], check=True, cwd=ROOT)
+
+
+def open(folder: Path, threads: int) -> Any:
+    sys.path.insert(0, str(ROOT))
+    from exporter.bundle import Bundle
+    from runners.base import RunnerSpec
+    from runners.decoders import open_decoder
+
+    return open_decoder(Bundle.open(folder), RunnerSpec("ort", {"threads": str(threads)}))

@@ -1,0 +1,58 @@
+"""What rewriting passes share: looking at producers and constants, and putting one node in another's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["add_constant", "constant", "made_by", "replace"]
+
+
+def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes a value, if it is of one of these operators."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type in op_types else None
+
+
+def constant(value: ir.Value | None) -> list[Any] | None:
+    """The elements of a constant that is not an external weight, or None."""
+    tensor = value.const_value if value is not None else None
+    if tensor is None or isinstance(tensor, ir.ExternalTensor):
+        return None
+    return np.asarray(tensor.numpy()).ravel().tolist()
+
+
+def add_constant(model: ir.Model, name: str, array: Any) -> ir.Value:
+    """An int64 constant of that name; made once."""
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(np.asarray(array, np.int64), name=name)
+        model.graph.register_initializer(
+            ir.Value(
+                name=name, const_value=tensor, shape=ir.Shape(list(np.shape(array))), type=ir.TensorType(tensor.dtype)
+            )
+        )
+    return model.graph.initializers[name]
+
+
+def replace(
+    model: ir.Model,
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    domain: str = "",
+) -> ir.Node:
+    """Put a one-output node in the place of another, under the old name, dtype, shape and metadata of its output."""
+    old = node.outputs[0]
+    new = ir.node(op_type, inputs, attributes=dict(attributes or {}), domain=domain)
+    out = new.outputs[0]
+    out.name, out.type, out.shape = old.name, old.type, old.shape
+    new.metadata_props.update(node.metadata_props)
+    out.metadata_props.update(old.metadata_props)
+    model.graph.insert_before(node, new)
+    old.replace_all_uses_with(out, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    return new
