@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: demo test check test-all test-real families fuzz setup clean
+.PHONY: demo test check test-all test-real bench families fuzz setup clean
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -35,6 +35,10 @@ families: $(READY)  ## every family exported and compared, measured into docs/fa
 N ?= 100
 fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10
 	$(BIN)/python -m tests.fuzz -n $(N)
+
+bench: $(READY)  ## decode speed beside PyTorch and mobius, each in an environment of its own
+	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers
+	$(BIN)/python benchmarks/floor.py $(VENV)/peers/kvparity_ort
 
 setup: $(READY)
 
