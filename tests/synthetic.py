@@ -6,6 +6,7 @@ position, and logits that depend on every visible row, so that a wrong row anywh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,12 @@ def make_bundle(
     )
     write_manifest(root, manifest)
     return Bundle.open(root)
+
+
+def flip_exponent_bit(weights: Path, tensor: str) -> None:
+    """Change one bit of one value of a safetensors file, enough to be seen in every output."""
+    data = bytearray(weights.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    begin = json.loads(data[8 : 8 + header])[tensor]["data_offsets"][0]
+    data[8 + header + begin + 3] ^= 0x01
+    weights.write_bytes(data)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic import flip_exponent_bit
 
 from exporter.bundle import Bundle
 from exporter.spec import past_name, present_name
@@ -44,13 +45,7 @@ def test_verify_needs_numpy_and_onnxruntime_only_and_every_case_matches(tiny_bun
 
 
 def test_verify_refuses_changed_weights_and_finds_the_difference_where_it_may_not_refuse(tiny_copy: Path) -> None:
-    path = tiny_copy / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    header = int.from_bytes(data[:8], "little")
-    tensors = json.loads(data[8 : 8 + header])
-    place = 8 + header + tensors["model.norm.weight"]["data_offsets"][0]
-    data[place + 3] ^= 0x01  # one bit of one exponent
-    path.write_bytes(data)
+    flip_exponent_bit(tiny_copy / "model.safetensors", "model.norm.weight")
     refused = verify(tiny_copy, "prefill-2")
     assert refused.returncode == 2
     assert "model.safetensors is not the file" in refused.stderr

@@ -42,7 +42,8 @@ class Handler(SimpleHTTPRequestHandler):
         return str(EXAMPLES / "no such file")
 
     def end_headers(self) -> None:
-        """Isolate the page, so that it may share memory between threads."""
+        """Isolate the page, so that it may share memory between threads; keep no file, so that it tells of these."""
+        self.send_header("Cache-Control", "no-store")
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
