@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ def test_a_norm_off_by_1e_5_passes_the_gate_fails_exactness_and_is_named(subject
     assert "by a factor of 1.00001" in found.why
 
 
-def test_a_wrong_kernel_is_an_engine_fault_in_that_node(subject: Bundle, tmp_path: Path) -> None:
+def test_a_wrong_kernel_is_an_engine_fault_in_that_node(subject: Bundle) -> None:
     node = "layers.3.mlp.down_proj/MatMul"
     with mutated(subject, None) as copy:
         report = ask(copy, exact=False, opener=broken(node, 0.01), cases=("prefill-9",))

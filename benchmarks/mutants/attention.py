@@ -323,7 +323,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("causal-1", "queries do not see their own token", "mask.*", _causal("Less", -1)),
     Mutant("causal-dropped", "queries see the whole future", "mask.*", _causal("LessOrEqual", 1 << 20)),
     Mutant("padding-ignored", "left padding is not masked", "mask.*", _ignore_padding(_FULL, _SLIDING), quick=True),
-    Mutant("padding-ignored-full", "left padding is not masked in full layers", _FULL, _ignore_padding(_FULL)),
+    Mutant("padding-ignored-full", "left padding is not masked in full layers", "mask.*", _ignore_padding(_FULL)),
     Mutant("mask-weak", "blocked entries are -10, not far below", "mask.*", _fill(-10.0)),
     Mutant(
         "mask-fill",

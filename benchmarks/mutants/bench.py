@@ -12,7 +12,7 @@ from queue import Empty
 
 from benchmarks.mutants import around, attention
 from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.trial import Outcome, try_mutant
+from benchmarks.mutants.trial import Outcome, decisive_cases, try_mutant
 from exporter.bundle import Bundle
 from exporter.vectors import Vectors
 from runners.locate.pytorch import WatchedModel
@@ -41,8 +41,7 @@ def _work(root: str, names: Sequence[str], results: Queue[Outcome]) -> None:
 
     torch.set_num_threads(1)
     bundle = Bundle.open(Path(root))
-    vectors = [bundle.vectors(entry.name) for entry in bundle.manifest.cases if entry.file is not None]
-    bench = Bench(bundle, vectors, WatchedModel(bundle))
+    bench = Bench(bundle, decisive_cases(bundle), WatchedModel(bundle))
     for name in names:
         results.put(bench.outcome(name))
 

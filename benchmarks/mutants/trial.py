@@ -26,7 +26,7 @@ from runners.locate.export_fault import Watcher, export_fault
 from runners.locate.search import make_call
 from runners.sequence import play
 
-__all__ = ["EXACT_TOL", "TOL", "Outcome", "try_mutant"]
+__all__ = ["EXACT_TOL", "TOL", "Outcome", "decisive_cases", "mutated", "try_mutant"]
 
 TOL, EXACT_TOL = 1e-4, 1e-10
 _SAME = 1e-9  # identities in float64
@@ -85,12 +85,28 @@ def try_mutant(bundle: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors]
         return Outcome(name, what, "not applicable", sentence=str(error))
 
 
+def decisive_cases(bundle: Bundle) -> list[Vectors]:
+    """Cases of the schedule that between them see every fault of the catalogue, in the schedule's order."""
+    window = bundle.model.window or 64
+    wanted = {f"prefill-{n}" for n in (window - 1, window + 1, 2 * window + 3)}
+    wanted |= {
+        f"handoff-{window}",
+        f"chunk-{window + 1}",
+        "decode-only",
+        "chunk-cross",
+        "batch-ragged",
+        "special-tokens",
+    }
+    return [bundle.vectors(e.name) for e in bundle.manifest.cases if e.file is not None and e.name in wanted]
+
+
 @contextmanager
 def mutated(bundle: Bundle, mutant: Mutant | None) -> Iterator[Bundle]:
     """A temporary bundle whose graphs carry the fault; everything else is copied (onnx_ir refuses hard links)."""
     with TemporaryDirectory(prefix=".mutant-", dir=bundle.root.parent) as name:
         root = Path(name)
-        for entry in (*bundle.manifest.weights, *bundle.manifest.files):
+        kept = [entry for entry in bundle.manifest.all_files() if not entry.path.endswith(".onnx")]
+        for entry in kept:
             (root / entry.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.root / entry.path, root / entry.path)
         for kind in bundle.manifest.graphs:
@@ -176,7 +192,9 @@ def _short_prompt(bundle: Bundle, session: ExactSession, vectors: Sequence[Vecto
 def _identities(bundle: Bundle, session: ExactSession) -> str:
     played: dict[str, Played] = {}
     limits = dict.fromkeys(KINDS, _SAME)
-    for item in identities(bundle.model):
+    window = bundle.model.window or 64
+    decisive = {"stepwise", "chunks-cross", f"split-{window + 1}", f"handoff-{window}", "padded-3", "padded-decode-3"}
+    for item in (item for item in identities(bundle.model) if item.name in decisive):
         key = f"{item.base.name} {item.base.chunks}"
         try:
             if key not in played:

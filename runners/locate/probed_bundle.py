@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +21,7 @@ def probed_bundle(bundle: Bundle, kind: GraphKind, model: Any) -> Iterator[Bundl
     """A temporary bundle that is the given one but for one graph.
 
     Args:
-        bundle: The original; its weights are linked, not copied.
+        bundle: The original; its weights are copied, since engines refuse links.
         kind: Which graph is replaced.
         model: onnx_ir model of that graph, in the bundle's own dtypes; inputs and outputs may have been added.
     """
@@ -32,7 +32,7 @@ def probed_bundle(bundle: Bundle, kind: GraphKind, model: Any) -> Iterator[Bundl
         other = [bundle.graph(graph).file.path for graph in bundle.manifest.graphs if graph != kind]
         for kept in [*other, *(entry.path for entry in (*bundle.manifest.weights, *bundle.manifest.files))]:
             (root / kept).parent.mkdir(parents=True, exist_ok=True)
-            os.link((bundle.root / kept).resolve(), root / kept)
+            shutil.copyfile(bundle.root / kept, root / kept)  # onnx_ir and ONNX Runtime refuse links for weights
         path = root / bundle.graph(kind).file.path
         ir.save(model, path)
         entry = bundle.graph(kind)
