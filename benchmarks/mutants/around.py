@@ -128,15 +128,22 @@ def _shared_from(layer: int, source: int, part: str) -> object:
     """A layer that shares keys and values reads those of another layer."""
 
     def edit(e: Editor) -> None:
-        owner = e.spec.slots[e.spec.layers[layer].slot].layer
-        right, wrong = e.value(f"layers.{owner}.self_attn.{part}"), e.value(f"layers.{source}.self_attn.{part}")
-        uses = [u for u in right.uses() if (u.node.name or "").startswith(f"layers.{layer}.")]
-        if not uses:
-            raise NotApplicableError("the shared rows are prepared once")
-        for use in uses:
-            use.node.replace_input_with(use.idx, wrong)
+        node, wrong = _product(e, layer, part), _product(e, source, part)
+        e.read(node, 1, wrong.inputs[1])
 
     return edit
+
+
+def _product(e: Editor, layer: int, part: str) -> ir.Node:
+    """The matrix product that reads a layer's keys or values."""
+    context = f"layers.{layer}.self_attn.context"
+    if part == "value":
+        return e.before(context, "MatMul")
+    scores = e.before(context, "Softmax").inputs[0]
+    node = scores.producer()
+    while node.op_type != "MatMul":
+        node = next(p for v in node.inputs if (p := v.producer()) is not None and not str(v.name).startswith("mask."))
+    return node
 
 
 def _layer_input(layer: int, source: int) -> object:
@@ -439,8 +446,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "embedding-row",
-        "the embedding of the last token is off by 1 %",
-        "embed_tokens",
+        "the embedding of the last token, which is its head too, is off by 1 %",
+        "embed_tokens|lm_head|logits",
         lambda e: e.weight("model.embed_tokens.weight", _row(-1, 1.01)),
     ),
     Mutant(

@@ -15,7 +15,7 @@ __all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "position_axis
 
 BLOCKED = -1e9  # what a graph adds where a query may not look
 _MASKED = -1e8  # anything below is a blocked entry, whatever a library fills in
-_RELATIVE = 1e-10
+_RELATIVE = 1e-11  # float64 PyTorch and a float64 graph differ by 1e-14 of the largest value
 Array = npt.NDArray[Any]
 
 
