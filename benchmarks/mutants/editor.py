@@ -29,6 +29,7 @@ class Editor:
     def __init__(self, model: ir.Model, spec: ModelSpec, kind: str) -> None:
         self.model, self.spec, self.kind = model, spec, kind
         self._count = 0
+        self.mine: set[ir.Node] = set()  # nodes of the fault
 
     def value(self, name: str) -> ir.Value:
         """A value by name, or by the probe that it is."""
@@ -104,7 +105,9 @@ class Editor:
         """Add a node behind another one (at the front for None); returns its output."""
         self._count += 1
         node = ir.node(op_type, list(inputs), attributes=attributes)
-        node.name = f"fault/{op_type}_{self._count}"
+        scope = (after.name or "").rpartition("/")[0] if after is not None else ""
+        node.name = f"{scope}/{op_type}_f{self._count}" if scope else f"{op_type}_f{self._count}"
+        self.mine.add(node)
         node.outputs[0].name = f"fault_value_{self._count}"
         if after is None:
             self.model.graph.insert_before(self.model.graph[0], node)
@@ -121,7 +124,7 @@ class Editor:
         name = str(old.name)
         uses = tuple(old.uses())
         new = make(old)
-        mine = _ancestors(new)
+        mine = self._made_from(new)
         for use in uses:
             if use.node not in mine:
                 use.node.replace_input_with(use.idx, new)
@@ -131,6 +134,16 @@ class Editor:
                 new.shape, new.type = old.shape, old.type
                 self.model.graph.outputs[index] = new
 
+    def _made_from(self, value: ir.Value) -> set[ir.Node]:
+        """Nodes of the fault that a value is made from."""
+        pending, seen = [value.producer()], set()
+        while pending:
+            node = pending.pop()
+            if node is not None and node in self.mine and node not in seen:
+                seen.add(node)
+                pending += [v.producer() for v in node.inputs if v is not None]
+        return seen
+
     def scale(self, name: str, factor: float) -> None:
         """Multiply a value."""
         self.rewrite(name, lambda v: self.add("Mul", [v, self.constant(factor)], v.producer()))
@@ -138,18 +151,6 @@ class Editor:
     def bypass(self, name: str, source: ir.Value) -> None:
         """Let everyone read ``source`` where they read a value."""
         self.rewrite(name, lambda v: self.add("Identity", [source], v.producer()))
-
-
-def _ancestors(value: ir.Value) -> set[ir.Node]:
-    """Nodes of a fault that a value is made from."""
-    pending, seen = [value.producer()], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen or not (node.name or "").startswith("fault/"):
-            continue
-        seen.add(node)
-        pending += [v.producer() for v in node.inputs if v is not None]
-    return seen
 
 
 def _without(text: str, name: str) -> str:

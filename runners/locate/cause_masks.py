@@ -23,9 +23,9 @@ def wrong_mask(evidence: Evidence) -> tuple[str, str] | None:
         return None
     kind = diff.probe.removeprefix("mask.")
     want, got = diff.want > BLOCKED / 2, diff.got > BLOCKED / 2
-    other = evidence.reference.get("mask.full" if kind == "sliding" else "mask.sliding")
-    if other is not None and other.shape == diff.got.shape and np.array_equal(other > BLOCKED / 2, got):
-        return "masks-swapped", f"the mask of {kind} layers is the one of the other kind: sliding and full are swapped"
+    between = diff.got[(diff.got < 0) & (diff.got > BLOCKED / 2)]
+    if between.size:
+        return "mask-weak", f"blocked entries are {float(between.min()):.6g}, which is not far enough below zero"
     live = evidence.call.live(want.shape[2])
     wrong = (want != got) & live[:, None, :, None]
     batch, _, query, key = np.nonzero(wrong)
@@ -34,7 +34,12 @@ def wrong_mask(evidence: Evidence) -> tuple[str, str] | None:
     extra = bool(got[wrong].all())
     if extra and _all_dead(evidence, batch, key, want.shape[3]):
         return "padding-ignored", "left padding is not masked: queries see padded slots"
-    return _by_distance(evidence, kind, set(distance.tolist()), extra=extra, missing=not got[wrong].any())
+    distances = set(distance.tolist())
+    other = evidence.reference.get("mask.full" if kind == "sliding" else "mask.sliding")
+    same = other is not None and other.shape == got.shape and np.array_equal(np.asarray(other) > BLOCKED / 2, got)
+    if same and len(distances) > 1:
+        return "masks-swapped", f"the mask of {kind} layers is the one of the other kind"
+    return _by_distance(evidence, kind, distances, want.shape[3], extra=extra, missing=not got[wrong].any())
 
 
 def _all_dead(evidence: Evidence, batch: np.ndarray, key: np.ndarray, rows: int) -> bool:
@@ -43,7 +48,7 @@ def _all_dead(evidence: Evidence, batch: np.ndarray, key: np.ndarray, rows: int)
 
 
 def _by_distance(
-    evidence: Evidence, kind: str, distances: set[int], *, extra: bool, missing: bool
+    evidence: Evidence, kind: str, distances: set[int], rows: int, *, extra: bool, missing: bool
 ) -> tuple[str, str] | None:
     """Distances are query slot minus key slot; 0 is the token itself, window - 1 the oldest visible."""
     window = next((layer.window for layer in evidence.model.layers if layer.kind == kind), None)
@@ -51,12 +56,18 @@ def _by_distance(
         if distances == {-1}:
             return "causal-off-by-one", "queries see one token of the future: the causal limit is off by one"
         return "causal-dropped", "queries see future tokens: the causal limit is missing"
-    if missing and distances == {0}:
-        return "causal-off-by-one", "queries do not see their own token: the causal limit is off by one"
+    if missing and distances == set(range(len(distances))):
+        count = len(distances)
+        return "causal-off-by-one", f"queries do not see their newest {count} slots: the causal limit is off by {count}"
     if window is None:
         return None
     if extra and min(distances) >= window:
         seen = max(distances) + 1
+        if seen == rows:
+            return (
+                "window",
+                f"window too long or missing: queries see all {rows} rows there are, the window is {window}",
+            )
         if len(distances) == 1:
             return "window", f"window off by one: queries see {window + 1} rows, the window is {window}"
         return "window", f"window too long or missing: queries see up to {seen} rows, the window is {window}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Said = tuple[str, str] | None
 Float = npt.NDArray[np.float64]
 _CLOSE = 1e-9
+_HALF = (10, 16)  # ONNX's numbers of float16 and bfloat16
 
 
 def _live(evidence: Evidence, array: npt.NDArray[np.generic]) -> Float:
@@ -98,7 +99,7 @@ def rotary_tables(evidence: Evidence) -> Said:
 def _angles(want: Float, got: Float, probe: str, evidence: Evidence) -> Said:
     """Compare angles at one slot, in the slow dimensions: one ratio for all is a factor, many are another base."""
     positions = _live_positions(evidence, len(want))
-    usable = np.flatnonzero(positions > 0)
+    usable = np.flatnonzero((positions > 0) & (np.abs(want - got).max(axis=1) > evidence.diff.limit))
     if not usable.size:
         return None
     at = int(usable[0])
@@ -106,11 +107,13 @@ def _angles(want: Float, got: Float, probe: str, evidence: Evidence) -> Said:
     with np.errstate(all="ignore"):
         expected, actual = undo(want[at]), undo(got[at])
         ratio = actual / expected
-    known = ratio[np.isfinite(ratio) & (expected > 1e-4) & (expected < 0.5)]
+    known = ratio[np.isfinite(ratio) & (expected > 1e-4) & (expected < 1.0)]
     if not known.size:
         return None
     first, last, position = float(known[0]), float(known[-1]), int(positions[at])
     if np.ptp(known) < 1e-5:
+        if abs(first + 1) < 1e-5:
+            return "rope-direction", "every rotary angle has the other sign: the rotation goes backwards"
         shifted = first * position
         if position > 1 and abs(shifted - round(shifted)) < 1e-3:
             return "positions", f"rotary positions are off by {round(shifted) - position:+d}"
@@ -137,11 +140,15 @@ def shifted_rows(evidence: Evidence) -> Said:
     want, got = np.asarray(diff.want, np.float64), np.asarray(diff.got, np.float64)
     if diff.over.shape[0] != 1 or want.shape[2] < 3:
         return None
+    past = want.shape[2] - evidence.call.step.tokens
+    for name, array in evidence.reference.items() if past > 1 and not diff.over[0][past:].any() else ():
+        if name != diff.probe and array.shape == want.shape and _equal(got[:, :, :past], array[:, :, :past]):
+            return "cache-neighbour", f"the past rows are those of {name}: the cache of another layer"
     for shift in (1, -1):
         bad = np.flatnonzero(diff.over[0])
-        source = bad + shift
-        inside = (source >= 0) & (source < want.shape[2])
-        if inside.sum() >= 1 and _equal(got[:, :, bad[inside]], want[:, :, source[inside]]):
+        pairs = [(row, row + shift) for row in bad.tolist() if 0 <= row + shift < want.shape[2]]
+        same = [row for row, source in pairs if _equal(got[:, :, row], want[:, :, source])]
+        if same and len(same) >= 0.75 * len(pairs):
             where = "older" if shift < 0 else "newer"
             return "cache-shifted", f"cache rows are shifted: row r holds the row that is one slot {where}"
     if diff.over[0][-1] and not diff.over[0][:-1].any() and evidence.call.step.tokens == 1:
@@ -215,7 +222,8 @@ def cast_away(evidence: Evidence) -> Said:
     """A node of the segment casts to a narrower float."""
     found = evidence.inspection
     for node in found.nodes if found is not None else ():
-        if node.op_type == "Cast" and node in found.guilty:  # type: ignore[union-attr]
+        low = node.op_type == "Cast" and node.attributes["to"].as_int() in _HALF
+        if low and node in found.guilty:  # type: ignore[union-attr]
             return "half-precision", f"node {node.name} casts to a narrower type"
     return None
 
@@ -229,7 +237,9 @@ def gelu_variant(evidence: Evidence) -> Said:
     if scope is None:
         return None
     inside = [node for node in found.nodes if (node.name or "").startswith(scope + "/")]
-    made = np.asarray(found.values[str(inside[-1].outputs[0].name)], np.float64)
+    outside = {value for node in found.nodes if node not in inside for value in node.inputs}
+    last = next((node for node in reversed(inside) if node.outputs[0] in outside), inside[-1])
+    made = np.asarray(found.values[str(last.outputs[0].name)], np.float64)
     gate_name = next((name for name in found.inputs if name in evidence.reference and "gate" in name), None)
     if gate_name is None:
         return None
@@ -245,7 +255,7 @@ def gelu_variant(evidence: Evidence) -> Said:
     for words, value in forms.items():
         if _equal(made.ravel(), value.ravel(), 1e-7):
             return "activation", f"the activation is {words}, which is not the model's"
-    return "activation", "the activation function differs from the model's"
+    return None
 
 
 def unrotated(evidence: Evidence) -> Said:
@@ -261,6 +271,8 @@ def unrotated(evidence: Evidence) -> Said:
     if source is not None and _equal(got, np.swapaxes(np.asarray(source, np.float64), 1, 2)):
         return "unrotated", f"the new {part} rows are not rotated"
     sizes = [np.sqrt((array * array).sum(axis=-1)) for array in (want, got)]
+    if diff.over[:, :-new].any():
+        return None  # rows that this call did not make are wrong as well
     if _equal(sizes[1], sizes[0], 1e-8):
         position = diff.position or 0
         if part == "value":
@@ -300,7 +312,11 @@ def norm_factor(evidence: Evidence) -> Said:
     if _equal(got, want * by_row, 1e-8):
         low, high = float(by_row.min()), float(by_row.max())
         if 1 - 1e-2 < low and high < 1 + 1e-2:
-            return "norm-eps", f"every row is scaled by its own factor, {low:.9g} to {high:.9g}: another epsilon"
+            return (
+                "norm-eps",
+                f"every row is scaled by its own factor, {low:.9g} to {high:.9g}: another epsilon, or another size of "
+                "its input",
+            )
         return "norm-scale", f"every row is scaled by its own factor, {low:.4g} to {high:.4g}: it is not normalised"
     by_channel = (want * got).sum(axis=0) / np.maximum((want * want).sum(axis=0), 1e-300)
     if _equal(got, want * by_channel, 1e-8):

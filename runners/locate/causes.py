@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.spec import ModelSpec
-from runners.locate import cause_masks, cause_values
+from runners.locate import cause_attention, cause_masks, cause_values
 from runners.locate.operators import Inspection
 from runners.locate.probe_diff import Array, Call, ProbeDiff
 
@@ -49,8 +49,8 @@ Rule = Callable[[Evidence], tuple[str, str] | None]
 _RULES: tuple[Rule, ...] = (
     cause_masks.wrong_mask,
     cause_values.wrong_rows,
-    cause_values.wrong_weight,
     cause_values.rotary_tables,
+    cause_values.wrong_weight,
     cause_values.shifted_rows,
     cause_values.other_value,
     cause_values.constant_factor,
@@ -60,6 +60,7 @@ _RULES: tuple[Rule, ...] = (
     cause_values.unrotated,
     cause_values.permuted_heads,
     cause_values.norm_factor,
+    cause_attention.wrong_attention,
     cause_values.few_channels,
     cause_values.few_tokens,
     cause_masks.window_from_position,
