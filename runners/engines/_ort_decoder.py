@@ -8,6 +8,7 @@ of them, so ONNX Runtime allocates nothing, and slots whose size no longer chang
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from exporter.bundle import Bundle
 from exporter.errors import TraceError
-from exporter.spec import DECODE, SlotSpec, past_name, present_name
+from exporter.spec import DECODE, past_name, present_name
 from runners.base import numpy_dtype
 from runners.engines.ort import open_session
 
@@ -24,25 +25,73 @@ __all__ = ["OrtDecoder"]
 _ONNX_TYPES = {"bfloat16": 16}  # TensorProto.BFLOAT16; numpy itself has no such dtype
 
 
+@dataclass
+class _Rows:
+    """One cache tensor: its two buffers take turns at being read and written.
+
+    Attributes:
+        past: Input name.
+        present: Output name.
+        kv_heads: Heads.
+        size: Columns of a head.
+        limit: Rows that it stops growing at, or None.
+        buffers: Memory, large enough for the longest text so far.
+        addresses: Where each buffer starts.
+    """
+
+    past: str
+    present: str
+    kv_heads: int
+    size: int
+    limit: int | None
+    buffers: list[npt.NDArray[Any]] = field(default_factory=list)
+    addresses: list[int] = field(default_factory=list)
+
+    def shape(self, total: int) -> tuple[int, ...]:
+        """Shape once ``total`` tokens were seen."""
+        return (1, self.kv_heads, total if self.limit is None else min(total, self.limit), self.size)
+
+    def grow(self, total: int, dtype: npt.DTypeLike) -> None:
+        """Room for ``total`` tokens; what is cached moves along."""
+        old = self.buffers
+        self.buffers = [np.zeros(int(np.prod(self.shape(total))), dtype) for _ in range(2)]
+        for new, previous in zip(self.buffers, old, strict=False):
+            new[: previous.size] = previous
+        self.addresses = [buffer.ctypes.data for buffer in self.buffers]
+
+
 class OrtDecoder:
     """See :class:`runners.decoders.Decoder`; dynamic layout, batch of one."""
 
     def __init__(self, bundle: Bundle, options: Mapping[str, str]) -> None:
-        self._model, self._options = bundle.model, bundle.options
         self._session = open_session(bundle, options).native(DECODE)
-        self._capacity = bundle.model.max_position
+        self._capacity, self._vocab = bundle.model.max_position, bundle.model.vocab_size
+        self._all = bundle.options.logits == "all"
         self._dtype = numpy_dtype(bundle.options.dtype)
-        self._buffers: list[dict[tuple[int, str], npt.NDArray[Any]]] = [{}, {}]
-        self._bound: list[dict[str, tuple[int, ...]]] = [{}, {}]
+        self._kind = _ONNX_TYPES.get(self._dtype.name, self._dtype)
+        rows = [
+            _Rows(
+                past_name(slot.slot, part),
+                present_name(slot.slot, part),
+                slot.kv_heads,
+                slot.dim(part),
+                slot.window - 1 if slot.window is not None and bundle.options.bounded else None,
+            )
+            for slot, part in bundle.model.cache_names()
+        ]
+        self._growing = [item for item in rows if item.limit is None]
+        self._bounded = [item for item in rows if item.limit is not None]
+        self._limit = max((item.limit or 0 for item in self._bounded), default=0)
         self._bindings = [self._session.io_binding(), self._session.io_binding()]
-        self._mask = np.ones((1, 0), np.int64)
-        self._inputs: dict[str, npt.NDArray[Any]] = {}
+        self._settled = [False, False]  # per turn: bounded rows, tokens and logits are bound and stay so
+        self._mask, self._mask_at = np.ones((1, 0), np.int64), 0
+        self._ids = self._positions = np.zeros((1, 0), np.int64)
         self._logits = np.zeros(0, np.float32)
         self._total = self._turn = 0
 
     def reset(self) -> None:
         """Forget the conversation; buffers stay."""
-        self._total = 0
+        self._total, self._settled = 0, [False, False]
 
     def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Append tokens; see :class:`runners.decoders.Decoder`.
@@ -50,68 +99,47 @@ class OrtDecoder:
         Raises:
             TraceError: The conversation would pass the model's last position.
         """
-        start, total = self._total, self._total + len(ids)
+        start, total, turn = self._total, self._total + len(ids), self._turn
         if total > self._capacity:
             raise TraceError(f"{total} tokens, but the model has {self._capacity} positions")
-        self._grow(total)
-        turn = self._turn
-        binding, bound = self._bindings[turn], self._bound[turn]
-        count = len(ids)
-        self._token(count)
-        self._inputs["input_ids"][0] = ids
-        self._inputs["position_ids"][0] = range(start, total)
-        bind = binding.bind_input
-        for name, array in (*self._inputs.items(), ("attention_mask", self._mask[:, :total])):
-            _bind(bind, bound, name, array, array.shape)
-        for slot, part in self._model.cache_names():
-            old, new = (self._buffers[side][slot.slot, part] for side in (turn, 1 - turn))
-            _bind(bind, bound, past_name(slot.slot, part), old, self._shape(slot, part, start))
-            name = present_name(slot.slot, part)
-            _bind(binding.bind_output, bound, name, new, self._shape(slot, part, total))
-        rows = count if self._options.logits == "all" else 1
-        _bind(binding.bind_output, bound, "logits", self._logits, (1, rows, self._model.vocab_size))
+        self._make_room(total, len(ids))
+        self._ids[0] = ids
+        self._positions[0] = range(start, total)
+        binding = self._bindings[turn]
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask_at)
+        self._bind(binding, self._growing, start, total)
+        if not self._settled[turn]:
+            self._bind(binding, self._bounded, start, total)
+            for name, array in (("input_ids", self._ids), ("position_ids", self._positions)):
+                binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+            shape = (1, self._logits.size // self._vocab, self._vocab)
+            binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+            self._settled[turn] = start >= self._limit
         self._session.run_with_iobinding(binding)
         self._total, self._turn = total, 1 - turn
-        return self._logits[(rows - 1) * self._model.vocab_size : rows * self._model.vocab_size]
+        return self._logits[-self._vocab :]
 
     def close(self) -> None:
         """Free the session and the buffers."""
-        self._bindings, self._buffers, self._bound = [], [{}, {}], [{}, {}]
+        self._bindings, self._growing, self._bounded = [], [], []
         self._session = None
 
-    def _shape(self, slot: SlotSpec, part: str, total: int) -> tuple[int, ...]:
-        return (1, slot.kv_heads, slot.kept_rows(total, self._options.bounded), slot.dim(part))
+    def _bind(self, binding: Any, rows: list[_Rows], start: int, total: int) -> None:
+        old, new = self._turn, 1 - self._turn
+        for item in rows:
+            binding.bind_input(item.past, "cpu", 0, self._kind, item.shape(start), item.addresses[old])
+            binding.bind_output(item.present, "cpu", 0, self._kind, item.shape(total), item.addresses[new])
 
-    def _grow(self, total: int) -> None:
-        """Room for ``total`` tokens and some more; what is cached moves along."""
-        if total <= self._mask.shape[1]:
-            return
-        rows = min(self._capacity, max(256, 2 * total))
-        self._mask = np.ones((1, rows), np.int64)
-        for side, buffers in enumerate(self._buffers):
-            self._bound[side].clear()
-            for slot, part in self._model.cache_names():
-                size = int(np.prod(self._shape(slot, part, rows)))
-                buffer = np.zeros(size, self._dtype)
-                old = buffers.get((slot.slot, part))
-                if old is not None:
-                    buffer[: old.size] = old
-                buffers[slot.slot, part] = buffer
-
-    def _token(self, count: int) -> None:
-        """Arrays for a call of ``count`` tokens; the same ones while the count stays."""
-        if not self._inputs or self._inputs["input_ids"].shape[1] != count:
-            self._inputs = {name: np.zeros((1, count), np.int64) for name in ("input_ids", "position_ids")}
-            rows = count if self._options.logits == "all" else 1
-            self._logits = np.zeros(rows * self._model.vocab_size, np.float32)
-            for bound in self._bound:
-                bound.clear()
-
-
-def _bind(
-    bind: Any, bound: dict[str, tuple[int, ...]], name: str, array: npt.NDArray[Any], shape: tuple[int, ...]
-) -> None:
-    """Bind a view of an array's memory, unless the same shape is bound already."""
-    if bound.get(name) != shape:
-        bound[name] = shape
-        bind(name, "cpu", 0, _ONNX_TYPES.get(array.dtype.name, array.dtype), shape, array.ctypes.data)
+    def _make_room(self, total: int, count: int) -> None:
+        """Buffers for ``total`` tokens and some more, and arrays for a call of ``count``."""
+        if total > self._mask.shape[1]:
+            rows = min(self._capacity, max(256, 2 * total))
+            self._mask = np.ones((1, rows), np.int64)
+            self._mask_at = self._mask.ctypes.data
+            for item in (*self._growing, *self._bounded):
+                item.grow(rows, self._dtype)
+            self._settled = [False, False]
+        if self._ids.shape[1] != count:
+            self._ids, self._positions = np.zeros((1, count), np.int64), np.zeros((1, count), np.int64)
+            self._logits = np.zeros((count if self._all else 1) * self._vocab, np.float32)
+            self._settled = [False, False]
