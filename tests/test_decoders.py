@@ -1,4 +1,4 @@
-"""The bound decoder gives, bit for bit, what the played one gives: across the window, in chunks, after a reset."""
+"""The bound decoder gives what the played one gives: across the window, in chunks, after a reset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def logits(decoder: Decoder, chunks: list[int], ids: np.ndarray) -> list[np.ndar
 
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=("steps", "window", "growth"))
-def test_bound_buffers_change_no_bit(tiny_bundle: Bundle, chunks: list[int]) -> None:
+def test_bound_buffers_change_nothing(tiny_bundle: Bundle, chunks: list[int]) -> None:
     bound = open_decoder(tiny_bundle, RunnerSpec("ort", ONE_THREAD))
     played = PlayedDecoder(tiny_bundle, load_engine("ort").open_session(tiny_bundle, ONE_THREAD))
     ids = np.random.default_rng(0).integers(3, tiny_bundle.model.vocab_size, sum(chunks))
