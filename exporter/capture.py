@@ -17,7 +17,7 @@ from torch import nn
 from exporter.decoder import NO_POSITIONS, Decoder, add_probes
 from exporter.errors import ExportError
 from exporter.experts import choose_experts
-from exporter.fxgraph import UnsupportedError, straighten
+from exporter.fxgraph import UnsupportedError, fold_scalars, straighten
 from exporter.lowering import translation_table
 from exporter.rope import hook_tables
 from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
@@ -112,6 +112,7 @@ def _translate(program: Any, options: ExportOptions) -> ir.Model:
     The opset is that of torch's own translations; :mod:`exporter.passes.opset` brings the graph to the one wanted.
     """
     table = translation_table(options.profile)
+    fold_scalars(program)
     try:
         return _translate_directly(copy.deepcopy(program), table)
     except (UnsupportedError, torch.onnx.errors.OnnxExporterError):

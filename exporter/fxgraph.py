@@ -7,17 +7,19 @@ is left to torch (see :func:`exporter.capture.capture`).
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 
-__all__ = ["UnsupportedError", "straighten"]
+__all__ = ["UnsupportedError", "fold_scalars", "straighten"]
 
 _aten = torch.ops.aten
 _NOOPS = {
     _aten.contiguous.default,
     _aten.dropout.default,
     _aten.detach.default,
+    _aten.detach_.default,
     _aten.alias.default,
     _aten.clone.default,
     _aten.lift_fresh_copy.default,
@@ -43,7 +45,6 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
         UnsupportedError: A view is written to, or an operator writes in a way that has no plain spelling.
     """
     graph = program.graph_module.graph
-    _fold_scalars(program)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -61,24 +62,30 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return program
 
 
-def _fold_scalars(program: torch.export.ExportedProgram) -> None:
+def fold_scalars(program: torch.export.ExportedProgram) -> None:
     """Compute what depends on constant scalars alone: Gemma 3n takes the inverse error function of its sparsity."""
     graph, known = program.graph_module.graph, _scalar_constants(program)
     for node in list(graph.nodes):
-        target, value = node.target, node.meta.get("val")
-        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        if node.op != "call_function" or not _is_pure(node.target):
             continue
-        inputs = node.all_input_nodes
-        if not inputs or not all(n in known for n in inputs) or not isinstance(value, torch.Tensor) or value.ndim:
+        inputs, value = node.all_input_nodes, node.meta.get("val")
+        if not inputs or not all(source in known for source in inputs):
             continue
         args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
-        known[node] = target(*args, **kwargs)
-        if value.is_floating_point() and any(user not in known for user in node.users):
+        known[node] = node.target(*args, **kwargs)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 0:
             with graph.inserting_after(node):
                 made = graph.call_function(_aten.scalar_tensor.default, (known[node].item(),), {"dtype": value.dtype})
             made.meta = dict(node.meta)
             node.replace_all_uses_with(made)
             known[made] = known[node]
+    program.graph_module.recompile()
+
+
+def _is_pure(target: Any) -> bool:
+    if target in (operator.getitem, _aten.detach_.default):
+        return True
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
 
 
 def _scalar_constants(program: torch.export.ExportedProgram) -> dict[Any, torch.Tensor]:

@@ -5,7 +5,7 @@ A profile's spelling is chosen while translating rather than patched in afterwar
 
 # No `from __future__ import annotations`: torch's exporter reads the signatures below.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -78,6 +78,23 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
+def _layer_norm(
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-05,
+    cudnn_enable: bool = True,
+) -> Any:
+    """Layer norm in plain operators, with an epsilon that is no float32 attribute (8e-11 on logits)."""
+    axes = op.Constant(value_ints=list(range(-len(normalized_shape), 0)))
+    centered = op.Sub(input, op.ReduceMean(input, axes, keepdims=1))
+    variance = op.ReduceMean(op.Mul(centered, centered), axes, keepdims=1)
+    normal = op.Div(centered, op.Sqrt(op.Add(variance, _constant(eps, input))))
+    scaled = normal if weight is None else op.Mul(normal, weight)
+    return scaled if bias is None else op.Add(scaled, bias)
+
+
 def _scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
     """A python scalar as a constant of its own dtype; torch's translation goes through float32 and rounds it."""
     kind = ir.DataType.FLOAT if dtype == -1 else ir.DataType(dtype)
@@ -134,4 +151,5 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         table[aten.gelu.default] = _gelu
     if profile in ("bare", "portable"):
         table[aten.gelu.default] = _gelu_decomposed
+        table[aten.layer_norm.default] = _layer_norm
     return table
