@@ -21,6 +21,9 @@ from runners.diff.records import Report
 from runners.judge import judge
 from runners.locate import entry
 from runners.options import JudgeOptions
+from runners.report.html import html_report
+from runners.report.json_file import json_report
+from runners.report.markdown import markdown_report
 
 MUTANTS = {mutant.name: mutant for mutant in (*attention.MUTANTS, *around.MUTANTS)}
 CASES = ("prefill-9", "handoff-8", "chunk-9")
@@ -75,6 +78,8 @@ def test_a_window_off_by_one_is_an_export_fault_in_the_sliding_mask(subject: Bun
     assert (found.fault, found.probe, found.layer_kind, found.cause) == ("export", "mask.sliding", "sliding", "window")
     assert (found.graph, found.position) == ("decode", 8)
     assert "queries see 7 rows, the window is 8" in found.sentence
+    for text in (markdown_report(report), html_report(report), json_report(report)):
+        assert "queries see 7 rows, the window is 8" in text
 
 
 def test_a_norm_off_by_1e_5_passes_the_gate_fails_exactness_and_is_named(subject: Bundle) -> None:

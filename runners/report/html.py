@@ -28,6 +28,9 @@ def html_report(report: Report, token_text: TokenText = str) -> str:
         token_text: Gives the text of a token id, for the table of differing tokens.
     """
     body: list[Element] = [_header(report)]
+    if report.locations:
+        body.append(el("h2", "Located"))
+    body += [el("p", el("strong", f"{found.runner}: "), found.sentence) for found in report.locations]
     for question in report.questions:
         body += _question(report, question, token_text)
     body += [el("h2", "Environment"), *environment(report)]

@@ -34,6 +34,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"#### {_MARK[question.verdict]} {question.title}"
         yield ""
         yield from _question(report, question, records)
+    for location in report.locations:
+        yield ""
+        yield f"**Located, `{location.runner}`:** {_text(location.sentence)}"
     yield ""
     yield "```sh"
     yield report.command
