@@ -58,13 +58,14 @@ class Cache(LayoutCache):
         super().__init__(spec, options, inputs, dtype)
         self._position = inputs["cache_position"]
         self._first = self._position[0]
-        self._last = self._first if self._position.shape[0] == 1 else self._position.amax(0)
+        # One element, not a scalar: OpenCV 5 gives ReduceMax of a vector one dimension whatever keepdims says.
+        self._last = self._first if self._position.shape[0] == 1 else self._position.amax(0, keepdim=True)
         self._made: dict[tuple[int, int | None], _Rows] = {}
 
     @property
     def keep_logits(self) -> int | Tensor:
         """The last token that is no padding."""
-        return (self._last - self._first)[None] if self.options.logits == "last" else 0
+        return (self._last - self._first).reshape(1) if self.options.logits == "last" else 0
 
     def join(self, slot: SlotSpec, key: Tensor, value: Tensor) -> tuple[Pair, Pair]:
         """Read and write one slot's buffers; (batch, kv_heads, capacity, head_dim) is handed out."""
@@ -82,7 +83,7 @@ class Cache(LayoutCache):
         seen = torch.logical_and(key <= query, key >= 0)
         if layer.window is not None:
             seen = torch.logical_and(seen, query - key < layer.window)
-        live = attention_mask.index_select(1, rows.keys.clamp(min=0)) != 0
+        live = attention_mask.index_select(1, _at_least_0(rows.keys)) != 0
         return additive(torch.logical_and(seen[None], live[:, None, :]), self.dtype)
 
     def _rows(self, slot: SlotSpec) -> _Rows:
@@ -106,7 +107,8 @@ class Cache(LayoutCache):
         return _Rows(old, after >= self._first, self._token(after), keys, joined=joined)
 
     def _token(self, slots: Tensor) -> Tensor:
-        return (slots - self._first).clamp(0, self._position.shape[0] - 1)
+        last = torch.full((), self._position.shape[0] - 1, dtype=slots.dtype)
+        return torch.minimum(_at_least_0(slots - self._first), last)
 
     def _write(self, rows: _Rows, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """(rows that layers see, buffer after the call)."""
@@ -127,3 +129,8 @@ class Cache(LayoutCache):
             valid = self._position >= 0
             new = torch.where(valid[None, None, :, None], new, clean.index_select(2, row))
         return tensor_scatter(clean, new, first.expand(clean.shape[0]), True)
+
+
+def _at_least_0(values: Tensor) -> Tensor:
+    """Max and Min instead of Clip, which OpenCV 5 does not have for integers."""
+    return torch.maximum(values, torch.zeros((), dtype=values.dtype))
