@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: demo test check test-all test-real bench families fuzz setup clean mutants
+.PHONY: engines demo test check test-all test-real bench families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -34,6 +34,9 @@ test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (
 
 families: $(READY)  ## every family exported and compared, measured into docs/families.md (half an hour; continues where it stopped)
 	$(BIN)/python -m benchmarks.families
+
+engines: $(READY)  ## every engine in an environment of its own, the matrix into docs/engines.md (about an hour)
+	$(BIN)/python benchmarks/engines_matrix.py --install
 
 N ?= 100
 fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10
