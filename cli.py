@@ -83,7 +83,7 @@ _JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "locate"
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "-r", "--runner", "runners", multiple=True, help="Runner, or NAME:key=value,…; repeatable  [default: ort]"
+    "-r", "--runner", "runners", multiple=True, help="Runner, NAME:key=value,…, or all; repeatable  [default: ort]"
 )
 @click.option("-c", "--case", "cases", multiple=True, help="Case name or glob pattern; repeatable  [default: all]")
 @click.option("--tol", default="1e-4", show_default=True, help="Largest difference that passes, or 'auto'.")
@@ -153,7 +153,7 @@ def run(bundle: Path, prompt: str, tokens: int, runner: str, raw: bool, allow_mo
 @cli.command()
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="BUNDLE...")
 @click.option(
-    "-r", "--runner", "runners", multiple=True, help="Runner, or NAME:key=value,…; repeatable  [default: ort]"
+    "-r", "--runner", "runners", multiple=True, help="Runner, NAME:key=value,…, or all; repeatable  [default: ort]"
 )
 @click.option(
     "--context",

@@ -48,13 +48,13 @@ def parse_tolerance(text: str) -> float | Literal["auto"]:
 
 
 def runner_specs(names: tuple[str, ...], traces: tuple[Path, ...]) -> tuple[RunnerSpec, ...]:
-    """Runners named on the command line, and one per trace; ``ort`` where there are none.
+    """Runners named on the command line, and one per trace; ``ort`` where there are none, ``all`` for all installed.
 
     Raises:
         EngineUnavailableError: No runner has that name.
         TraceError: A runner is given twice, or is the float64 evaluation, which is a question of its own.
     """
-    specs = [parse_runner(name) for name in names]
+    specs = [spec for name in names for spec in (_installed() if name == "all" else [parse_runner(name)])]
     if any(spec.name == EXACT for spec in specs):
         raise TraceError(f"runner {EXACT!r} is not judged by the gate; --exact asks its question")
     specs += [RunnerSpec("trace_file", {"file": str(path)}) for path in traces]
@@ -63,6 +63,17 @@ def runner_specs(names: tuple[str, ...], traces: tuple[Path, ...]) -> tuple[Runn
         if spec in specs[:index]:
             raise TraceError(f"runner {spec} is given twice")
     return tuple(specs)
+
+
+def _installed() -> list[RunnerSpec]:
+    """Every engine that can be had here, PyTorch aside; absent ones are named on stderr, never passed."""
+    from runners.listing import list_runners
+
+    rows = [row for row in list_runners() if row.name not in (EXACT, "trace_file", "torch_eager")]
+    for row in rows:
+        if not row.available:
+            print(f"unavailable  {row.name}: {row.note}", file=sys.stderr)
+    return [RunnerSpec(row.name) for row in rows if row.available]
 
 
 def compare(root: Path, options: JudgeOptions, outputs: Outputs) -> int:

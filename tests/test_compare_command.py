@@ -137,3 +137,21 @@ def test_judging_recorded_vectors_imports_no_torch(bundle: Bundle) -> None:
     environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_all_means_every_engine_that_is_here_and_names_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runners import listing
+    from runners.compare import runner_specs
+
+    rows = (
+        listing.RunnerRow("exact", True, "1", ""),
+        listing.RunnerRow("mnn", False, "", "mnn is not installed; pip install 'kvparity[mnn]'"),
+        listing.RunnerRow("ort", True, "1", ""),
+        listing.RunnerRow("torch_eager", True, "1", ""),
+        listing.RunnerRow("tract", True, "1", ""),
+    )
+    monkeypatch.setattr(listing, "list_runners", lambda: rows)
+    assert [spec.name for spec in runner_specs(("all",), ())] == ["ort", "tract"]
+    assert capsys.readouterr().err == "unavailable  mnn: mnn is not installed; pip install 'kvparity[mnn]'\n"
