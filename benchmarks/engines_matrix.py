@@ -2,7 +2,7 @@
 
     python benchmarks/engines_matrix.py --install             # make the environments that are missing
     python benchmarks/engines_matrix.py                       # play every case on every engine, write docs/engines.md
-    python benchmarks/engines_matrix.py --only openvino,tract # only these rows; the others are kept
+    python benchmarks/engines_matrix.py --only openvino       # only these rows; the others are kept
 
 Environments are folders in KVPARITY_ENGINES (.engines where unset). Results are kept in benchmarks/engines_matrix.json,
 so that a run may be continued, and rows made on different days stand side by side with their own versions.
@@ -207,12 +207,12 @@ def bundles(arguments: Any) -> dict[str, Bundle]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make missing environments first")
-    parser.add_argument("--only", default="", help="comma-separated runners")
+    parser.add_argument("--only", action="append", default=[], help="a runner, with or without settings; repeatable")
     for kind, flags in FLAGS.items():
         parser.add_argument(f"--{kind}", type=Path, help=f"bundle exported with {' '.join(flags) or 'no options'}")
     parser.add_argument("--tables", action="store_true", help="only write docs/engines.md from what was measured")
     arguments = parser.parse_args()
-    only = [name for name in arguments.only.split(",") if name]
+    only = arguments.only
     if arguments.install:
         install(only)
     if not arguments.tables:

@@ -20,6 +20,7 @@ from exporter.errors import EngineUnavailableError, TraceError
 from exporter.spec import DECODE, GraphKind
 from runners.base import Array, RunnerInfo, need, only
 from runners.engines._session import first_line, refuse_layouts
+from runners.engines._static import REFUSED
 
 __all__ = ["INSTALL", "GenaiSession", "describe", "genai_config", "open_session"]
 
@@ -110,11 +111,13 @@ class GenaiSession:
         """Append the call's tokens; the pasts that are given are GenAI's own of the call before.
 
         Raises:
-            TraceError: The call does not continue the one before.
+            TraceError: The call does not continue the one before, or has more than one row.
         """
         ids, total = inputs["input_ids"], inputs["attention_mask"].shape[1]
+        if ids.shape[0] > 1:
+            raise TraceError(f"{REFUSED}genai masks a batch by its pad tokens and takes its tokens once per generator")
         if total == ids.shape[1]:
-            self._start(ids.shape[0])
+            self._start()
         if total != self._seen + ids.shape[1]:
             raise TraceError(f"genai has seen {self._seen} tokens and cannot continue at {total - ids.shape[1]}")
         self._generator.append_tokens(np.ascontiguousarray(ids, np.int32))
@@ -122,9 +125,9 @@ class GenaiSession:
         names = [port.name for port in self._bundle.graph(graph).spec.outputs]
         return {name: np.array(self._generator.get_output(name)) for name in names}
 
-    def _start(self, batch: int) -> None:
+    def _start(self) -> None:
         params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(max_length=self._bundle.model.max_position, batch_size=batch)
+        params.set_search_options(max_length=self._bundle.model.max_position, batch_size=1)
         self._generator = self._genai.Generator(self._model, params)
         self._seen = 0
 
