@@ -5,6 +5,7 @@ The converter is called directly: the package's own ``mnnconvert`` script instal
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def _convert(path: Path, made: Path) -> None:
     import _tools
 
     words = ["mnnconvert", "-f", "ONNX", "--modelFile", path, "--MNNModel", made, "--bizCode", "kvparity"]
-    _tools.mnnconvert([str(word) for word in [*words, "--keepInputFormat", "1"]])
+    with contextlib.chdir(made.parent):  # it leaves files where it runs
+        _tools.mnnconvert([str(word) for word in [*words, "--keepInputFormat", "1"]])
     if not made.exists():
         raise EngineUnavailableError(f"mnnconvert made nothing of {path.name}, and says no more")
 
