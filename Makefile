@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: engines demo test check test-all test-real bench families fuzz setup clean mutants
+.PHONY: engines engines-matrix demo test check test-all test-real bench families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -37,6 +37,9 @@ families: $(READY)  ## every family exported and compared, measured into docs/fa
 
 engines: $(READY)  ## every engine in an environment of its own, the matrix into docs/engines.md (about an hour)
 	$(BIN)/python benchmarks/engines_matrix.py --install
+
+engines-matrix: $(READY)  ## the same matrix with the environments that are already there
+	$(BIN)/python benchmarks/engines_matrix.py
 
 N ?= 100
 fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10
