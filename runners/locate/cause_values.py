@@ -90,10 +90,21 @@ def rotary_tables(evidence: Evidence) -> Said:
     for shift, left, right in ((1, got[:-1], want[1:]), (-1, got[1:], want[:-1])):
         if len(want) > 2 and _equal(left, right):
             return "positions", f"rotary positions are off by {shift}: row p holds the table of position p{shift:+d}"
-    said = other_value(evidence)
-    if said is not None:
-        return said
-    return _angles(want, got, diff.probe, evidence)
+    return _other_position(want, got, evidence) or other_value(evidence) or _angles(want, got, diff.probe, evidence)
+
+
+def _other_position(want: Float, got: Float, evidence: Evidence) -> Said:
+    """Wrong rows that hold the table of another position of the same call, all equally far away in their row."""
+    positions = _live_positions(evidence, len(want))
+    wrong = np.flatnonzero(np.abs(want - got).max(axis=1) > evidence.diff.limit)
+    for at in wrong[:1].tolist():
+        for other in np.flatnonzero(np.abs(want - got[at]).max(axis=1) <= evidence.diff.limit)[:1].tolist():
+            shift = int(positions[other] - positions[at])
+            return (
+                "positions",
+                f"rotary positions are wrong: position {positions[at]} is rotated as {positions[at] + shift}",
+            )
+    return None
 
 
 def _angles(want: Float, got: Float, probe: str, evidence: Evidence) -> Said:
@@ -107,6 +118,12 @@ def _angles(want: Float, got: Float, probe: str, evidence: Evidence) -> Said:
     with np.errstate(all="ignore"):
         expected, actual = undo(want[at]), undo(got[at])
         ratio = actual / expected
+    still = (expected < 1e-12) & (np.abs(want[at] - got[at]) > evidence.diff.limit)
+    if still.any():
+        return (
+            "rope-share",
+            f"{int(still.sum())} dimensions are rotated that should not be: another share of rotated ones",
+        )
     known = ratio[np.isfinite(ratio) & (expected > 1e-4) & (expected < 1.0)]
     if not known.size:
         return None
@@ -117,6 +134,8 @@ def _angles(want: Float, got: Float, probe: str, evidence: Evidence) -> Said:
         shifted = first * position
         if position > 1 and abs(shifted - round(shifted)) < 1e-3:
             return "positions", f"rotary positions are off by {round(shifted) - position:+d}"
+        if abs(first - 1) < 1e-5:
+            return None
         return "rope-factor", f"every rotary frequency is {first:.6g} times what it should be: a scaling factor"
     return "rope-theta", (
         f"rotary frequencies are {min(known):.6g} to {max(known):.6g} times what they should be: another base (theta) "
