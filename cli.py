@@ -38,7 +38,6 @@ def cli() -> None:
 @click.option("--chunk", type=int, help="Static layout: tokens per prefill call  [default: 64]")
 @click.option("--batch", type=int, help="Static layout: batch rows  [default: 1]")
 @click.option("--logits", type=click.Choice(["all", "last"]), default="all", show_default=True)
-@click.option("--weights", type=click.Choice(["copy", "link"]), default="copy", show_default=True)
 @click.option("--vectors", type=click.Choice(["all", "float32", "none"]), default="all", show_default=True)
 @click.option("--vectors-mb", type=int, default=256, show_default=True, help="Most megabytes of reference vectors.")
 @click.option("--limit", type=int, help="Longest case in tokens.")
@@ -55,7 +54,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
         model or str(DEFAULT_MODEL), subfolder=options.pop("subfolder"), revision=options.pop("revision")
     )
     target = output or Path("artifacts") / f"{Path(checkpoint.source).stem}-{_way(options)}"
-    link, limit = options.pop("weights") == "link", options.pop("limit")
+    limit = options.pop("limit")
     vectors, megabytes = options.pop("vectors"), options.pop("vectors_mb")
     progress = Progress()
     record = recorder(float64=vectors == "all", budget_mb=megabytes, on_case=progress.case)
@@ -64,7 +63,6 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
             *(checkpoint, target, ExportOptions(**options)),
             record=None if vectors == "none" else record,
             report=progress.stage,
-            link=link,
             limit=limit,
         )
     finally:

@@ -62,7 +62,6 @@ def export(
     *,
     record: Recorder | None = None,
     report: Report = lambda stage: None,
-    link: bool = False,
     limit: int | None = None,
     in_process: bool = False,
 ) -> Bundle:
@@ -74,7 +73,6 @@ def export(
         options: Layout, profile, dtype and so on.
         record: Makes the reference vectors (the runners' side); None leaves them out.
         report: Called after each stage.
-        link: Hard-link weights that are used as they are.
         limit: Longest case in tokens.
         in_process: Trace here, one graph after the other: less wall time for tiny models, more for all others.
 
@@ -94,7 +92,7 @@ def export(
             names = weight_names(shell)
             del shell
         with _stage("weights", report):
-            placements = place_weights(checkpoint, names, folder, options.dtype, link=link)
+            placements = place_weights(checkpoint, names, folder, options.dtype)
         with _stage("trace", report):
             _trace(checkpoint, folder, options, placements, in_process)
         with _stage("check", report):

@@ -7,7 +7,6 @@ names, shapes and dtype fit; otherwise tensors are converted and written one at 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import struct
@@ -64,16 +63,15 @@ def weight_names(shell: Any) -> tuple[WeightName, ...]:
 
 
 def place_weights(
-    checkpoint: Checkpoint, wanted: Iterable[WeightName], folder: Path, dtype: str, *, link: bool = False
+    checkpoint: Checkpoint, wanted: Iterable[WeightName], folder: Path, dtype: str
 ) -> dict[str, Placement]:
-    """Copy, link or convert the weights into ``folder``.
+    """Copy or convert the weights into ``folder``.
 
     Args:
         checkpoint: Where they come from.
         wanted: What the graphs need.
         folder: The bundle being written.
         dtype: dtype wanted.
-        link: Hard-link the checkpoint's files instead of copying them, where they are used as they are.
 
     Returns:
         Canonical name to placement.
@@ -88,7 +86,7 @@ def place_weights(
         if all(tensor is not None for tensor in found.values()):
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
             if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
-                return _use_files(tensors, folder, link)
+                return _use_files(tensors, folder)
             return _write(folder, {n: (t.shape, _reader(t, dtype)) for n, t in tensors.items()}, dtype)
         return _from_loaded(checkpoint, wanted, folder, dtype)
     except OSError as error:
@@ -118,12 +116,9 @@ def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTenso
     return None
 
 
-def _use_files(tensors: Mapping[str, StoredTensor], folder: Path, link: bool) -> dict[str, Placement]:
+def _use_files(tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, Placement]:
     for file in sorted({tensor.file for tensor in tensors.values()}):
-        if link:
-            os.link(file.resolve(), folder / file.name)
-        else:
-            shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(file, folder / file.name)  # never a link: ONNX's checker and engines refuse linked weights
     return {n: Placement(t.file.name, t.offset, t.length, t.dtype, t.shape) for n, t in tensors.items()}
 
 
