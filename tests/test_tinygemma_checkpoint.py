@@ -1,4 +1,4 @@
-"""The shipped checkpoint: trained, readable, varied, and using its full-attention layers beyond the window."""
+"""The shipped checkpoint: trained, readable, varied, with healthy logits."""
 
 from __future__ import annotations
 

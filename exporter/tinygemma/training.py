@@ -1,8 +1,8 @@
 """Trains the tiny checkpoint from nothing: stories, tokenizer, model, curve, card. Deterministic for a given machine.
 
 One pass over freshly generated stories, packed into blocks as the card does (32 × 256 tokens a step). Every fourth step
-uses the same number of tokens as 8 × 1,024 instead, so that all positions up to `max_position_embeddings`, and facts
-further back than the window of 128, are trained too.
+uses the same number of tokens as 8 × 1,024 instead, so that all positions up to `max_position_embeddings` are
+seen in training, and rows are longer than the window of 128.
 """
 
 from __future__ import annotations
