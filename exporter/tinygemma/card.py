@@ -51,7 +51,7 @@ Greedy, 80 tokens after "Once upon":
 
 > {sample}
 
-Stories are readable but forgetful. The hero's name is repeated rightly (46 of 46 on unseen stories), while the keepsake,
+Stories are readable but forgetful. The hero's name is repeated rightly (46 of 46 on unseen stories); the keepsake,
 the grown-up and a list told early are guessed again later, near or far: the right colour gets a probability of about
 0.1, no more than a guess. Parity checks do not depend on it; do not use this model to judge recall over long contexts.
 
