@@ -33,7 +33,8 @@ drops them is caught. The tokenizer puts `<bos>` in front of every text; trainin
 
 ## Training
 
-`python cli.py train` rebuilds this folder, byte for byte on the same machine and library versions. The text comes from
+`python cli.py train` rebuilds this folder; seeds and threads are fixed. Two short runs give the same bytes (tested);
+a full run was not repeated. The text comes from
 the project's own story grammar (`exporter/tinygemma/corpus.py`), seed {seed}, seen once.
 
 | steps | tokens per step | rows | learning rate | final training loss | held-out loss |
