@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -12,7 +11,7 @@ from exporter.bundle import inside
 from exporter.errors import ExportError
 from exporter.spec import GraphSpec
 
-__all__ = ["check_graph", "external_files", "op_counts"]
+__all__ = ["check_graph", "external_files"]
 
 _DOMAINS = {"bare": {""}, "portable": {""}, "modern": {""}, "ort": {"", "com.microsoft"}}
 _FORBIDDEN = {
@@ -81,8 +80,3 @@ def external_files(model: ir.Model) -> dict[str, int]:
             end = (tensor.offset or 0) + (tensor.length or 0)
             files[str(tensor.location)] = max(files.get(str(tensor.location), 0), end)
     return files
-
-
-def op_counts(model: ir.Model) -> Counter[str]:
-    """How often each operator occurs; operators of other domains with their domain."""
-    return Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)

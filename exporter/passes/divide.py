@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from exporter.passes.match import replace
+
 __all__ = ["divide"]
 
 
@@ -27,7 +29,7 @@ def divide(model: ir.Model) -> None:
             one = ir.tensor(np.ones((), out.dtype.numpy()), name=f"one_{out.dtype.name.lower()}")
             if one.name not in model.graph.initializers:
                 model.graph.register_initializer(ir.Value(name=one.name, const_value=one))
-            _replace(model, node, [model.graph.initializers[str(one.name)], source])
+            replace(model, node, "Div", [model.graph.initializers[str(one.name)], source])
 
 
 def _merge(model: ir.Model, node: ir.Node) -> None:
@@ -35,18 +37,5 @@ def _merge(model: ir.Model, node: ir.Node) -> None:
         factor, other = node.inputs[place], node.inputs[1 - place]
         producer = factor.producer() if factor is not None else None
         if producer is not None and producer.op_type == "Reciprocal":
-            _replace(model, node, [other, producer.inputs[0]])
+            replace(model, node, "Div", [other, producer.inputs[0]])
             return
-
-
-def _replace(model: ir.Model, node: ir.Node, inputs: list[ir.Value | None]) -> None:
-    """A Div in a node's place, under the node's name for its result."""
-    old = node.outputs[0]
-    new = ir.node("Div", inputs)
-    result = new.outputs[0]
-    result.name, result.type, result.shape = old.name, old.type, old.shape
-    new.metadata_props.update(node.metadata_props)
-    result.metadata_props.update(old.metadata_props)
-    model.graph.insert_before(node, new)
-    old.replace_all_uses_with(result, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
