@@ -75,7 +75,17 @@ def _way(options: dict[str, Any]) -> str:
     return options["profile"] if options["layout"] == "dynamic" else f"{options['profile']}-{options['layout']}"
 
 
-_JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "locate", "save_trace", "allow_modified")
+_JUDGE_OPTIONS = (
+    "outputs",
+    "budget",
+    "live",
+    "exact",
+    "exact_tol",
+    "identities",
+    "locate",
+    "save_trace",
+    "allow_modified",
+)
 
 
 @cli.command()
@@ -84,6 +94,7 @@ _JUDGE_OPTIONS = ("budget", "live", "exact", "exact_tol", "identities", "locate"
     "-r", "--runner", "runners", multiple=True, help="Runner, NAME:key=value,…, or all; repeatable  [default: ort]"
 )
 @click.option("-c", "--case", "cases", multiple=True, help="Case name or glob pattern; repeatable  [default: all]")
+@click.option("--output", "outputs", multiple=True, help="Output or glob pattern, as logits  [default: all]")
 @click.option("--tol", default="1e-4", show_default=True, help="Largest difference that passes, or 'auto'.")
 @click.option(
     "--budget",

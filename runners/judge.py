@@ -48,13 +48,16 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
         raise TraceError(f"--save-trace takes one runner; {len(options.runners)} were given")
     if not options.identities:
         select_cases(bundle, options.cases)
+    _check_outputs(bundle, options)
     float64 = options.exact or options.locate or options.tol == "auto"
     with References(bundle, live=options.live, float64=float64) as references:
         asked = _Asked(bundle, options, say, opener or open_runner, references)
         answers = [asked.self() if options.identities else asked.gate()]
         if options.exact:
             answers.append(asked.exact())
-        report = make_report(bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first))
+        report = make_report(
+            bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first), options.outputs
+        )
         return replace(report, locations=asked.locations(report)) if options.locate else report
 
 
@@ -190,8 +193,10 @@ class _Asked:
                 result = next(results, None)
                 if result is None:
                     return collector.finish()
-                expected = step_expectations(self.bundle, vectors, result.step, limits, wanted)
-                collector.add(result.step, compare_outputs(result.outputs, expected), result.outputs, expected)
+                every = step_expectations(self.bundle, vectors, result.step, limits, wanted)
+                expected = [item for item in every if _matches(item.name, self.options.outputs)]
+                judged = {name: array for name, array in result.outputs.items() if _matches(name, self.options.outputs)}
+                collector.add(result.step, compare_outputs(judged, expected), judged, expected)
             except Exception as error:  # an engine may raise anything; the other cases go on
                 return collector.finish(self._message(error))
             if writer is not None:
@@ -220,6 +225,16 @@ class _Asked:
         text = str(error) if isinstance(error, KvparityError) else f"{type(error).__name__}: {error}"
         line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
         return line.replace(str(self.bundle.root.absolute()), "BUNDLE").replace(str(self.bundle.root), "BUNDLE")
+
+
+def _check_outputs(bundle: Bundle, options: JudgeOptions) -> None:
+    """Every pattern of ``--output`` names an output of the graphs, so that a typing error never judges nothing."""
+    if options.outputs and options.identities:
+        raise BundleError("--output selects what is compared with PyTorch; --self compares a runner with itself")
+    known = ["logits", *(f"present.{slot.slot}.{part}" for slot, part in bundle.model.cache_names())]
+    for pattern in options.outputs:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise BundleError(f"{bundle.root}: no output matches {pattern!r}; outputs are {', '.join(known)}")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ class JudgeOptions:
     Attributes:
         runners: Candidates.
         cases: Glob patterns of cases, or of identities; empty takes all.
+        outputs: Glob patterns of graph outputs to judge, such as ``logits``; empty takes all.
         tol: Largest difference that passes, or ``auto``: ``budget`` times PyTorch's own float32 error.
         budget: See ``tol``.
         live: Run PyTorch now instead of reading recorded vectors.
@@ -39,6 +40,7 @@ class JudgeOptions:
 
     runners: tuple[RunnerSpec, ...]
     cases: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     tol: float | Literal["auto"] = 1e-4
     budget: float = 4.0
     live: bool = False
@@ -88,6 +90,7 @@ def _strictness(options: JudgeOptions) -> Iterator[str]:
         yield f"--tol {options.tol:g}"
     if options.exact:
         yield "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
+    yield from (f"--output {shlex.quote(pattern)}" for pattern in options.outputs)
     flags = {"--live": options.live, "--self": options.identities, "--allow-modified": options.allow_modified}
     yield from (flag for flag, on in flags.items() if on)
 

@@ -27,6 +27,8 @@ from runners.diff.records import (
     number,
     worst_verdict,
 )
+from runners.options import JudgeOptions
+from runners.report.words import times
 
 __all__ = ["Answer", "failed_case", "make_report"]
 
@@ -76,7 +78,13 @@ def failed_case(question: Question, runner: str, entry: CaseEntry, message: str)
     )
 
 
-def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str, ...], command: Command) -> Report:
+def make_report(
+    bundle: Bundle,
+    answers: Sequence[Answer],
+    not_judged: tuple[str, ...],
+    command: Command,
+    outputs: tuple[str, ...] = (),
+) -> Report:
     """The report of one ``compare``.
 
     Args:
@@ -84,9 +92,10 @@ def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str
         answers: One per question, the main one first.
         not_judged: Cases that had no reference.
         command: Gives the command that narrows a divergence, or repeats a match.
+        outputs: Glob patterns of the outputs that were judged; empty where all were.
     """
     blame = _blame(answers)
-    questions = tuple(_question(bundle, answer, not_judged, blame) for answer in answers)
+    questions = tuple(_question(bundle, answer, not_judged, outputs, blame) for answer in answers)
     first = next((record.first_divergence for record in questions if record.first_divergence), None)
     runners = {runner.name: runner for answer in answers for runner in answer.runners}
     return Report(
@@ -102,10 +111,13 @@ def make_report(bundle: Bundle, answers: Sequence[Answer], not_judged: tuple[str
         results=tuple(result for answer in answers for case in answer.cases for result in case.results),
         not_judged=not_judged,
         command=command(first),
+        outputs=outputs,
     )
 
 
-def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str], blame: str) -> QuestionRecord:
+def _question(
+    bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: Sequence[str], blame: str
+) -> QuestionRecord:
     records = [case.record for case in answer.cases]
     return QuestionRecord(
         question=answer.question,
@@ -116,7 +128,10 @@ def _question(bundle: Bundle, answer: Answer, not_judged: Sequence[str], blame: 
         needs_tol=_largest([record.needs_tol for record in records if record.compared]),
         needs_budget=_largest([number(b.ratio_max) for record in records for b in record.budget.values()]),
         first_divergence=_first(bundle, answer),
-        notes=(*_notes(bundle, answer, not_judged), *([blame] if blame and answer.question == "exact" else [])),
+        notes=(
+            *_notes(bundle, answer, not_judged, outputs),
+            *([blame] if blame and answer.question == "exact" else []),
+        ),
     )
 
 
@@ -141,7 +156,17 @@ def _largest(values: Sequence[Number | None]) -> Number | None:
     return largest if math.isfinite(largest) else None
 
 
-def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> Iterator[str]:
+def _rounding(answer: Answer) -> float | None:
+    """The largest multiple of PyTorch's own error where that alone may explain a mismatch at a fixed tolerance."""
+    failed = [case.record for case in answer.cases if case.record.verdict != "match"]
+    if answer.question != "gate" or answer.tol == "auto" or not failed:
+        return None
+    valued = all(record.budget and isinstance(record.needs_tol, float) and not record.message for record in failed)
+    worst = _largest([number(kind.ratio_max) for record in failed for kind in record.budget.values()])
+    return worst if valued and isinstance(worst, float) and worst <= JudgeOptions.budget else None
+
+
+def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
     records = [case.record for case in answer.cases]
     noise = _noise(answer.cases)
     below = {kind: own.largest for kind, own in noise.items() if answer.tol != "auto" and answer.tol < own.largest}
@@ -151,6 +176,13 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str]) -> Iterato
             f"The tolerance {answer.tol:g} is below PyTorch's own float32 error on these cases ({sizes}): "
             "a mismatch at it cannot tell a fault from rounding; --tol auto judges against float64 instead."
         )
+    elif rounding := _rounding(answer):
+        yield (
+            f"Every difference is at most {times(rounding)} × PyTorch's own float32 error: rounding can do that; "
+            "--tol auto judges against float64."
+        )
+    if outputs and answer.question != "self":
+        yield f"Judged: {', '.join(outputs)}; no other output was looked at (--output)."
     if answer.tol == "auto" and answer.question == "gate":
         yield f"Judged against PyTorch in float64; the limit is {answer.budget:g} × its own float32 error in each case."
     padded = sum(record.padded_slots for record in records)

@@ -368,3 +368,41 @@ def test_a_case_that_starts_in_the_decode_graph_still_does_after_it_was_saved(bu
 
 def test_model_has_both_kinds_of_slots() -> None:
     assert MODEL.pattern == "sF"
+
+
+def test_only_the_outputs_that_were_asked_for_are_judged_and_the_report_says_so(bundle: Bundle) -> None:
+    cache_fault = with_outputs(add("present.0.key", 1e-3, (0, 0, 0, 0)), "prefill")
+    logits_fault = with_outputs(add("logits", 1e-3, (0, 0, 0)), "prefill")
+    case = ("prefill-15",)
+    report = run(bundle, cache_fault, cases=case, outputs=("logits",))
+    assert report.verdict == "match"
+    assert {result.tensor for result in report.results} == {"logits"}
+    assert any("no other output was looked at" in note for note in report.questions[0].notes)
+    assert report.command.endswith("--output logits --case prefill-15")
+    assert run(bundle, logits_fault, cases=case, outputs=("logits",)).verdict == "mismatch"
+    assert run(bundle, cache_fault, cases=case, outputs=("present.*",)).verdict == "mismatch"
+    assert run(bundle, logits_fault, cases=case, outputs=("present.*",)).verdict == "match"
+
+
+def test_an_output_that_was_asked_for_and_is_missing_is_a_mismatch(bundle: Bundle) -> None:
+    missing = with_outputs(lambda outputs: outputs.pop("logits"))
+    assert run(bundle, missing, cases=("decode-across",), outputs=("logits",)).verdict == "mismatch"
+
+
+def test_an_output_pattern_that_matches_nothing_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no output matches 'logit'"):
+        run(bundle, outputs=("logits", "logit"))
+    with pytest.raises(BundleError, match="--self"):
+        run(bundle, outputs=("logits",), identities=True)
+
+
+def test_a_mismatch_that_rounding_can_explain_is_said_to_be_so_and_a_larger_one_is_not(bundle: Bundle) -> None:
+    def notes(amount: float) -> str:
+        report = run(bundle, with_outputs(add("logits", amount, (0, 0, 0))), cases=("decode-across",), tol=1e-9)
+        assert report.verdict == "mismatch"
+        return " ".join(report.questions[0].notes)
+
+    own = bundle.manifest.noise["logits"]
+    assert own > 1e-9
+    assert "rounding" in notes(own)
+    assert "rounding can do that" not in notes(1000 * own)

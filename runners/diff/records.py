@@ -311,6 +311,7 @@ class Report:
     Attributes:
         not_judged: Cases without recorded vectors, where ``--live`` was not given.
         command: The command that narrows the first divergence, or repeats a match.
+        outputs: Glob patterns of the outputs that were judged; empty where all were.
         locations: With ``--locate``: whose fault each runner's first divergence is, and where it begins.
     """
 
@@ -326,4 +327,5 @@ class Report:
     results: tuple[Result, ...]
     not_judged: tuple[str, ...]
     command: str
+    outputs: tuple[str, ...] = ()
     locations: tuple[Location, ...] = ()
