@@ -13,6 +13,7 @@ from typing import Any
 
 from exporter.decoder import ATTENTION, register_attention
 from exporter.errors import ExportError
+from exporter.gguf_head import gguf_head
 
 __all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
 
@@ -55,9 +56,12 @@ class Checkpoint:
         """
         from transformers import AutoConfig
 
-        arguments = {"gguf_file": self.gguf} if self.gguf else {}
         try:
-            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, **arguments)
+            if self.gguf:
+                with gguf_head(self.folder / self.gguf) as head:
+                    config = AutoConfig.from_pretrained(head.parent, gguf_file=head.name, local_files_only=True)
+            else:
+                config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
             raise ExportError(f"{self.source}: its config cannot be read ({_first_line(error)})") from error
         text = config.get_text_config(decoder=True)

@@ -36,7 +36,7 @@ from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, host_inputs, settled
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, sample_text
-from exporter.weights import Placement, place_weights, weight_names
+from exporter.weights import Placement, place_weights
 
 __all__ = ["Stage", "export"]
 
@@ -89,10 +89,9 @@ def export(
             shell = checkpoint.shell(config)
             spec = model_spec(config, shell, options.dtype)
             options = settled(options, spec)
-            names = weight_names(shell)
-            del shell
         with _stage("weights", report):
-            placements = place_weights(checkpoint, names, folder, options.dtype)
+            placements = place_weights(checkpoint, shell, folder, options.dtype)
+            del shell
         with _stage("trace", report):
             _trace(checkpoint, folder, options, placements, in_process)
         with _stage("check", report):

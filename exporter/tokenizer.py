@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
-        AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf).save_pretrained(folder)
+        # Told its type, transformers does not read the file a second time in its slow way for the config.
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, tokenizer_type=kind)
+        tokenizer.save_pretrained(folder)
 
 
 def sample_text(folder: Path, count: int) -> tuple[int, ...]:

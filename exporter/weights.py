@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ __all__ = ["Placement", "WeightName", "place_weights", "weight_names", "write_sa
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGN = 64
+_BLOCK = 1 << 23  # elements converted at once
 _LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
 Array = npt.NDArray[Any]
+Parts = Callable[[], Iterator[Array]]  # blocks of a tensor's rows, in order
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,12 @@ def weight_names(shell: Any) -> tuple[WeightName, ...]:
     return tuple(WeightName(found[0], shapes[key], tuple(found[1:])) for key, found in names.items())
 
 
-def place_weights(
-    checkpoint: Checkpoint, wanted: Iterable[WeightName], folder: Path, dtype: str
-) -> dict[str, Placement]:
-    """Copy or convert the weights into ``folder``.
+def place_weights(checkpoint: Checkpoint, shell: Any, folder: Path, dtype: str) -> dict[str, Placement]:
+    """Copy or convert the weights into ``folder``, a block of a tensor at a time.
 
     Args:
         checkpoint: Where they come from.
-        wanted: What the graphs need.
+        shell: The model without weights, which says what the graphs need.
         folder: The bundle being written.
         dtype: dtype wanted.
 
@@ -79,7 +79,7 @@ def place_weights(
     Raises:
         ExportError: A weight is missing or has another shape; the disk is full.
     """
-    wanted = tuple(wanted)
+    wanted = weight_names(shell)
     stored, renamed = _text_names(checkpoint.stored())
     found = {weight.name: _find(weight, stored) for weight in wanted}
     try:
@@ -87,7 +87,10 @@ def place_weights(
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
             if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
                 return _use_files(tensors, folder)
-            return _write(folder, {n: (t.shape, _reader(t, dtype)) for n, t in tensors.items()}, dtype)
+            return _write(folder, {n: (t.shape, _reader(t)) for n, t in tensors.items()}, dtype)
+        parts = _from_gguf(checkpoint, shell, wanted)
+        if parts is not None:
+            return _write(folder, parts, dtype)
         return _from_loaded(checkpoint, wanted, folder, dtype)
     except OSError as error:
         raise ExportError(f"{folder.parent}: weights cannot be written ({error.strerror or error})") from error
@@ -122,33 +125,53 @@ def _use_files(tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, P
     return {n: Placement(t.file.name, t.offset, t.length, t.dtype, t.shape) for n, t in tensors.items()}
 
 
+def _from_gguf(
+    checkpoint: Checkpoint, shell: Any, wanted: tuple[WeightName, ...]
+) -> dict[str, tuple[tuple[int, ...], Parts]] | None:
+    """Readers of a GGUF file's tensors, or None where they can't be read one at a time."""
+    if checkpoint.gguf is None:
+        return None
+    from exporter.gguf_tensors import gguf_parts
+
+    stored = gguf_parts(checkpoint.folder / checkpoint.gguf, shell)
+    parts: dict[str, tuple[tuple[int, ...], Parts]] = {}
+    for weight in wanted:
+        name = next((name for name in (weight.name, *weight.aliases) if name in stored), None)
+        if name is None:
+            return None
+        parts[weight.name] = (weight.shape, stored[name])
+    return parts
+
+
 def _from_loaded(
     checkpoint: Checkpoint, wanted: tuple[WeightName, ...], folder: Path, dtype: str
 ) -> dict[str, Placement]:
-    """GGUF files and checkpoints whose layout transformers converts while loading."""
+    """Checkpoints whose layout transformers converts while loading; the one route that holds the model."""
     import torch
 
     state = checkpoint.load(torch.float32 if dtype == "float32" else getattr(torch, dtype)).state_dict()
     state, _ = _text_names(state)
-    makers: dict[str, tuple[tuple[int, ...], Callable[[], Array]]] = {}
+    parts: dict[str, tuple[tuple[int, ...], Parts]] = {}
     for weight in wanted:
         tensor = state.get(weight.name)
         if tensor is None or tuple(tensor.shape) != weight.shape:
             found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise ExportError(f"{checkpoint.source}: weight {weight.name} is {found}, expected {weight.shape}")
-        makers[weight.name] = (weight.shape, _tensor_maker(tensor, dtype))
-    return _write(folder, makers, dtype)
+        parts[weight.name] = (weight.shape, _of_tensor(tensor))
+    return _write(folder, parts, dtype)
 
 
-def _tensor_maker(tensor: Any, dtype: str) -> Callable[[], Array]:
-    return lambda: cast_array(tensor.detach().float().numpy(), dtype)
+def _of_tensor(tensor: Any) -> Parts:
+    return lambda: iter([tensor.detach().float().numpy()])
 
 
-def _reader(tensor: StoredTensor, dtype: str) -> Callable[[], Array]:
-    def read() -> Array:
-        kind = "bfloat16" if tensor.dtype == "bfloat16" else tensor.dtype
-        raw = np.fromfile(tensor.file, np.uint8, tensor.length, offset=tensor.offset)
-        return cast_array(raw.view(numpy_dtype(kind)).reshape(tensor.shape), dtype)
+def _reader(tensor: StoredTensor) -> Parts:
+    kind = numpy_dtype(tensor.dtype)
+
+    def read() -> Iterator[Array]:
+        for start in range(0, tensor.length // kind.itemsize, _BLOCK):
+            count = min(_BLOCK, tensor.length // kind.itemsize - start)
+            yield np.fromfile(tensor.file, kind, count, offset=tensor.offset + start * kind.itemsize)
 
     return read
 
@@ -167,29 +190,25 @@ def cast_array(array: Array, dtype: str) -> Array:
     return array.astype(numpy_dtype(dtype), copy=False)
 
 
-def _write(
-    folder: Path, makers: Mapping[str, tuple[tuple[int, ...], Callable[[], Array]]], dtype: str
-) -> dict[str, Placement]:
+def _write(folder: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtype: str) -> dict[str, Placement]:
     path = folder / "model.safetensors"
-    write_safetensors(path, makers, dtype)
+    write_safetensors(path, parts, dtype)
     header = read_safetensors_header(path)
     return {n: Placement(path.name, t.offset, t.length, t.dtype, t.shape) for n, t in header.items()}
 
 
-def write_safetensors(
-    path: Path, makers: Mapping[str, tuple[tuple[int, ...], Callable[[], Array]]], dtype: str
-) -> None:
-    """Write a safetensors file one tensor at a time; the library's own writer needs them all in memory.
+def write_safetensors(path: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtype: str) -> None:
+    """Write a safetensors file one block at a time; the library's own writer needs all tensors in memory.
 
     Args:
         path: File to write.
-        makers: Name to (shape, function that makes the array).
+        parts: Name to (shape, function that gives its elements in order, in arrays of any size and dtype).
         dtype: dtype of every tensor.
     """
     size = numpy_dtype(dtype).itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, (shape, _) in sorted(makers.items()):
+    for name, (shape, _) in sorted(parts.items()):
         length = int(np.prod(shape, dtype=np.int64)) * size
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, offset + length]}
         offset += length
@@ -197,8 +216,12 @@ def write_safetensors(
     text += b" " * (-(len(text) + 8) % _ALIGN)
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for name, (shape, make) in sorted(makers.items()):
-            array = make()
-            if array.shape != shape:
-                raise ExportError(f"{path.name}: {name} was made with shape {array.shape}, expected {shape}")
-            array.tofile(stream)
+        for name, (shape, read) in sorted(parts.items()):
+            written = 0
+            for array in read():
+                if array.ndim > 1 and array.shape[1:] != shape[1:]:
+                    raise ExportError(f"{path.name}: {name} was made with rows of {array.shape[1:]}, expected {shape}")
+                written += array.size
+                cast_array(array, dtype).tofile(stream)
+            if written != int(np.prod(shape, dtype=np.int64)):
+                raise ExportError(f"{path.name}: {name} has {written} elements, expected shape {shape}")

@@ -1,0 +1,151 @@
+"""GGUF files are read a block at a time, and give what transformers gives when it loads them whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.checkpoint import Checkpoint, read_safetensors_header, resolve
+from exporter.gguf_head import gguf_head, gguf_tensors
+from exporter.weights import Placement, place_weights
+
+VOCAB, HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 96, 64, 4, 2, 96, 2
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as llama.cpp writes it: quantised matrices, float32 norms, a vocabulary."""
+    import gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"t{index}" for index in range(VOCAB)])
+    writer.add_token_scores([0.0] * VOCAB)
+    writer.add_bos_token_id(1)
+    rng = np.random.default_rng(0)
+
+    def add(name: str, *shape: int, quantised: bool = True) -> None:
+        array = rng.standard_normal(shape, np.float32)
+        if quantised:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+
+    add("token_embd.weight", VOCAB, HIDDEN)
+    add("output_norm.weight", HIDDEN, quantised=False)
+    for layer in range(LAYERS):
+        for name in ("attn_norm", "ffn_norm"):
+            add(f"blk.{layer}.{name}.weight", HIDDEN, quantised=False)
+        add(f"blk.{layer}.attn_q.weight", HIDDEN, HIDDEN)
+        add(f"blk.{layer}.attn_k.weight", HIDDEN // HEADS * KV_HEADS, HIDDEN)
+        add(f"blk.{layer}.attn_v.weight", HIDDEN // HEADS * KV_HEADS, HIDDEN)
+        add(f"blk.{layer}.attn_output.weight", HIDDEN, HIDDEN)
+        add(f"blk.{layer}.ffn_gate.weight", INNER, HIDDEN)
+        add(f"blk.{layer}.ffn_up.weight", INNER, HIDDEN)
+        add(f"blk.{layer}.ffn_down.weight", HIDDEN, INNER)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _placed(checkpoint: Checkpoint, folder: Path, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
+    shell = checkpoint.shell(checkpoint.config())
+    places = place_weights(checkpoint, shell, folder, dtype)
+    return {name: _read(folder, place) for name, place in places.items()}
+
+
+def _read(folder: Path, place: Placement) -> np.ndarray[Any, Any]:
+    data = np.fromfile(folder / place.location, np.uint8, place.length, offset=place.offset)
+    return data.view(np.dtype(place.dtype)).reshape(place.shape)
+
+
+@pytest.mark.parametrize("block", [1 << 22, 1 << 8])
+def test_every_tensor_is_what_transformers_loads(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    import torch
+
+    monkeypatch.setattr("exporter.gguf_tensors._BLOCK", block)
+    checkpoint = resolve(str(gguf_file))
+    monkeypatch.setattr(Checkpoint, "load", _forbidden)
+    placed = _placed(checkpoint, tmp_path, "float32")
+    monkeypatch.undo()
+    loaded = checkpoint.load(torch.float32).state_dict()
+    assert placed.keys() == loaded.keys() - {"lm_head.weight"}
+    assert all(np.array_equal(array, loaded[name].numpy()) for name, array in placed.items())
+
+
+def test_conversion_rounds_as_transformers_does(gguf_file: Path, tmp_path: Path) -> None:
+    import torch
+
+    checkpoint = resolve(str(gguf_file))
+    placed = _placed(checkpoint, tmp_path, "float16")
+    loaded = checkpoint.load(torch.float16).state_dict()
+    assert all(np.array_equal(array, loaded[name].numpy()) for name, array in placed.items())
+
+
+def _forbidden(*_: Any) -> None:
+    raise AssertionError("the whole model was loaded")
+
+
+def test_the_head_gives_the_same_config_without_the_vocabulary(gguf_file: Path) -> None:
+    from transformers import AutoConfig
+
+    whole = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    with gguf_head(gguf_file) as head:
+        assert head != gguf_file
+        assert b"t95" not in head.read_bytes()
+        short = AutoConfig.from_pretrained(head.parent, gguf_file=head.name)
+    assert {**short.to_dict(), "_name_or_path": ""} == {**whole.to_dict(), "_name_or_path": ""}
+
+
+def test_tensors_are_where_gguf_finds_them(gguf_file: Path) -> None:
+    import gguf
+
+    found = gguf_tensors(gguf_file)
+    for tensor in gguf.GGUFReader(gguf_file).tensors:
+        assert np.array_equal(found[tensor.name].rows, tensor.data)
+        assert found[tensor.name].kind == tensor.tensor_type
+
+
+def test_a_file_of_an_unknown_form_is_left_to_transformers(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF\x01\0\0\0" + bytes(64))
+    with gguf_head(path) as head:
+        assert head == path
+
+
+def test_a_wrong_size_is_refused(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter import weights
+    from exporter.errors import ExportError
+
+    names = weights.weight_names
+    monkeypatch.setattr(weights, "weight_names", lambda shell: tuple(_longer(name) for name in names(shell)))
+    with pytest.raises(ExportError, match="elements, expected shape"):
+        _placed(resolve(str(gguf_file)), tmp_path, "float32")
+
+
+def _longer(weight: Any) -> Any:
+    return replace(weight, shape=(weight.shape[0] + 1, *weight.shape[1:]))
+
+
+def test_the_file_is_a_safetensors_file(gguf_file: Path, tmp_path: Path) -> None:
+    _placed(resolve(str(gguf_file)), tmp_path, "float32")
+    assert len(read_safetensors_header(tmp_path / "model.safetensors")) == 2 + 9 * LAYERS
