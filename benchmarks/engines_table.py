@@ -23,13 +23,15 @@ def write_tables(rows: list[Row]) -> None:
 
 
 def _summary(rows: list[Row]) -> Iterator[str]:
-    yield "| runner | version | layout | cases that match | largest difference | ms per decode step | adapted |"
+    titles = ["runner", "version", "layout", "cases that match", "largest difference", "ms per decode step"]
+    yield f"| {' | '.join([*titles, 'adapted, known faults'])} |"
     yield "|---|---|---|---|---|---|---|"
     for row in rows:
         good = sum(verdict == "match" for verdict in row["verdicts"].values())
         count = f"{good} of {len(row['verdicts'])}" if row["verdicts"] else "–"
         took = f"{row['milliseconds']:.1f}" if row["milliseconds"] is not None else "–"
-        remark = row["unavailable"] or row["adapted"] or ""
+        faults = [f"known: {reason}" for reason in row.get("known", ())] + row.get("unexpected", [])[:1]
+        remark = row["unavailable"] or "; ".join(filter(None, [row["adapted"], *faults]))
         cells = [f"`{row['runner']}`", row["version"], row["layout"], count, _largest(row), took, remark]
         yield f"| {' | '.join(cells)} |"
 

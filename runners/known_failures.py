@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from exporter.errors import TraceError
+from runners.base import parse_runner
 
 __all__ = ["KnownFailure", "load_known_failures", "unexpected"]
 
@@ -20,7 +21,7 @@ class KnownFailure:
     """One fault of one engine.
 
     Attributes:
-        runner: Runner as on the command line, settings included.
+        runner: Runner as on the command line; the settings that it names must be among the ones that were asked for.
         cases: Glob pattern of the cases that fail.
         verdict: What they get: ``mismatch`` or ``error``.
         reason: The fault in a sentence.
@@ -39,7 +40,8 @@ class KnownFailure:
 
     def expects(self, runner: str, layout: str, settings: Mapping[str, str], case: str) -> bool:
         """Whether this case is expected to fail."""
-        same = (self.runner, self.layout) == (runner, layout)
+        mine, asked = parse_runner(self.runner), parse_runner(runner)
+        same = (mine.name, self.layout) == (asked.name, layout) and mine.options.items() <= asked.options.items()
         holds = all(settings.get(key) == value for key, value in self.when.items())
         return same and holds and fnmatchcase(case, self.cases)
 

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KNOWN = Path(__file__).with_name("known_failures")
 OURS = {"exact", "ort", "torch_eager", "trace_file"}
 OTHERS = tuple(name for name in engine_names() if name not in OURS)
-FIXED_SHAPES = ("emx", "tinygrad", "tvm")
+FIXED_SHAPES = ("emx", "litert", "tinygrad", "tvm")
+BARE_ONLY = ("onnx2torch",)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -76,6 +77,16 @@ def test_an_engine_with_fixed_shapes_refuses_growing_caches_and_says_what_to_do(
     module = importlib.import_module(f"runners.engines.{name}")
     monkeypatch.setattr(module, "describe", lambda: RunnerInfo(name, "1"))
     with pytest.raises(EngineUnavailableError, match="export with --layout static"):
+        module.open_session(make_bundle(tmp_path / "bundle", cases=()), {})
+
+
+@pytest.mark.parametrize("name", BARE_ONLY)
+def test_an_engine_of_few_operators_refuses_other_profiles_and_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"runners.engines.{name}")
+    monkeypatch.setattr(module, "describe", lambda: RunnerInfo(name, "1"))
+    with pytest.raises(EngineUnavailableError, match="export with --profile bare"):
         module.open_session(make_bundle(tmp_path / "bundle", cases=()), {})
 
 
@@ -138,13 +149,18 @@ def test_a_file_that_is_not_of_the_format_is_refused(tmp_path: Path, text: str, 
 
 
 def test_a_known_failure_that_is_gone_is_as_unexpected_as_a_new_one() -> None:
-    known = (KnownFailure("x", "chunk-*", "mismatch", "window off by one", "docs", when={"precision": "low"}),)
+    known = (
+        KnownFailure("ort:level=none", "chunk-*", "mismatch", "window off by one", "docs", when={"precision": "low"}),
+    )
     low, high = {"precision": "low"}, {"precision": "high"}
-    assert unexpected(known, "x", "dynamic", low, {"chunk-1": "mismatch", "text": "match"}) == []
-    assert "remove the entry" in unexpected(known, "x", "dynamic", low, {"chunk-1": "match"})[0]
-    assert "no known failure" in unexpected(known, "x", "dynamic", low, {"text": "error"})[0]
-    assert "no known failure" in unexpected(known, "x", "dynamic", high, {"chunk-1": "mismatch"})[0]
-    assert unexpected(known, "x", "static", low, {"chunk-1": "match"}) == []
+    assert unexpected(known, "ort:threads=1,level=none", "dynamic", low, {"chunk-1": "mismatch", "text": "match"}) == []
+    assert "remove the entry" in unexpected(known, "ort:threads=1,level=none", "dynamic", low, {"chunk-1": "match"})[0]
+    assert "no known failure" in unexpected(known, "ort:threads=1,level=none", "dynamic", low, {"text": "error"})[0]
+    assert (
+        "no known failure" in unexpected(known, "ort:threads=1,level=none", "dynamic", high, {"chunk-1": "mismatch"})[0]
+    )
+    assert unexpected(known, "ort:threads=1,level=none", "static", low, {"chunk-1": "match"}) == []
+    assert unexpected(known, "ort:threads=1", "dynamic", low, {"chunk-1": "match"}) == []
 
 
 def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bundle) -> None:
@@ -153,7 +169,9 @@ def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bun
     assert {case.verdict for case in report.cases} == {"match"}
 
 
-DYNAMIC = ("openvino:precision=default", *(name for name in OTHERS if name not in (*FIXED_SHAPES, "genai")))
+NOT_DYNAMIC = (*FIXED_SHAPES, *BARE_ONLY, "genai")
+WORSE = ("openvino:precision=default", "onnxruntime_ggml:weights=default")
+DYNAMIC = (*WORSE, *(name for name in OTHERS if name not in NOT_DYNAMIC))
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +179,12 @@ def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny checkpoint with fixed shapes."""
     options = ExportOptions(layout="static", max_len=512, chunk=64)
     return _export(tmp_path_factory.mktemp("static") / "bundle", options)
+
+
+@pytest.fixture(scope="session")
+def bare_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint in the profile of the fewest operators."""
+    return _export(tmp_path_factory.mktemp("bare") / "bundle", ExportOptions(profile="bare"))
 
 
 @pytest.fixture(scope="session")
@@ -185,9 +209,15 @@ def test_an_engine_is_right_but_for_its_known_failures(tiny_bundle: Bundle, runn
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("runner", ["emx", "tvm"])
+@pytest.mark.parametrize("runner", ["emx", "litert", "tvm"])
 def test_an_engine_with_fixed_shapes_is_right_on_the_static_layout(static_bundle: Bundle, runner: str) -> None:
     _judge_known(static_bundle, runner)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("runner", [*BARE_ONLY, "jaxonnxruntime", "onnxruntime_ggml"])
+def test_an_engine_of_few_operators_is_right_on_the_bare_profile(bare_bundle: Bundle, runner: str) -> None:
+    _judge_known(bare_bundle, runner)
 
 
 @pytest.mark.engine

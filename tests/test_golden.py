@@ -150,3 +150,107 @@ def test_the_javascript_example_replays_the_golden_vectors(tiny_bundle: Bundle, 
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("ok ") == 2
+
+
+SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("static-batch", "bare-full", "last")]
+
+
+@pytest.fixture(scope="module", params=["static", "bare", *SLOW_FORMS])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A toy Gemma 3 of window 8 in every form that verify.py plays beside the default one."""
+    pytest.importorskip("torch", reason="the exporter's extra is not installed")
+    from families import FAMILIES, make_config, save_checkpoint
+
+    from exporter.checkpoint import resolve
+    from exporter.export import export
+    from exporter.spec import ExportOptions
+    from runners.record import record_cases
+
+    options = {
+        "static": ExportOptions(layout="static", max_len=40, chunk=4),
+        "static-batch": ExportOptions(layout="static", max_len=40, chunk=7, batch=2, logits="last"),
+        "bare": ExportOptions(profile="bare"),
+        "bare-full": ExportOptions(profile="bare", sliding_cache="full"),
+        "last": ExportOptions(logits="last"),
+    }[request.param]
+    folder = tmp_path_factory.mktemp("small")
+    family = next(family for family in FAMILIES if family.name == "gemma3")
+    source = resolve(str(save_checkpoint(make_config(family), folder / "hf")))
+    return export(source, folder / "bundle", options, record=record_cases, limit=40, in_process=True)
+
+
+def test_every_form_of_bundle_carries_a_verify_that_says_match_and_mismatch(small: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    done = verify(small.root)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert len(done.stdout.splitlines()) == len(small.manifest.cases) + 1
+    copy = Path(shutil.copytree(small.root, tmp_path / "bundle"))
+    flip_exponent_bit(copy / small.manifest.weights[0].path, "model.norm.weight")
+    assert verify(copy).returncode == 2
+    assert verify(copy, "--no-hash").returncode == 1
+
+
+def test_a_shifted_cache_row_is_a_mismatch_in_every_form(small: Bundle, tmp_path: Path) -> None:
+    """Twin of the test above, in a cache and not in the logits."""
+    import shutil
+
+    copy = Path(shutil.copytree(small.root, tmp_path / "bundle"))
+    path = copy / "cases" / "prefill-9.npz"
+    with np.load(path) as archive:
+        data = {key: archive[key] for key in archive.files}
+    data["cache.0.key"] = np.roll(data["cache.0.key"], 1, axis=2)
+    np.savez(path, **data)
+    done = verify(copy, "--no-hash", "prefill-9")
+    assert done.returncode == 1
+    assert "present.0.key" in done.stdout
+
+
+def test_golden_calls_of_every_form_replay_and_hold_no_padding(small: Bundle) -> None:
+    import onnxruntime
+    from onnx import TensorProto, numpy_helper
+
+    document = golden(small)
+    static = small.options.layout == "static"
+    assert bool(document["cases"]) == (small.options.batch in (None, 1))
+    for case in document["cases"]:
+        for call in case["steps"]:
+            folder = small.root / call["folder"]
+            inputs, outputs = (
+                {
+                    entry["name"]: numpy_helper.to_array(TensorProto.FromString((folder / entry["file"]).read_bytes()))
+                    for entry in call[kind]
+                }
+                for kind in ("inputs", "outputs")
+            )
+            if static:
+                assert (inputs["cache_position"] >= 0).all()
+            session = onnxruntime.InferenceSession(str(small.root / call["graph"]))
+            for name, actual in zip(outputs, session.run(list(outputs), inputs), strict=True):
+                assert actual.shape == outputs[name].shape
+                assert np.abs(actual - outputs[name]).max(initial=0) < 1e-4, (call["folder"], name)
+
+
+def test_a_layout_that_the_script_cannot_play_is_refused_with_the_reason(tiny_copy: Path) -> None:
+    manifest = json.loads((tiny_copy / "manifest.json").read_text("utf-8"))
+    for key, value, words in (("layout", "shared", "not shared"), ("dtype", "bfloat16", "no bfloat16")):
+        edited = {**manifest, "options": {**manifest["options"], key: value}}
+        (tiny_copy / "manifest.json").write_text(json.dumps(edited), "utf-8")
+        done = verify(tiny_copy)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+@pytest.mark.engine
+def test_a_fresh_environment_with_numpy_and_onnxruntime_only_verifies(tiny_copy: Path, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    command = [python, "-m", "pip", "install", "-q", "numpy", "onnxruntime"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("numpy and onnxruntime can't be installed here")
+    script = [python, tiny_copy / "verify.py"]
+    assert subprocess.run(script, capture_output=True).returncode == 0
+    weights = tiny_copy / "model.safetensors"
+    flip_exponent_bit(weights, "model.norm.weight")
+    assert subprocess.run(script, capture_output=True).returncode == 2
+    assert subprocess.run([*script, "--no-hash"], capture_output=True).returncode == 1

@@ -10,29 +10,30 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from exporter.bundle import CaseEntry, FileEntry, Manifest, file_entry
-from exporter.cases import Case, Step
+from exporter.bundle import CaseEntry, FileEntry, GraphEntry, Manifest, file_entry
 from exporter.host_inputs import compute
-from exporter.spec import DECODE, GraphSpec, past_name, present_name
-from exporter.vectors import Vectors, expected_outputs
+from exporter.packages import verify
+from exporter.spec import DECODE, PREFILL, past_name, present_name
+from exporter.vectors import Vectors
 
 __all__ = ["write_golden"]
 
 Array = npt.NDArray[np.generic]
 SCHEMA_VERSION = 1
 MEGABYTES = 16
-_MOST_CALLS = 4
-_SHARE = 250_000  # a case takes at most a quarter of the bytes
+_MOST_STEPS = 4
+_SHARES = 4  # a case takes at most a quarter of the bytes
 _TOL = 1e-4
 _NOISE_FACTOR = 8  # for half types: two engines that each round as well as the reference differ by less
 
-README = """# Replaying these vectors
+_README = """# Replaying these vectors
 
 1. `NAME.npz` holds a case: `input_ids`, `attention_mask`, `position_ids`, `chunks`, `logits`, `cache.N.key/value`.
 2. Call `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
@@ -45,6 +46,22 @@ README = """# Replaying these vectors
 9. `golden.json` lists those files with sha256, and which output becomes which input of the next call (`chain`).
 10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
 """
+
+_STATIC = """# Replaying these vectors
+
+1. `NAME.npz` holds a case: `input_ids`, `attention_mask`, `position_ids`, `chunks`, `logits`, `cache.N.key/value`.
+2. Step `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
+3. Steps run `prefill.onnx`, but those of one token `decode.onnx`, and the first one only where `first` is decode.
+4. A step longer than the manifest's `chunk` is cut into calls; zeros fill the last one's `input_ids`, `position_ids`.
+5. `attention_mask` holds zeros after the call's last token; `cache_position` each token's slot, -1 for padding.
+6. Caches are buffers, zeros at first, then what the call before returned; slot `s` lies in row `s mod capacity`.
+7. `capacity` is a sliding slot's window, else `max_len`; the newest `min(stop, capacity)` slots and the logits of real
+   tokens are finite and within `golden.json`'s tolerance. Leave out slots whose mask is 0.
+8. `NAME/test_data_set_I/{input,output}_J.pb` are calls without padding as TensorProtos, in graph order, names set.
+9. `golden.json` lists those files with sha256, and which output becomes which input of the next call (`chain`).
+10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
+"""
+_READMES = {"dynamic": _README, "static": _STATIC}
 
 
 def write_golden(
@@ -59,17 +76,19 @@ def write_golden(
         megabytes: Size of all ``.pb`` files together.
 
     Returns:
-        The files to list in the manifest (``golden.json`` vouches for the ``.pb`` files); none where no case was
-        recorded, or the layout is not dynamic.
+        The files to list in the manifest (``golden.json`` vouches for the ``.pb`` files); ``verify.py`` alone where no
+        case was recorded, or no replay in plain numpy is known for the layout: it then says so.
     """
+    shutil.copyfile(Path(__file__).with_name("verify.py"), folder / "verify.py")
     recorded = [entry for entry in manifest.cases if entry.file is not None]
-    if not recorded or manifest.options.layout != "dynamic":
-        return ()
+    if not recorded or manifest.options.layout not in _READMES:
+        return (file_entry(folder, folder / "verify.py"),)
     left = megabytes * 1_000_000
+    share = left if manifest.options.layout == "static" else left // _SHARES  # whole buffers are large, and few fit
     cases: list[dict[str, Any]] = []
     for entry in recorded:
         size = _size(manifest, entry)
-        if entry.batch == 1 and len(entry.chunks) <= _MOST_CALLS and size <= min(left, megabytes * _SHARE):
+        if 0 < size <= min(left, share):
             left -= size
             cases.append(_write_case(folder, manifest, entry, vectors(entry.name)))
     document = {
@@ -79,8 +98,7 @@ def write_golden(
         "cases": cases,
     }
     (folder / "cases" / "golden.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", "utf-8")
-    (folder / "cases" / "README.md").write_text(README, "utf-8")
-    shutil.copyfile(Path(__file__).with_name("verify.py"), folder / "verify.py")
+    (folder / "cases" / "README.md").write_text(_READMES[manifest.options.layout], "utf-8")
     names = ("cases/README.md", "cases/golden.json", "verify.py")
     return tuple(file_entry(folder, folder / name) for name in names)
 
@@ -99,66 +117,73 @@ def _chain(manifest: Manifest) -> dict[str, str]:
 
 
 def _size(manifest: Manifest, entry: CaseEntry) -> int:
-    """Bytes of a case's tensors, before it is written."""
-    item = 4 if manifest.options.dtype == "float32" else 2
-    size, total = 0, 0
-    for tokens in entry.chunks:
-        before, total = total, total + tokens
-        size += 4 * tokens * manifest.model.vocab_size + 8 * (2 * tokens + total)
+    """Bytes of a case's tensors, before it is written; 0 for one that is no golden case.
+
+    Those have a batch of one, few steps, and no call of fixed size that is padded: an engine may return anything there,
+    and a plain test runner compares everything.
+    """
+    options = manifest.options
+    calls = list(verify.cuts(asdict(options), {"chunks": entry.chunks, "first": entry.first}))
+    padded = any(stop - start != size for _, start, stop, size in calls)
+    if entry.batch != 1 or (options.batch or 1) != 1 or len(entry.chunks) > _MOST_STEPS or padded:
+        return 0
+    item, size = 4 if options.dtype == "float32" else 2, 0
+    for _, before, total, tokens in calls:
+        size += 4 * tokens * manifest.model.vocab_size + 8 * (2 * tokens + (options.max_len or total))
         for slot in manifest.model.slots:
-            rows = slot.kept_rows(before, manifest.options.bounded) + slot.kept_rows(total, manifest.options.bounded)
+            rows = options.held_rows(slot, before) + options.held_rows(slot, total)
             size += rows * slot.kv_heads * (slot.head_dim + slot.value_head_dim) * item
-    return size * entry.batch
+    return size
 
 
 def _write_case(folder: Path, manifest: Manifest, entry: CaseEntry, vectors: Vectors) -> dict[str, Any]:
     steps = []
-    for step, inputs, outputs in _calls(manifest, vectors):
-        place = folder / "cases" / entry.name / f"test_data_set_{step.index}"
+    for call, inputs, outputs in _calls(manifest, entry, vectors):
+        place = folder / "cases" / entry.name / f"test_data_set_{call.index}"
         place.mkdir(parents=True)
-        graph = manifest.graphs[step.graph]
-        steps.append(
-            {
-                "folder": place.relative_to(folder).as_posix(),
-                "graph": graph.file.path,
-                "inputs": [
-                    _write(place / f"input_{i}.pb", port.name, inputs[port.name])
-                    for i, port in enumerate(graph.spec.inputs)
-                ],
-                "outputs": [
-                    _write(place / f"output_{i}.pb", port.name, outputs[port.name])
-                    for i, port in enumerate(graph.spec.outputs)
-                ],
-            }
-        )
+        graph = _graph(manifest, call)
+        written = {
+            f"{kind}s": [_write(place / f"{kind}_{i}.pb", port.name, values[port.name]) for i, port in enumerate(ports)]
+            for kind, ports, values in (("input", graph.spec.inputs, inputs), ("output", graph.spec.outputs, outputs))
+        }
+        steps.append({"folder": place.relative_to(folder).as_posix(), "graph": graph.file.path, **written})
     return {"name": entry.name, "why": entry.why, "steps": steps}
 
 
-def _calls(manifest: Manifest, vectors: Vectors) -> Iterator[tuple[Step, dict[str, Array], dict[str, Array]]]:
+def _calls(
+    manifest: Manifest, entry: CaseEntry, vectors: Vectors
+) -> Iterator[tuple[verify.Call, dict[str, Array], dict[str, Array]]]:
     """Inputs and outputs of every call, caches handed on from the reference's own."""
-    case, options = vectors.case, manifest.options
-    past = _no_rows(manifest.graphs[DECODE].spec, case)
-    for step in case.steps():
-        inputs: dict[str, Array] = {**case.inputs(step), **(past if step.graph == DECODE else {})}
+    case, options, slots = vectors.case, manifest.options, manifest.model.slots
+    data = {"input_ids": case.tokens, "attention_mask": case.mask, "position_ids": case.positions, **vectors.arrays}
+    document = {"options": asdict(options), "model": {"slots": [asdict(slot) for slot in slots]}}
+    past: dict[str, Array] = {}
+    for call in verify.calls(document["options"], {"chunks": entry.chunks, "first": entry.first}, data):
+        ports = _graph(manifest, call).spec
+        inputs: dict[str, Array] = {**call.feeds, **past}
+        for port in ports.inputs:
+            if not past and port.name.startswith("past_key_values."):
+                inputs[port.name] = verify.empty_cache(document, list(port.shape), data)
         if manifest.host_inputs:
-            rows = {s.window: s.kept_rows(step.start, options.bounded) + step.tokens for s in manifest.model.slots}
+            rows = {s.window: s.kept_rows(call.start, options.bounded) + call.stop - call.start for s in slots}
             inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
-        last = options.logits == "last"
-        outputs = expected_outputs(vectors.arrays, step, manifest.model.slots, bounded=options.bounded, last=last)
-        yield step, inputs, outputs
+        shapes = {port.name: port.shape for port in ports.outputs}
+        outputs: dict[str, Array] = {}
+        for name, values, _, places in verify.expectations(document, data, call.start, call.stop):
+            outputs[name] = values if places is None or name == "logits" else _placed(shapes[name], places, values)
+        yield call, inputs, outputs
         past = {into: outputs[out] for out, into in _chain(manifest).items()}
 
 
-def _no_rows(spec: GraphSpec, case: Case) -> dict[str, Array]:
-    """The first past of a decode graph: (batch, kv_heads, 0, head_dim) per port."""
-    import ml_dtypes
+def _graph(manifest: Manifest, call: verify.Call) -> GraphEntry:
+    return manifest.graphs[DECODE if call.graph == DECODE else PREFILL]
 
-    half = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-    return {
-        port.name: np.zeros((case.batch, int(port.shape[1]), 0, int(port.shape[3])), half.get(port.dtype, port.dtype))
-        for port in spec.inputs
-        if port.name.startswith("past_key_values.")
-    }
+
+def _placed(shape: tuple[int | str, ...], rows: Array, values: Array) -> Array:
+    """A buffer of the static layout with values in these rows, and zeros in those that hold nothing."""
+    buffer = np.zeros([int(size) for size in shape], values.dtype)
+    buffer[:, :, rows] = values
+    return buffer
 
 
 def _write(path: Path, name: str, value: Array) -> Mapping[str, Any]:

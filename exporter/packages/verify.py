@@ -12,10 +12,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
+_INSTEAD = "use kvparity's compare command"
 
 
 class CouldNotTellError(Exception):
@@ -43,14 +45,15 @@ def verify(names: list[str], *, check: bool, tol: float | None) -> int:
     manifest = json.loads((ROOT / "manifest.json").read_text("utf-8"))
     if check:
         check_files(manifest)
-    if manifest["options"]["layout"] != "dynamic":
-        raise CouldNotTellError("this script plays the dynamic layout only")
+    check_playable(manifest["options"])
+    recorded = [case for case in manifest["cases"] if case["file"]]
+    if not recorded:
+        raise CouldNotTellError("this bundle was exported without reference vectors; there is nothing to compare with")
     golden = json.loads((ROOT / "cases" / "golden.json").read_text("utf-8"))
     tol = golden["tolerance"][manifest["options"]["dtype"]] if tol is None else tol
-    recorded = [case for case in manifest["cases"] if case["file"]]
     chosen = [case for case in recorded if not names or case["name"] in names]
     if not chosen or any(name not in [case["name"] for case in recorded] for name in names):
-        raise CouldNotTellError(f"cases are {', '.join(case['name'] for case in recorded) or 'not recorded'}")
+        raise CouldNotTellError(f"cases are {', '.join(case['name'] for case in recorded)}")
     sessions = open_graphs(manifest)
     worst = 0.0
     for case in chosen:
@@ -60,6 +63,18 @@ def verify(names: list[str], *, check: bool, tol: float | None) -> int:
         print(f"{verdict} {case['name']:20} {difference:.3g}  {place}")
     print(f"{len(chosen)} cases, largest difference {worst:.3g}, tolerance {tol:g}")
     return 0 if worst <= tol else 1
+
+
+def check_playable(options: dict[str, Any]) -> None:
+    """Refuse what numpy and onnxruntime alone can't play."""
+    if options["layout"] not in ("dynamic", "static"):
+        raise CouldNotTellError(
+            f"this script plays the dynamic and static layouts, not {options['layout']}; {_INSTEAD}"
+        )
+    if options["dtype"] == "bfloat16":
+        raise CouldNotTellError(f"numpy has no bfloat16; {_INSTEAD}")
+    if options.get("provider", "cpu") != "cpu":
+        raise CouldNotTellError(f"the graphs are for {options['provider']}; {_INSTEAD}")
 
 
 def check_files(manifest: dict[str, Any]) -> None:
@@ -88,34 +103,105 @@ def open_graphs(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One run of a graph: which tokens of a case it carries, and its inputs but for the caches."""
+
+    index: int
+    graph: str
+    start: int
+    stop: int
+    feeds: dict[str, Any]
+
+
 def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any]) -> tuple[float, str]:
     """Largest difference of a case, and where it is; infinite for a wrong shape or a value that is not finite."""
     import numpy as np
 
-    data = np.load(ROOT / case["file"]["path"], allow_pickle=False)
-    mask, stop, worst, place = data["attention_mask"], 0, 0.0, ""
-    past: dict[str, Any] = {}
-    for call, tokens in enumerate(case["chunks"]):
-        start, stop = stop, stop + tokens
-        kind = case["first"] if call == 0 else "decode"
-        feeds = {"attention_mask": mask[:, :stop]}
-        feeds |= {name: data[name][:, start:stop] for name in ("input_ids", "position_ids")}
-        session = sessions[kind]
-        feeds |= host_inputs(manifest, feeds, past)
-        ports = {port.name for port in session.get_inputs()}
-        feeds = {name: value for name, value in feeds.items() if name in ports}
-        for port in session.get_inputs():
-            if port.name not in feeds:
-                empty = (mask.shape[0], port.shape[1], 0, port.shape[3])
-                feeds[port.name] = past[port.name] if past else np.zeros(empty, data["cache.0.key"].dtype)
-        names = [port.name for port in session.get_outputs()]
-        outputs = dict(zip(names, session.run(names, feeds), strict=True))
-        for name, expected, live in expectations(manifest, data, start, stop):
-            difference = distance(outputs[name], expected, live)
-            if difference >= worst:
-                worst, place = difference, f"call {call}, {name}"
-        past = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+    data = dict(np.load(ROOT / case["file"]["path"], allow_pickle=False))
+    worst, place = 0.0, ""
+    for group in groups(manifest["options"], data):
+        past: dict[str, Any] = {}
+        for call in calls(manifest["options"], case, group):
+            session = sessions[call.graph]
+            feeds = call.feeds | host_inputs(manifest, call.feeds, past)
+            ports = {port.name: port for port in session.get_inputs()}
+            feeds = {name: value for name, value in feeds.items() if name in ports}
+            for name in ports.keys() - feeds.keys():
+                feeds[name] = past[name] if past else empty_cache(manifest, ports[name].shape, group)
+            names = [port.name for port in session.get_outputs()]
+            outputs = dict(zip(names, session.run(names, feeds), strict=True))
+            for name, expected, live, rows in expectations(manifest, group, call.start, call.stop):
+                difference = distance(outputs[name], expected, live, rows)
+                if difference >= worst:
+                    worst, place = difference, f"call {call.index}, {name}"
+            past = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
     return worst, place
+
+
+def groups(options: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
+    """A case's rows as many at a time as the graphs take; where a fixed batch lacks some, the last one again."""
+    import numpy as np
+
+    rows = data["attention_mask"].shape[0]
+    size = options["batch"] if options["layout"] == "static" else rows
+    whole = {"input_ids", "attention_mask", "position_ids", "logits"}
+    taken = [np.minimum(np.arange(first, first + size), rows - 1) for first in range(0, rows, size)]
+    return [
+        {name: value[index] for name, value in data.items() if name in whole or name.startswith("cache.")}
+        for index in taken
+    ]
+
+
+def calls(options: dict[str, Any], case: dict[str, Any], data: dict[str, Any]) -> Iterator[Call]:
+    """The calls of a case; in the static layout with the padding that their fixed sizes need."""
+    import numpy as np
+
+    tokens = ("input_ids", "position_ids")
+    for index, (graph, start, stop, size) in enumerate(cuts(options, case)):
+        feeds = {name: data[name][:, start:stop] for name in tokens}
+        feeds["attention_mask"] = data["attention_mask"][:, :stop]
+        if options["layout"] == "static":
+            feeds = {name: padded(feeds[name], size if name in tokens else options["max_len"]) for name in feeds}
+            place = np.arange(start, start + size)
+            feeds["cache_position"] = np.where(place < stop, place, -1)
+        yield Call(index, graph, start, stop, feeds)
+
+
+def cuts(options: dict[str, Any], case: dict[str, Any]) -> Iterator[tuple[str, int, int, int]]:
+    """Graph, first token, one past the last and size of every call; the static layout cuts steps into chunks."""
+    begin = 0
+    for number, count in enumerate(case["chunks"]):
+        graph = case["first"] if number == 0 else "decode"
+        size = count
+        if options["layout"] == "static":
+            graph = "decode" if graph == "decode" and count == 1 else "prefill"
+            size = 1 if graph == "decode" else options["chunk"]
+        for start in range(begin, begin + count, size):
+            yield graph, start, min(start + size, begin + count), size
+        begin += count
+
+
+def padded(array: Any, columns: int) -> Any:
+    """Zeros after the last column."""
+    import numpy as np
+
+    return np.pad(array, ((0, 0), (0, columns - array.shape[1])))
+
+
+def empty_cache(manifest: dict[str, Any], shape: list[Any], data: dict[str, Any]) -> Any:
+    """What the first call of a conversation takes: no rows, or buffers of zeros where shapes are fixed."""
+    import numpy as np
+
+    fixed = manifest["options"]["layout"] == "static"
+    sizes = shape if fixed else (data["input_ids"].shape[0], shape[1], 0, shape[3])
+    return np.zeros(sizes, data["cache.0.key"].dtype)
+
+
+def capacity(options: dict[str, Any], slot: dict[str, Any]) -> int:
+    """Rows of a slot's buffer in the static layout; slot s of the history lies in row s modulo this."""
+    window = slot["window"] if options["sliding_cache"] == "bounded" else None
+    return int(min(window or options["max_len"], options["max_len"]))
 
 
 def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str, Any]) -> dict[str, Any]:
@@ -140,34 +226,40 @@ def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str,
             elif rope["arrangement"] == "pairs":
                 angle = np.repeat(angle, 2, axis=-1)
             value = getattr(np, item["kind"])(angle) * np.float32(rope["scaling"])
-        if dtype == "bfloat16":
-            raise CouldNotTellError("numpy has no bfloat16")
         made[item["name"]] = value.astype(dtype)
     return made
 
 
-def expectations(manifest: dict[str, Any], data: Any, start: int, stop: int) -> Iterator[tuple[str, Any, Any]]:
-    """Name, expected value and live slots of every output of one call."""
+def expectations(
+    manifest: dict[str, Any], data: dict[str, Any], start: int, stop: int
+) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, expected value and live slots of every output of one call, and its rows that count (None: all)."""
+    import numpy as np
+
     options, mask = manifest["options"], data["attention_mask"]
+    fixed = options["layout"] == "static"
     first = stop - 1 if options["logits"] == "last" else start
-    yield "logits", data["logits"][:, first:stop], mask[:, first:stop] == 1
+    yield "logits", data["logits"][:, first:stop], mask[:, first:stop] == 1, np.arange(stop - first) if fixed else None
     for slot in manifest["model"]["slots"]:
-        bounded = slot["window"] is not None and options["sliding_cache"] == "bounded"
-        kept = min(stop, slot["window"] - 1) if bounded else stop
-        live = mask[:, stop - kept : stop] == 1
+        rows = capacity(options, slot) if fixed else stop
+        if not fixed and slot["window"] is not None and options["sliding_cache"] == "bounded":
+            rows = slot["window"] - 1
+        kept = np.arange(max(stop - rows, 0), stop)
         for part in ("key", "value"):
-            rows = data[f"cache.{slot['slot']}.{part}"][:, :, stop - kept : stop]
-            yield f"present.{slot['slot']}.{part}", rows, live
+            wanted = data[f"cache.{slot['slot']}.{part}"][:, :, kept]
+            yield f"present.{slot['slot']}.{part}", wanted, mask[:, kept] == 1, kept % rows if fixed else None
 
 
-def distance(actual: Any, expected: Any, live: Any) -> float:
+def distance(actual: Any, expected: Any, live: Any, rows: Any = None) -> float:
     """Largest difference over live slots; slots are axis 1 of logits and axis 2 of caches."""
     import numpy as np
 
+    axis = 2 if expected.ndim == 4 else 1
+    if rows is not None and actual.ndim == expected.ndim and actual.shape[axis] > rows.max(initial=-1):
+        actual = np.take(actual, rows, axis)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
-    if actual.ndim == 4:
-        actual, expected = np.moveaxis(actual, 2, 1), np.moveaxis(expected, 2, 1)
+    actual, expected = np.moveaxis(actual, axis, 1), np.moveaxis(expected, axis, 1)
     difference = np.abs(actual[live].astype(np.float64) - expected[live].astype(np.float64))
     largest = float(difference.max(initial=0.0))
     return largest if np.isfinite(difference).all() else float("inf")

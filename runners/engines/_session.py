@@ -12,7 +12,17 @@ from exporter.errors import EngineUnavailableError, TraceError
 from exporter.spec import GraphKind, Port
 from runners.base import Array, RunnerInfo, numpy_dtype
 
-__all__ = ["GraphSession", "Load", "Run", "by_name", "empty", "first_line", "refuse_layouts", "threads_of"]
+__all__ = [
+    "GraphSession",
+    "Load",
+    "Run",
+    "by_name",
+    "empty",
+    "first_line",
+    "refuse_layouts",
+    "refuse_profiles",
+    "threads_of",
+]
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 Load = Callable[[Path, GraphEntry], Run]
@@ -95,4 +105,17 @@ def refuse_layouts(name: str, bundle: Bundle, *layouts: str) -> None:
         raise EngineUnavailableError(
             f"{name} takes the {' or '.join(layouts)} layout only, and this bundle's is {bundle.options.layout}; "
             f"export with --layout {layouts[0]}"
+        )
+
+
+def refuse_profiles(name: str, bundle: Bundle, *profiles: str) -> None:
+    """Refuse a bundle whose operators the engine lacks.
+
+    Raises:
+        EngineUnavailableError: Its profile is none of ``profiles``.
+    """
+    if bundle.options.profile not in profiles:
+        raise EngineUnavailableError(
+            f"{name} takes the {' or '.join(profiles)} profile only, and this bundle's is {bundle.options.profile}; "
+            f"export with --profile {profiles[0]}"
         )

@@ -1,22 +1,16 @@
-"""onnx2pytorch: the graph as a PyTorch module, each node one torch call. Inputs are positional.
-
-It imports torchvision for operators of image models; where that is absent, an empty stand-in takes its place.
-"""
+"""onnx2pytorch: the graph as a PyTorch module, each node one torch call. Inputs are positional."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
 from runners.base import Array, RunnerInfo, need, only
 from runners.engines._session import GraphSession, Run, by_name, threads_of
+from runners.engines._torch import stand_in_for_torchvision
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -32,7 +26,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     """Convert both graphs; setting ``threads``."""
     only(options, "threads")
     info, threads = describe(), threads_of(options)
-    _stand_in_for_torchvision()
+    stand_in_for_torchvision()
     import onnx
     import torch
     from onnx2pytorch import ConvertModel
@@ -53,18 +47,3 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     settings = {**info.settings, "threads": str(torch.get_num_threads())}
     adapted = "each node became a torch call"
     return GraphSession(bundle, RunnerInfo("onnx2pytorch", info.version, settings, adapted), load)
-
-
-class _StandIn(ModuleType):
-    """A module that has every name; using one fails."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
-
-
-def _stand_in_for_torchvision() -> None:
-    if importlib.util.find_spec("torchvision") is None:
-        for name in ("torchvision", "torchvision.ops", "torchvision.io"):
-            sys.modules[name] = _StandIn(name)
