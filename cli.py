@@ -38,6 +38,26 @@ def cli() -> None:
 @click.option("--chunk", type=int, help="Static layout: tokens per prefill call  [default: 64]")
 @click.option("--batch", type=int, help="Static layout: batch rows  [default: 1]")
 @click.option("--logits", type=click.Choice(["all", "last"]), default="all", show_default=True)
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "int4", "int8", "source"]),
+    default="none",
+    show_default=True,
+    help="Weights of linear layers and embeddings in blocks; source keeps a GGUF file's.",
+)
+@click.option("--block-size", type=int, default=32, show_default=True, help="Columns that share a scale.")
+@click.option("--keep", metavar="KIND,…", default="", help="Kinds of layers that stay as they are, such as embed.")
+@click.option(
+    "--quantizer", type=click.Choice(["rtn", "k_quant"]), default="rtn", show_default=True, help="How to round."
+)
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="0",
+    show_default=True,
+    help="4 lets the engine round activations to int8.",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="Measure quantisation on this file  [default: stories]")
 @click.option("--vectors", type=click.Choice(["all", "float32", "none"]), default="all", show_default=True)
 @click.option("--vectors-mb", type=int, default=256, show_default=True, help="Most megabytes of reference vectors.")
 @click.option("--limit", type=int, help="Longest case in tokens.")
@@ -54,8 +74,10 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
         model or str(DEFAULT_MODEL), subfolder=options.pop("subfolder"), revision=options.pop("revision")
     )
     target = output or Path("artifacts") / f"{Path(checkpoint.source).stem}-{_way(options)}"
-    limit = options.pop("limit")
+    limit, text = options.pop("limit"), options.pop("text")
     vectors, megabytes = options.pop("vectors"), options.pop("vectors_mb")
+    options["keep"] = tuple(filter(None, options["keep"].split(",")))
+    options["accuracy_level"] = int(options["accuracy_level"])
     progress = Progress()
     record = recorder(float64=vectors == "all", budget_mb=megabytes, on_case=progress.case)
     try:
@@ -64,6 +86,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
             record=None if vectors == "none" else record,
             report=progress.stage,
             limit=limit,
+            text=text,
         )
     finally:
         progress.stop()
@@ -71,8 +94,9 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
 
 
 def _way(options: dict[str, Any]) -> str:
-    """Profile, and the layout where it is not the default."""
-    return options["profile"] if options["layout"] == "dynamic" else f"{options['profile']}-{options['layout']}"
+    """Profile, and the layout, dtype and quantisation where they are not the default."""
+    defaults = {"layout": "dynamic", "dtype": "float32", "quantize": "none"}
+    return "-".join([options["profile"], *(options[key] for key in defaults if options[key] != defaults[key])])
 
 
 _JUDGE_OPTIONS = (

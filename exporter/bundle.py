@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from exporter.cases import Case
 from exporter.errors import BundleError
+from exporter.quantization import Quantization
 from exporter.spec import ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
 from exporter.vectors import Vectors
 
@@ -88,6 +89,7 @@ class Manifest:
         files: Everything else: config, tokenizer, scripts.
         versions: Packages that made the bundle.
         noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
+        quantization: Which weights are quantised, and what that cost; None where none is.
         host_inputs: Inputs beyond the contract's that the host computes, with their formulas (profile ``bare``).
     """
 
@@ -103,6 +105,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
     host_inputs: tuple[HostInput, ...] = ()
+    quantization: Quantization | None = None
 
     def all_files(self) -> Iterator[FileEntry]:
         """Every file that the manifest vouches for."""

@@ -9,24 +9,25 @@ import onnx_ir as ir
 
 from exporter.bundle import inside
 from exporter.errors import ExportError
-from exporter.spec import GraphSpec
+from exporter.spec import ExportOptions, GraphSpec
 
 __all__ = ["check_graph", "external_files"]
 
 _DOMAINS = {"bare": {""}, "portable": {""}, "modern": {""}, "ort": {"", "com.microsoft"}}
+_QUANTIZED = {"MatMulNBits", "GatherBlockQuantized"}  # the only operators that --quantize adds to a profile
 _FORBIDDEN = {
     "bare": {"Pow", "Gelu", "Range", "CastLike", "Cos", "Sin", "Reciprocal", "Mod", "ScatterElements"},
     "portable": {"Pow", "Gelu", "CastLike"},
 }
 
 
-def check_graph(path: Path, spec: GraphSpec, profile: str) -> ir.Model:
+def check_graph(path: Path, spec: GraphSpec, options: ExportOptions) -> ir.Model:
     """Check one graph of a bundle.
 
     Args:
         path: The ``.onnx`` file; its weights lie beside it.
         spec: The ports that were promised.
-        profile: Decides which domains and operators are allowed.
+        options: Its profile decides which domains and operators are allowed.
 
     Returns:
         The graph, weights unread.
@@ -40,7 +41,9 @@ def check_graph(path: Path, spec: GraphSpec, profile: str) -> ir.Model:
         raise ExportError(f"{path.name}: the ONNX checker refuses it ({str(error).splitlines()[0]})") from error
     model = ir.load(path)
     _check_ports(path.name, model, spec)
-    domains = {node.domain for node in model.graph} - _DOMAINS[profile]
+    profile = options.profile
+    extra = _QUANTIZED if options.quantize != "none" else set()
+    domains = {node.domain for node in model.graph if node.op_type not in extra} - _DOMAINS[profile]
     if domains:
         raise ExportError(f"{path.name}: operators of domain {sorted(domains)} are not in profile {profile!r}")
     unwanted = {node.op_type for node in model.graph} & _FORBIDDEN.get(profile, set())

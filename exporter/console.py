@@ -17,6 +17,7 @@ __all__ = ["Progress", "print_bundle"]
 _WHAT = {
     "read": "config read, layers and cache slots known",
     "weights": "one copy of the weights placed",
+    "quantize": "linear layers and embeddings rounded to blocks",
     "trace": "prefill and decode graphs traced",
     "check": "ports, operators, external data checked",
     "vectors": "reference vectors recorded from PyTorch",
@@ -64,6 +65,7 @@ def print_bundle(bundle: Bundle, stages: list[Stage], shown: str, *, as_json: bo
             "model": asdict(manifest.model),
             "weights_bytes": size,
             "graphs_bytes": graphs,
+            "quantization": None if manifest.quantization is None else asdict(manifest.quantization),
             "cases": [case.name for case in manifest.cases],
             "recorded": [case.name for case in recorded],
             "stages": [asdict(stage) for stage in stages],
@@ -79,4 +81,6 @@ def print_bundle(bundle: Bundle, stages: list[Stage], shown: str, *, as_json: bo
         f"weights {size / 1e6:.1f} MB once, graphs {graphs / 1e6:.2f} MB, "
         f"{len(recorded)} of {len(manifest.cases)} cases recorded"
     )
+    for line in manifest.quantization.lines(size) if manifest.quantization is not None else ():
+        print(line)
     print(f"bundle  {shown}")

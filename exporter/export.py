@@ -34,6 +34,8 @@ from exporter.lowering import default_opset
 from exporter.needs import needs
 from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, host_inputs, settled
+from exporter.quantize.plan import plan
+from exporter.quantize.stage import quantize_weights
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, sample_text
 from exporter.weights import Placement, place_weights
@@ -64,6 +66,7 @@ def export(
     report: Report = lambda stage: None,
     limit: int | None = None,
     in_process: bool = False,
+    text: Path | None = None,
 ) -> Bundle:
     """Export a checkpoint.
 
@@ -74,6 +77,7 @@ def export(
         record: Makes the reference vectors (the runners' side); None leaves them out.
         report: Called after each stage.
         limit: Longest case in tokens.
+        text: File that the cost of quantisation is measured on; None takes stories.
         in_process: Trace here, one graph after the other: less wall time for tiny models, more for all others.
 
     Returns:
@@ -89,9 +93,15 @@ def export(
             shell = checkpoint.shell(config)
             spec = model_spec(config, shell, options.dtype)
             options = settled(options, spec)
+            chosen = plan(shell, options)
+            copy_tokenizer(checkpoint, folder)
         with _stage("weights", report):
             placements = place_weights(checkpoint, shell, folder, options.dtype)
             del shell
+        quantization = None
+        if chosen:
+            with _stage("quantize", report):
+                placements, quantization = quantize_weights(folder, placements, chosen, config, spec, options, text)
         with _stage("trace", report):
             _trace(checkpoint, folder, options, placements, in_process)
         with _stage("check", report):
@@ -109,6 +119,7 @@ def export(
             files=files,
             versions=_versions(),
             host_inputs=host_inputs(spec, options),
+            quantization=quantization,
         )
         cases = default_cases(spec, sample_text(folder, 4096), limit, options.max_len)
         with _stage("vectors", report):
@@ -179,7 +190,7 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
     for kind in kinds:
         path = folder / f"{kind}.onnx"
         ports = graph_spec(kind, spec, options)
-        model = check_graph(path, ports, options.profile)
+        model = check_graph(path, ports, options)
         graphs[kind] = GraphEntry(
             file_entry(folder, path), ports, dict(model.opset_imports), model.ir_version, needs(model)
         )
@@ -187,10 +198,9 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
 
 
 def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
-    """Generation config and tokenizer beside the config, so that the bundle is a model folder of its own."""
+    """Generation config beside config and tokenizer, so that the bundle is a model folder of its own."""
     if checkpoint.gguf is None and (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
-    copy_tokenizer(checkpoint, folder)
     own = {"prefill.onnx", "decode.onnx"}
     others = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in own and p.suffix != ".safetensors")
     return tuple(file_entry(folder, path) for path in others)

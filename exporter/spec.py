@@ -223,6 +223,11 @@ class ExportOptions:
         max_len: Buffer rows of the static and shared layouts.
         chunk: Tokens per call of the static layout's prefill graph.
         batch: Rows of the static layout's batch.
+        quantize: Weights of linear layers and embeddings: ``int4`` or ``int8`` blocks, ``source`` keeps a GGUF file's.
+        block_size: Columns that share a scale.
+        keep: Kinds of layers that stay as they are (:mod:`exporter.quantize.plan`).
+        quantizer: ``rtn`` or ``k_quant``, both ONNX Runtime's.
+        accuracy_level: 0 computes with activations as they are; 4 lets the engine round them to int8.
     """
 
     layout: Literal["dynamic", "static", "shared"] = "dynamic"
@@ -236,6 +241,11 @@ class ExportOptions:
     batch: int | None = None
     provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
     extra: dict[str, str] = field(default_factory=dict)
+    quantize: Literal["none", "int4", "int8", "source"] = "none"
+    block_size: int = 32
+    keep: tuple[str, ...] = ()
+    quantizer: Literal["rtn", "k_quant"] = "rtn"
+    accuracy_level: Literal[0, 4] = 0
 
     @property
     def bounded(self) -> bool:

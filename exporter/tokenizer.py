@@ -37,8 +37,8 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def sample_text(folder: Path, count: int) -> tuple[int, ...]:
-    """At least ``count`` token ids of stories, by the bundle's own tokenizer; empty where it has none.
+def sample_text(folder: Path, count: int, *, seed: int = 128, text: str | None = None) -> tuple[int, ...]:
+    """At least ``count`` token ids of stories, or those of a text, by the bundle's own tokenizer; empty without one.
 
     Real models need real text: on random ids their activations, and with them PyTorch's own rounding, grow tenfold.
     """
@@ -50,9 +50,11 @@ def sample_text(folder: Path, count: int) -> tuple[int, ...]:
     from exporter.tinygemma.corpus import stories
 
     tokenizer = Tokenizer.from_file(str(path))
-    text: list[str] = []
-    for story in stories(seed=128):
-        text.append(story)
-        if sum(map(len, text)) > 8 * count:  # letters; a token is at most about eight in English
+    if text is not None:
+        return tuple(tokenizer.encode(text).ids)
+    parts: list[str] = []
+    for story in stories(seed):
+        parts.append(story)
+        if sum(map(len, parts)) > 8 * count:  # letters; a token is at most about eight in English
             break
-    return tuple(tokenizer.encode("\n\n".join(text)).ids)
+    return tuple(tokenizer.encode("\n\n".join(parts)).ids)

@@ -34,6 +34,7 @@ def inspect_json(bundle: Bundle) -> str:
             }
             for kind, graph in bundle.manifest.graphs.items()
         },
+        "quantization": None if bundle.manifest.quantization is None else asdict(bundle.manifest.quantization),
         "cases": [case.name for case in bundle.manifest.cases],
         "noise": bundle.manifest.noise,
     }
@@ -86,6 +87,10 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
         console.print(
             f"buffers of {options.max_len:,} rows, {options.chunk} tokens per prefill call, batch {options.batch}"
         )
+    if bundle.manifest.quantization is not None:
+        size = sum(entry.bytes for entry in bundle.manifest.weights)
+        for line in bundle.manifest.quantization.lines(size):
+            console.print(line, markup=False)
     console.print("exercises: " + ", ".join(model.features))
     console.print("[dim]does not prove: " + ", ".join(model.not_exercised) + "[/dim]")
     console.print(_slot_table(bundle))

@@ -191,10 +191,26 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: S
     flips, ties = sum(record.flips for record in records), sum(record.near_ties for record in records)
     if flips:
         yield f"The likeliest token differs at {_count(flips, 'position')}; near ties within the limit: {ties}."
+    yield from _quantised(bundle, answer)
     if not_judged and answer.question != "self":
         yield f"Not judged, because no vectors were recorded (--live judges them): {', '.join(not_judged)}."
     if bundle.options.logits == "last":
         yield "The graphs return the logits of each call's last position; no other position was compared."
+
+
+def _quantised(bundle: Bundle, answer: Answer) -> Iterator[str]:
+    """What the reference of a quantised bundle is, and what quantisation itself cost."""
+    found = bundle.manifest.quantization
+    if found is None or answer.question != "gate":
+        return
+    yield "Conversion is judged here: against PyTorch with the values that the quantised weights stand for."
+    if found.quality is not None:
+        yield f"Quantisation itself, against the weights as they were: {found.quality.sentence()}."
+    if bundle.options.accuracy_level:
+        yield (
+            "Accuracy level 4 lets the engine round activations to int8: its error here is that rounding's, "
+            "and --exact judges the graph without it."
+        )
 
 
 def _count(number: int, thing: str) -> str:
@@ -257,4 +273,5 @@ def _bundle(bundle: Bundle) -> BundleRecord:
         vocab_size=model.vocab_size,
         versions=dict(sorted(manifest.versions.items())),
         noise=dict(sorted(manifest.noise.items())),
+        quantization=manifest.quantization,
     )

@@ -13,6 +13,7 @@ from exporter.lowering import default_opset
 from exporter.passes.divide import divide
 from exporter.passes.lengths import vector_lengths
 from exporter.passes.lower import lower_to_float32
+from exporter.passes.nbits import quantize_products
 from exporter.passes.norms import fuse_norms
 from exporter.passes.opset import to_opset
 from exporter.passes.plain import plain_shapes
@@ -62,6 +63,7 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
         divide(model)
         vector_lengths(model)
         repeat_by_concat(model)
+    quantize_products(model, placements, captured.options.accuracy_level)
     to_opset(model, captured.options.opset or default_opset(captured.options))
     probes = find_probes(model)
     tidy(model, version)

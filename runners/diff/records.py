@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from exporter.quantization import Quantization
 from runners.diff.budget import Budget
 from runners.diff.location import Location, Number
 from runners.diff.tensor import Reason
@@ -261,6 +262,7 @@ class BundleRecord:
 
     Attributes:
         noise: PyTorch's largest own float32 error over the recorded cases, by output kind.
+        quantization: What was quantised and what that cost; the reference is PyTorch with the quantised weights.
     """
 
     name: str
@@ -276,6 +278,7 @@ class BundleRecord:
     vocab_size: int
     versions: Mapping[str, str]
     noise: Mapping[str, float]
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)

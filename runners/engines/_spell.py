@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+from exporter.blocks import Blocks, dequantize
 
 __all__ = ["spell_out"]
 
@@ -43,6 +45,7 @@ class _Builder:
 def spell_out(model: ir.Model) -> None:
     """Replace every such operator; the graph is float64 already."""
     _part_skips(model)
+    _dequantise(model)
     digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
     for node in list(model.graph):
         spell = _SPELLED.get(node.op_type) if node.domain == "" else None
@@ -56,6 +59,47 @@ def spell_out(model: ir.Model) -> None:
         model.graph.insert_before(node, build.nodes)
         node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
+
+
+def _dequantise(model: ir.Model) -> None:
+    """Products with quantised weights are products with what the weights stand for, exactly."""
+    for node in list(model.graph):
+        if node.op_type == "MatMulNBits":
+            table = _table(model, node, node.inputs[1:4], node.attributes["K"].as_int())
+            turned = ir.node("Transpose", [table], attributes={"perm": [1, 0]}, name=f"{node.name}/transpose")
+            plain = [turned, ir.node("MatMul", [node.inputs[0], turned.outputs[0]], name=node.name)]
+        elif node.op_type == "GatherBlockQuantized":
+            codes, ids, scales, *points = node.inputs
+            blocks = scales.const_value.shape.numpy()[1] if scales is not None and scales.const_value is not None else 0
+            columns = blocks * node.attributes["block_size"].as_int()
+            table = _table(model, node, [codes, scales, *points], columns)
+            plain = [ir.node("Gather", [table, ids], attributes={"axis": 0}, name=node.name)]
+        else:
+            continue
+        new, old = plain[-1].outputs[0], node.outputs[0]
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        model.graph.insert_before(node, plain)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]  # codes: a model of 2 GB more can't be handed over
+
+
+def _table(model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], columns: int) -> ir.Value:
+    """The float64 weight (rows, columns); both operators share the one that has their scales."""
+    scales = parts[1]
+    assert scales is not None
+    name = f"{scales.name}/weight"
+    if name not in model.graph.initializers:
+        arrays = [None if part is None or part.const_value is None else part.const_value.numpy() for part in parts]
+        codes, factors, points = [*arrays, None][:3]
+        assert codes is not None
+        assert factors is not None
+        blocks = Blocks(codes.reshape(len(codes), -1), factors, points)
+        tensor = ir.tensor(dequantize(blocks, columns), name=name)
+        shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+        model.graph.register_initializer(ir.Value(name=name, const_value=tensor, shape=shape, type=kind))
+    return model.graph.initializers[name]
 
 
 def _part_skips(model: ir.Model) -> None:

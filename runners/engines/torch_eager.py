@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
 from exporter.bundle import Bundle
 from exporter.errors import BundleError
 from exporter.lift import lifted
@@ -48,7 +49,6 @@ def reference_session(bundle: Bundle, dtype: str) -> TorchSession:
 def _load(bundle: Bundle, dtype: str) -> Any:
     """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
     from accelerate import init_empty_weights
-    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(bundle.root, local_files_only=True)
@@ -56,15 +56,31 @@ def _load(bundle: Bundle, dtype: str) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
         )
-    state: dict[str, torch.Tensor] = {}
-    for entry in bundle.manifest.weights:
-        state.update(load_file(bundle.root / entry.path))
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = _state(bundle, shapes, dtype)
     missing, _ = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if unset:
         raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(missing)} missing); export again")
     return model.to(getattr(torch, dtype)).eval()
+
+
+def _state(bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, torch.Tensor]:
+    """The bundle's weights by name; quantised ones are what they stand for, in float64 to the last bit."""
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for entry in bundle.manifest.weights:
+        state.update(load_file(bundle.root / entry.path))
+    for name in quantized_names(state):
+        parts = [state.pop(name + part, None) for part in (BLOCKS, SCALES, ZERO_POINTS)]
+        codes, scales, points = (None if part is None else part.numpy() for part in parts)
+        assert codes is not None
+        assert scales is not None
+        wide = np.float64 if dtype == "float64" else np.float32
+        state[name] = torch.from_numpy(dequantize(Blocks(codes, scales, points), shapes[name][1], wide))
+    return state
 
 
 class TorchSession:

@@ -1,0 +1,88 @@
+"""How quantised weights are laid out in a bundle, and what they stand for: numpy only, for exporter and runners alike.
+
+A weight (rows, columns) is cut along its columns into blocks that share a scale and a zero point, as ONNX Runtime's
+MatMulNBits and GatherBlockQuantized read them: element = (code - zero point) x scale. Its file holds, instead of
+``NAME``, ``NAME.blocks`` (rows, columns x bits / 8) uint8 with the first of several codes in a byte's low bits,
+``NAME.scales`` (rows, blocks) in the bundle's dtype and ``NAME.zero_points`` (rows, bytes) uint8, packed as the codes;
+without zero points every one is 2^(bits - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCKS", "SCALES", "ZERO_POINTS", "Blocks", "dequantize", "pack", "quantized_names", "unpack"]
+
+BLOCKS, SCALES, ZERO_POINTS = ".blocks", ".scales", ".zero_points"
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """One quantised weight.
+
+    Attributes:
+        codes: (rows, columns x bits / 8) uint8, packed.
+        scales: (rows, blocks) float32 or float16.
+        zero_points: (rows, bytes) uint8, packed; None where all are 2^(bits - 1).
+    """
+
+    codes: Bytes
+    scales: npt.NDArray[Any]
+    zero_points: Bytes | None
+
+    def bits(self, columns: int) -> int:
+        """Bits of a code, for a weight of so many columns."""
+        return 8 * self.codes.shape[1] // columns
+
+    def block_size(self, columns: int) -> int:
+        """Columns of a block."""
+        return columns // int(self.scales.shape[1])
+
+
+def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
+    """The first ``count`` codes of each row of (rows, bytes)."""
+    if bits == 8:
+        return packed[:, :count]
+    low = np.stack([packed & 15, packed >> 4], axis=-1)
+    return low.reshape(len(packed), -1)[:, :count]
+
+
+def pack(codes: Bytes, bits: int) -> Bytes:
+    """Codes (rows, count) to (rows, bytes); a last half byte is zero."""
+    if bits == 8:
+        return codes
+    if codes.shape[1] % 2:
+        codes = np.pad(codes, ((0, 0), (0, 1)))
+    packed: Bytes = (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8, copy=False)
+    return packed
+
+
+def dequantize(blocks: Blocks, columns: int, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+    """What a weight stands for: (rows, columns).
+
+    Args:
+        blocks: The weight.
+        columns: Of the weight; codes may be padded to whole bytes.
+        dtype: float64 holds every product exactly; float32 is what engines and PyTorch compute with.
+    """
+    rows, count = blocks.scales.shape
+    bits = blocks.bits(columns)
+    points: npt.NDArray[Any] = np.full((rows, count), 1 << (bits - 1))
+    if blocks.zero_points is not None:
+        points = unpack(blocks.zero_points, bits, count)
+    codes = unpack(blocks.codes, bits, columns).reshape(rows, count, -1)
+    values = (codes.astype(np.int16) - points[:, :, None].astype(np.int16)).astype(dtype) * blocks.scales[
+        :, :, None
+    ].astype(dtype)
+    return values.reshape(rows, columns)
+
+
+def quantized_names(names: Iterable[str] | Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the weights that a file holds quantised, in order."""
+    return tuple(sorted(name.removesuffix(BLOCKS) for name in names if name.endswith(BLOCKS)))

@@ -1,0 +1,1 @@
+"""Quantised weights: which, how, and what it costs in accuracy."""

@@ -1,0 +1,84 @@
+"""Replaces the weights of a bundle by quantised ones, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
+from exporter.quantize.file import FILE, write_tensors
+from exporter.quantize.kernels import quantize_weight
+from exporter.spec import ExportOptions
+from exporter.weights import Placement, numpy_dtype
+
+__all__ = ["Placed", "place_quantized"]
+
+Kept = Callable[[str, npt.NDArray[Any]], Blocks | None]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What was written.
+
+    Attributes:
+        placements: Where each tensor lies: quantised weights as their parts (:mod:`exporter.blocks`), others whole.
+        kept_exactly: Quantised weights whose values are those of the source.
+    """
+
+    placements: dict[str, Placement]
+    kept_exactly: tuple[str, ...]
+
+
+def place_quantized(
+    folder: Path,
+    placements: Mapping[str, Placement],
+    chosen: Sequence[str],
+    options: ExportOptions,
+    source: Kept = lambda name, weight: None,
+) -> Placed:
+    """Write the quantised file, and remove those that it replaces.
+
+    Args:
+        folder: The bundle being written; it holds the weights as they are.
+        placements: Where.
+        chosen: Weights to quantise.
+        options: How.
+        source: Gives a weight's blocks where the source holds it quantised and they stand for exactly these values.
+    """
+    bits = 4 if options.quantize == "int4" else 8
+    exact: list[str] = []
+    longest = max(map(len, placements)) + len(ZERO_POINTS)
+    with write_tensors(folder / f"{FILE}.new", 3 * len(placements), longest) as write:
+        for name in sorted(placements):
+            array = read_placed(folder, placements[name])
+            if name not in chosen:
+                write(name, array)
+                continue
+            blocks = source(name, array)
+            if blocks is None:
+                blocks = quantize_weight(array, bits, options.block_size, options.quantizer)
+            else:
+                exact.append(name)
+            write(name + BLOCKS, blocks.codes)
+            write(name + SCALES, blocks.scales.astype(numpy_dtype(options.dtype)))
+            if blocks.zero_points is not None:
+                write(name + ZERO_POINTS, blocks.zero_points)
+    for location in {place.location for place in placements.values()}:
+        (folder / location).unlink()
+    (folder / f"{FILE}.new").rename(folder / FILE)
+    return Placed(write.placements(FILE), tuple(exact))
+
+
+def read_placed(folder: Path, place: Placement) -> npt.NDArray[Any]:
+    """A tensor of a bundle's weights file, as a memory map."""
+    dtype = numpy_dtype(place.dtype)
+    count = place.length // dtype.itemsize
+    if not count:
+        return np.zeros(place.shape, dtype)
+    array = np.memmap(folder / place.location, dtype, "r", place.offset, (count,))
+    return array.reshape(place.shape)

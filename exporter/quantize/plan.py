@@ -1,0 +1,88 @@
+"""Which weights are quantised: those of linear layers and embeddings, except the kinds that are to be kept.
+
+The kind of a weight is the last part of its module's path (``q_proj``, ``embed_tokens``, ``per_layer_projection``);
+``embed``, ``attention`` and ``mlp`` stand for several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.errors import ExportError
+from exporter.spec import ExportOptions
+
+__all__ = ["plan"]
+
+_GROUPS = {"embed": "embed", "attention": "attn.", "mlp": "mlp."}
+
+
+def plan(shell: Any, options: ExportOptions) -> tuple[str, ...]:
+    """Names of the weights to quantise, as :func:`exporter.weights.weight_names` gives them, in that order.
+
+    Args:
+        shell: The model without weights.
+        options: What was asked.
+
+    Raises:
+        ExportError: The options contradict each other, a kind is unknown, or blocks do not fit a weight.
+    """
+    if options.quantize == "none":
+        return ()
+    _check(options)
+    shapes = _shapes(shell)
+    kinds = {name: _kind(name) for name in shapes}
+    known = sorted({*kinds.values(), *(group for group in _GROUPS if any(_is(n, group) for n in shapes))})
+    for kind in options.keep:
+        if kind not in known:
+            raise ExportError(f"--keep {kind}: no such kind of layer in this model; it has {', '.join(known)}")
+    chosen = [name for name in shapes if not any(_is(name, kind) for kind in options.keep)]
+    if not chosen:
+        raise ExportError("--keep leaves nothing to quantise; keep fewer kinds or leave --quantize out")
+    _check_fit({name: shapes[name][1] for name in chosen}, options.block_size)
+    return tuple(chosen)
+
+
+def _check(options: ExportOptions) -> None:
+    way = f"--quantize {options.quantize}"
+    if options.profile == "bare":
+        raise ExportError(f"{way}: profile bare promises plain float operators; use --profile ort, portable or modern")
+    if options.dtype == "bfloat16":
+        raise ExportError(f"{way}: ONNX Runtime's CPU multiplies quantised weights in float32 and float16 only")
+    size = options.block_size
+    if size < 16 or size & (size - 1):
+        raise ExportError(f"--block-size {size}: expected a power of two of at least 16, as MatMulNBits takes it")
+
+
+def _shapes(shell: Any) -> dict[str, tuple[int, int]]:
+    """(rows, columns) by canonical name; a tied table once, under the name of the embedding."""
+    from torch import nn
+
+    seen: set[int] = set()
+    found: dict[str, tuple[int, int]] = {}
+    for path, module in shell.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found[f"{path}.weight"] = (int(module.weight.shape[0]), int(module.weight.shape[1]))
+    return found
+
+
+def _kind(name: str) -> str:
+    return name.split(".")[-2]
+
+
+def _is(name: str, kind: str) -> bool:
+    return _kind(name) == kind or (kind in _GROUPS and _GROUPS[kind] in name.rsplit(".", 1)[0])
+
+
+def _check_fit(columns: Mapping[str, int], block_size: int) -> None:
+    """Every weight's columns are whole blocks."""
+    unfit = [name for name, count in columns.items() if count % block_size]
+    if unfit:
+        fits = [size for size in (128, 64, 32, 16) if not any(count % size for count in columns.values())]
+        other = f"--block-size {fits[0]} fits all, or " if fits else ""
+        kinds = ",".join(sorted({_kind(name) for name in unfit}))
+        raise ExportError(
+            f"--block-size {block_size} does not divide the {columns[unfit[0]]} columns of {unfit[0]}; "
+            f"{other}--keep {kinds}"
+        )

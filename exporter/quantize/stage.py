@@ -1,0 +1,96 @@
+"""The quantisation stage of an export: weights placed as they are become quantised ones, and the cost is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.blocks import Blocks
+from exporter.errors import ExportError
+from exporter.quantization import Quality, Quantization
+from exporter.quantize.place import Placed, place_quantized
+from exporter.quantize.quality import cut, quality_of, quantised_tensors, reference_model
+from exporter.spec import ExportOptions, ModelSpec
+from exporter.tokenizer import sample_text
+from exporter.weights import Placement
+
+__all__ = ["quantize_weights"]
+
+_SEED = 1_000_129  # stories that neither the shipped checkpoint nor the cases have read
+
+
+def quantize_weights(
+    folder: Path,
+    placements: Mapping[str, Placement],
+    chosen: Sequence[str],
+    config: Any,
+    spec: ModelSpec,
+    options: ExportOptions,
+    text: Path | None = None,
+    source: Callable[[str, npt.NDArray[Any]], Blocks | None] = lambda name, weight: None,
+) -> tuple[dict[str, Placement], Quantization]:
+    """Quantise the weights of a bundle being written and say what it cost.
+
+    Args:
+        folder: The bundle; tokenizer and weights are in it.
+        placements: Where each weight lies, as it is.
+        chosen: Weights to quantise.
+        config: transformers' config.
+        spec: The model's description.
+        options: How.
+        text: A text file to measure on; None takes stories.
+        source: See :func:`exporter.quantize.place.place_quantized`.
+    """
+    columns = {name: placements[name].shape[1] for name in chosen}
+    before = sum((folder / location).stat().st_size for location in {place.location for place in placements.values()})
+    name, windows, real = _windows(folder, spec, text)
+    model = reference_model(config, folder, placements)
+    placed = place_quantized(folder, placements, chosen, options, source)
+    changed = quantised_tensors(folder, placed.placements, columns)
+    quality = quality_of(model, changed, windows, name, real=real)
+    return placed.placements, _describe(placed, placements, chosen, before, options, quality)
+
+
+def _windows(folder: Path, spec: ModelSpec, path: Path | None) -> tuple[str, npt.NDArray[np.int64], bool]:
+    """Text in windows; random tokens where the model has no tokenizer."""
+    text, name = None, "stories"
+    if path is not None:
+        try:
+            text, name = path.read_text(encoding="utf-8"), path.name
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExportError(f"--text {path}: not readable as text ({error})") from error
+    ids: Sequence[int] = sample_text(folder, 4096, seed=_SEED, text=text)
+    real = len(ids) > 1
+    if not real:
+        name = "random tokens"
+        ids = np.random.default_rng(_SEED).integers(0, spec.vocab_size, 1024).tolist()
+    return name, cut(ids, spec.vocab_size, spec.max_position, spec.bos_token_id), real
+
+
+def _describe(
+    placed: Placed,
+    placements: Mapping[str, Placement],
+    chosen: Sequence[str],
+    before: int,
+    options: ExportOptions,
+    quality: Quality,
+) -> Quantization:
+    bits: dict[str, int] = {}
+    for name in chosen:
+        kind = name.split(".")[-2]
+        rows, columns = placements[name].shape
+        codes = 8 * placed.placements[f"{name}.blocks"].length // (rows * columns)
+        bits[kind] = max(bits.get(kind, 0), codes)
+    return Quantization(
+        bits=dict(sorted(bits.items())),
+        quantised=len(chosen),
+        elements=sum(int(np.prod(placements[name].shape)) for name in chosen),
+        kept=tuple(sorted(options.keep)),
+        from_source=len(placed.kept_exactly),
+        bytes_before=before,
+        quality=quality,
+    )
