@@ -212,14 +212,18 @@ def bench(
 
 
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE|CHECKPOINT")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--allow-modified", is_flag=True, help="Show a bundle whose files differ from the manifest.")
 def inspect(bundle: Path, as_json: bool, allow_modified: bool) -> None:
-    """Show what is in BUNDLE: model, cache slots, graphs, ports, operators, cases."""
+    """Show what is in BUNDLE, or what architecture features a CHECKPOINT exercises."""
     from exporter.bundle import Bundle
+    from exporter.survey import is_checkpoint, print_checkpoint
     from runners.inspection import inspect_json, print_inspection
 
+    if is_checkpoint(bundle):
+        print_checkpoint(bundle, as_json=as_json)
+        return
     opened = Bundle.open(bundle, allow_modified=allow_modified)
     if as_json:
         click.echo(inspect_json(opened))

@@ -41,9 +41,11 @@ def _attention(
 ) -> Any:
     """Attention interface: the layer's mask, then the model's own eager attention."""
     index = module.layer_idx
+    masks = _MASKS.get(None)  # none while a model is only being observed
+    if masks is not None and attention_mask is not None:  # transformers makes none for this attention
+        raise ExportError(f"layer {index} computes a mask of its own, which would be lost")
     query = probe(query, f"layers.{index}.self_attn.query")
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    masks = _MASKS.get(None)  # none while a model is only being observed
     mask = attention_mask if masks is None else _of_queries(masks[index], query.shape[2])
     if _PROFILE.get() == "modern" and is_standard(kwargs):
         return probe(attend(module, query, key, value, mask, **kwargs), f"layers.{index}.self_attn.context"), None

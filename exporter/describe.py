@@ -6,6 +6,7 @@ Which layers slide, and how far, is asked of transformers' own cache, so that it
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +65,7 @@ def _as_tuple(ids: int | list[int] | None) -> tuple[int, ...]:
 def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], tuple[SlotSpec, ...]]:
     _refuse_unsupported(config, model)
     windows = _windows(config)
+    _refuse_stray_window(config, model, windows)
     sizes = _sizes(config, model)
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     layers: list[LayerSpec] = []
@@ -104,6 +106,20 @@ def _windows(config: Any) -> list[int | None]:
             )
         windows.append(int(layer.sliding_window) if layer is not None and layer.is_sliding else None)
     return windows
+
+
+def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> None:
+    """A window that transformers' cache heeds and the model's masks do not, such as ``sliding_window`` of a Llama.
+
+    transformers then gives other logits for one prefill than for the same tokens in chunks, so nothing is right.
+    """
+    window = next((window for window in windows if window is not None), None)
+    if window is not None and not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
+        raise ExportError(
+            f"{config.model_type}: sliding_window={window} is in the config, but {type(model).__name__} has no sliding "
+            "masks: transformers' cache drops rows that its masks still show, so results depend on how the tokens are "
+            "cut into calls; remove sliding_window from config.json (set it to null) for full attention"
+        )
 
 
 def _refuse_unsupported(config: Any, model: Any) -> None:

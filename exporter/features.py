@@ -7,7 +7,7 @@ from typing import Any
 
 from exporter.spec import LayerSpec, ModelSpec, SlotSpec
 
-__all__ = ["coverage_lines", "features_of"]
+__all__ = ["coverage_lines", "features_of", "unproven"]
 
 _SCALED_ROPES = ("yarn", "llama3", "longrope", "linear", "dynamic")
 
@@ -74,6 +74,19 @@ def _module_features(model: Any) -> dict[str, bool]:
     }
 
 
+def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
+    """What a verdict on a model says nothing about: features that it lacks, and the window where no case passes it.
+
+    Args:
+        spec: The model.
+        totals: Tokens of each case that can be judged.
+    """
+    longest = max(totals, default=0)
+    if spec.window is None or longest > spec.window:
+        return spec.not_exercised
+    return (*spec.not_exercised, f"anything beyond the window of {spec.window} (longest case {longest})")
+
+
 def coverage_lines(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, str]:
     """What a bundle's verdict proves, and what it does not, a sentence each.
 
@@ -81,9 +94,6 @@ def coverage_lines(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, st
         spec: The model.
         totals: Tokens of each case that can be judged.
     """
-    missing = list(spec.not_exercised)
-    longest = max(totals, default=0)
-    if spec.window is not None and longest <= spec.window:
-        missing.append(f"anything beyond the window of {spec.window} (longest case {longest})")
+    missing = unproven(spec, totals)
     proves = f"this bundle exercises: {', '.join(spec.features) or 'nothing of note'}"
     return proves, f"this bundle does not prove: {', '.join(missing) or 'nothing known is left out'}"

@@ -54,4 +54,4 @@ def grouped_attention(
         setattr(module, _GROUPS, groups)
     if kv_heads == 1:
         return output.reshape(batch, sequence, groups, -1), weights
-    return output.transpose(1, 2).reshape(batch, kv_heads * groups, sequence, -1).transpose(1, 2), weights
+    return output.transpose(1, 2).reshape(batch, kv_heads * groups, sequence, -1).transpose(1, 2).contiguous(), weights

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.bundle import Bundle
+from exporter.features import coverage_lines, unproven
 from exporter.spec import GraphKind
 from runners.base import numpy_dtype
 
@@ -37,8 +38,14 @@ def inspect_json(bundle: Bundle) -> str:
         "quantization": None if bundle.manifest.quantization is None else asdict(bundle.manifest.quantization),
         "cases": [case.name for case in bundle.manifest.cases],
         "noise": bundle.manifest.noise,
+        "not_proven": unproven(bundle.model, _totals(bundle)),
     }
     return json.dumps(data, indent=1)
+
+
+def _totals(bundle: Bundle) -> list[int]:
+    """Tokens of each case that can be judged."""
+    return [case.total for case in bundle.manifest.cases if case.file is not None]
 
 
 def operator_counts(bundle: Bundle, kind: GraphKind) -> dict[str, int]:
@@ -91,8 +98,9 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
         size = sum(entry.bytes for entry in bundle.manifest.weights)
         for line in bundle.manifest.quantization.lines(size):
             console.print(line, markup=False)
-    console.print("exercises: " + ", ".join(model.features))
-    console.print("[dim]does not prove: " + ", ".join(model.not_exercised) + "[/dim]")
+    proves, missing = coverage_lines(model, _totals(bundle))
+    console.print(proves)
+    console.print(f"[dim]{missing}[/dim]")
     console.print(_slot_table(bundle))
     for tokens in sorted({256, model.window or 256, min(1000, model.max_position)}):
         console.print(f"cache of one row after {tokens:,} tokens: {cache_bytes(bundle, tokens) / 1024:,.0f} KiB")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from exporter.bundle import Bundle, CaseEntry
+from exporter.features import unproven
 from runners.diff.budget import Noise, add64, budget_of
 from runners.diff.collect import CaseDiff
 from runners.diff.metrics import Totals, finish, merge
@@ -274,4 +275,6 @@ def _bundle(bundle: Bundle) -> BundleRecord:
         versions=dict(sorted(manifest.versions.items())),
         noise=dict(sorted(manifest.noise.items())),
         quantization=manifest.quantization,
+        exercises=model.features,
+        not_proven=unproven(model, [case.total for case in manifest.cases if case.file is not None]),
     )

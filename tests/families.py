@@ -51,7 +51,7 @@ class Family:
         settings: Config fields beyond the small sizes.
         refused: Words of the refusal, where the family cannot be exported.
         quick: Part of the default test run.
-        wrap: Config classes around the text config, for text models taken out of multimodal checkpoints.
+        wrap: The multimodal config around the text config, for text models taken out of multimodal checkpoints.
     """
 
     name: str
@@ -66,6 +66,26 @@ S, F = "sliding_attention", "full_attention"
 _GEMMA4 = {"vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8, "global_head_dim": 16}
 _GEMMA4_PLAIN = {"hidden_size_per_layer_input": 0, "global_head_dim": 16}
 _MOE = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24, "enable_moe_block": True}
+_MLA = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 12,
+}
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_MIXED = ("vaultgemma", "granite_swa", "granitemoe_swa", "cwm", "exaone_moe", "mimo_v2_flash", "cohere2_moe", "mellum")
+_UNIFORM = ("ministral3", "granitemoeshared", "ernie4_5", "glm", "hunyuan_v1_dense", "minimax_m2", "nemotron", "opt")
 
 
 def _gemma4(name: str, *layers: str, quick: bool = False, **settings: Any) -> Family:
@@ -207,6 +227,29 @@ FAMILIES: tuple[Family, ...] = (
     Family("nanochat", "nanochat"),
     Family("lfm2, full layers only", "lfm2"),
     Family("gpt_neox", "gpt_neox"),
+    Family("deepseek_v2", "deepseek_v2", {**_MLA, "topk_method": "greedy", "first_k_dense_replace": 1}),
+    Family("deepseek_v3", "deepseek_v3", {**_MLA, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}),
+    Family("gemma4_unified, its text part", "gemma4_unified_text", wrap={"model_type": "gemma4_unified"}),
+    Family(
+        "gemma4 E2B, out of Gemma4ForConditionalGeneration",
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": [S, F, S, F],
+            "num_kv_shared_layers": 2,
+            "global_head_dim": 24,
+        },
+        wrap={"model_type": "gemma4"},
+    ),
+    Family(
+        "gemma3, out of Gemma3ForConditionalGeneration",
+        "gemma3_text",
+        {"layer_types": [S, S, F], "query_pre_attn_scalar": 16},
+        wrap={"model_type": "gemma3", "mm_tokens_per_image": 4, "vision_config": _VISION},
+    ),
+    *(Family(name, name, {"layer_types": [S, F, S]}) for name in _MIXED),
+    *(Family(name, name) for name in _UNIFORM),
     Family("mamba", "mamba", refused="linear_attention"),
     Family("jamba", "jamba", refused="linear_attention"),
     Family("qwen3_next", "qwen3_next", refused="linear_attention"),
@@ -214,6 +257,12 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "gemma4, bidirectional", "gemma4_text", {**_GEMMA4, "use_bidirectional_attention": "all"}, refused="looks ahead"
     ),
+    Family("llama with a stray window", "llama", {"sliding_window": WINDOW}, refused="remove sliding_window"),
+    Family("recurrent_gemma", "recurrent_gemma", refused="linear_attention"),
+    Family("deepseek_v32", "deepseek_v32", refused="indexed_attention"),
+    Family("falcon_h1", "falcon_h1", refused="hybrid"),
+    Family("lfm3", "lfm3", refused="conv"),
+    Family("mpt", "mpt", refused="position_ids"),
     Family("falcon", "falcon", refused="attention interface"),
     Family("bloom", "bloom", refused="position_ids"),
     Family("bart", "bart", refused="both directions"),
@@ -237,23 +286,30 @@ def small_config(model_type: str, settings: Mapping[str, Any] | None = None) -> 
 
 def make_config(family: Family) -> Any:
     """The family's config; a multimodal one around it where the family says so."""
-    return small_config(family.model_type, family.settings)
+    from transformers import CONFIG_MAPPING
+
+    config = small_config(family.model_type, family.settings)
+    if not family.wrap:
+        return config
+    around = {key: value for key, value in family.wrap.items() if key != "model_type"}
+    return CONFIG_MAPPING[family.wrap["model_type"]](text_config=config.to_dict(), **around)
 
 
 def save_checkpoint(config: Any, folder: Path, seed: int = 0, dtype: str = "float32") -> Path:
     """Write config.json and seeded weights as transformers writes them.
 
     Args:
-        config: Of a causal language model.
+        config: Of a causal language model, or of a multimodal model around one.
         folder: To write to.
         seed: Of the weights.
         dtype: Of the weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    kind = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     draw_weights(model, seed)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, Family, make_config, save_checkpoint
+from families import FAMILIES, Family, make_config, save_checkpoint, small_config
 
 from exporter.bundle import Bundle
 from exporter.errors import ExportError
 from exporter.features import coverage_lines
-from exporter.spec import ExportOptions
+from exporter.spec import ExportOptions, ModelSpec
 from runners.base import RunnerSpec
 from runners.diff.records import Report
 from runners.judge import JudgeOptions, judge
@@ -27,6 +27,15 @@ def exported(family: Family, folder: Path) -> Bundle:
 
     checkpoint = resolve(str(save_checkpoint(make_config(family), folder / "hf")))
     return export(checkpoint, folder / "bundle", ExportOptions(), record=record_cases, limit=40, in_process=True)
+
+
+def described(folder: Path) -> ModelSpec:
+    from exporter.checkpoint import resolve
+    from exporter.describe import model_spec
+
+    checkpoint = resolve(str(folder))
+    config = checkpoint.config()
+    return model_spec(config, checkpoint.shell(config), "float32")
 
 
 def judged(bundle: Bundle) -> Report:
@@ -69,18 +78,38 @@ def test_a_wrong_window_of_a_sharing_layer_is_a_mismatch(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES if f.refused])
 def test_a_family_that_is_no_key_value_decoder_is_refused_by_name(family: Family, tmp_path: Path) -> None:
-    from exporter.checkpoint import resolve
-    from exporter.describe import model_spec
-
     make_config(family).save_pretrained(tmp_path)
-    checkpoint = resolve(str(tmp_path))
-    config = checkpoint.config()
-
-    def described() -> None:
-        model_spec(config, checkpoint.shell(config), "float32")
-
     with pytest.raises(ExportError, match=family.refused):
-        described()
+        described(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "refused"), [("llama", True), ("granite", True), ("mistral", False), ("llama without", False)]
+)
+def test_a_window_that_only_the_cache_heeds_is_refused(model_type: str, refused: bool, tmp_path: Path) -> None:
+    kind = model_type.split()[0]
+    small_config(kind, {} if "without" in model_type else {"sliding_window": 8}).save_pretrained(tmp_path)
+    if refused:
+        with pytest.raises(ExportError, match=r"remove sliding_window"):
+            described(tmp_path)
+    else:
+        assert described(tmp_path).window == (8 if kind == "mistral" else None)
+
+
+def test_a_layer_that_makes_a_mask_of_its_own_is_refused() -> None:
+    import torch
+
+    from exporter.decoder import _MASKS, _attention
+
+    layer = torch.nn.Module()
+    layer.layer_idx = 0  # type: ignore[assignment]
+    rows = torch.zeros(1, 1, 2, 4)
+    token = _MASKS.set({0: torch.zeros(1, 1, 2, 2)})
+    try:
+        with pytest.raises(ExportError, match="mask of its own"):
+            _attention(layer, rows, rows, rows, torch.zeros(1, 1, 2, 2))
+    finally:
+        _MASKS.reset(token)
 
 
 def test_what_a_bundle_does_not_prove_names_the_window_that_no_case_reaches(tiny_bundle: Bundle) -> None:
@@ -89,3 +118,25 @@ def test_what_a_bundle_does_not_prove_names_the_window_that_no_case_reaches(tiny
     assert "beyond the window" not in coverage_lines(tiny_bundle.model, [2 * window])[1]
     assert f"beyond the window of {window}" in coverage_lines(tiny_bundle.model, [window])[1]
     assert "mixture of experts" in coverage_lines(tiny_bundle.model, [2 * window])[1]
+
+
+def test_inspect_says_what_a_checkpoint_exercises_and_what_it_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cli
+
+    small_config("llama").save_pretrained(tmp_path)
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "exercises: full attention" in said
+    assert "does not prove: sliding attention" in said
+    small_config("mamba").save_pretrained(tmp_path)
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+
+
+def test_the_report_of_a_bundle_says_what_it_does_not_prove(tiny_bundle: Bundle) -> None:
+    from runners.report.markdown import markdown_report
+
+    report = judge(tiny_bundle, JudgeOptions((RunnerSpec("ort", {"threads": "1"}),), ("prefill-1",)))
+    assert "KV sharing" in report.bundle.not_proven
+    assert "mixture of experts" in markdown_report(report)

@@ -12,7 +12,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Exporter modules that runners may use.
-SHARED = {"spec", "ports", "host_inputs", "cases", "vectors", "bundle", "errors", "lift", "blocks", "quantization"}
+SHARED = {
+    "spec",
+    "ports",
+    "host_inputs",
+    "cases",
+    "vectors",
+    "bundle",
+    "errors",
+    "features",
+    "lift",
+    "blocks",
+    "quantization",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

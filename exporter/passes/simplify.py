@@ -66,10 +66,11 @@ def _drop_castlike(model: ir.Model) -> None:
         value, like = node.inputs[0], node.inputs[1]
         assert value is not None
         assert like is not None
-        if like.dtype is None:
+        dtype = _dtype(like)
+        if dtype is None:
             continue
-        cast = ir.node("Cast", [value], attributes={"to": int(like.dtype)})
-        cast.outputs[0].dtype = like.dtype
+        cast = ir.node("Cast", [value], attributes={"to": int(dtype)})
+        cast.outputs[0].dtype = dtype
         model.graph.insert_before(node, cast)
         node.outputs[0].replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
         model.graph.remove(node, safe=True)

@@ -263,6 +263,8 @@ class BundleRecord:
     Attributes:
         noise: PyTorch's largest own float32 error over the recorded cases, by output kind.
         quantization: What was quantised and what that cost; the reference is PyTorch with the quantised weights.
+        exercises: Architecture features that the model has.
+        not_proven: Features that it lacks, and the window where no recorded case passes it.
     """
 
     name: str
@@ -279,6 +281,8 @@ class BundleRecord:
     versions: Mapping[str, str]
     noise: Mapping[str, float]
     quantization: Quantization | None = None
+    exercises: tuple[str, ...] = ()
+    not_proven: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

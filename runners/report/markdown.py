@@ -37,6 +37,9 @@ def _lines(report: Report) -> Iterator[str]:
     for location in report.locations:
         yield ""
         yield f"**Located, `{location.runner}`:** {_text(location.sentence)}"
+    if report.bundle.not_proven:
+        yield ""
+        yield _text(f"This bundle does not prove: {', '.join(report.bundle.not_proven)}.")
     yield ""
     yield "```sh"
     yield report.command

@@ -49,6 +49,8 @@ def environment(report: Report) -> Iterator[Element]:
     facts: list[tuple[str, Child]] = [("Bundle made with", _pairs(report.bundle.versions) or "not recorded")]
     facts.append(("PyTorch's own float32 error", _pairs(noise) or "not recorded"))
     facts.append(("Checkpoint", report.bundle.source))
+    facts.append(("Exercises", ", ".join(report.bundle.exercises) or "not recorded"))
+    facts.append(("Does not prove", ", ".join(report.bundle.not_proven) or "nothing known is left out"))
     yield definitions(facts)
 
 

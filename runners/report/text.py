@@ -39,6 +39,9 @@ def print_report(report: Report, stream: IO[str]) -> None:
     for location in report.locations:
         console.print()
         console.print(Text(f"Located, {location.runner}: {location.sentence}"))
+    if report.bundle.not_proven:
+        console.print()
+        console.print(Text(f"This bundle does not prove: {', '.join(report.bundle.not_proven)}", style="dim"))
     console.print()
     console.print(Text(_last(report)))
 
