@@ -27,7 +27,7 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder  [default: artifacts/NAME]")
 @click.option("--subfolder", help="Folder inside the checkpoint that holds the model.")
 @click.option("--revision", help="Hub revision.")
-@click.option("--layout", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True)
+@click.option("--layout", type=click.Choice(["dynamic", "static", "shared"]), default="dynamic", show_default=True)
 @click.option(
     "--profile", type=click.Choice(["bare", "portable", "modern", "ort"]), default="portable", show_default=True
 )

@@ -166,6 +166,7 @@ def _example(graph: GraphSpec, spec: ModelSpec, dtype: torch.dtype) -> tuple[Any
     window = spec.window or past + 1
     sizes = {"batch": 2, "sequence": sequence, "past": past, "past_sliding": min(past, window - 1)}
     sizes["total"], sizes["rows_sliding"] = past + sequence, sizes["past_sliding"] + sequence
+    sizes["capacity"] = 1021
     inputs: dict[str, torch.Tensor] = {}
     shapes: dict[str, dict[int, Any]] = {}
     for port in graph.inputs:

@@ -41,7 +41,9 @@ def grouped_attention(
     """
     groups, kv_heads = getattr(module, _GROUPS), key.shape[1]
     batch, _, sequence, head_dim = query.shape
-    if kv_heads == 1:  # token by token: projections lay heads that way, so nothing moves
+    if isinstance(sequence, int) and sequence == 1:  # one mask for all queries
+        rows, tiled = query.reshape(batch, kv_heads, groups, head_dim), mask
+    elif kv_heads == 1:  # token by token: projections lay heads that way, so nothing moves
         rows = query.transpose(1, 2).reshape(batch, 1, sequence * groups, head_dim)
         tiled = mask[:, :, :, None].expand(-1, -1, -1, groups, -1).flatten(2, 3)
     else:  # query head by query head

@@ -123,8 +123,9 @@ def _dropout(input: Any, p: float, train: bool) -> Any:
 
 
 def default_opset(options: ExportOptions) -> int:
-    """Default-domain opset of a profile; TensorScatter, which writes static buffers, came with 24."""
-    return 24 if options.profile == "modern" and options.layout == "static" else _OPSETS[options.profile]
+    """Default-domain opset of a profile; TensorScatter, which writes into buffers, came with 24."""
+    scatters = (options.profile, options.layout) in (("modern", "static"), ("ort", "shared"))
+    return 24 if scatters else _OPSETS[options.profile]
 
 
 def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -142,7 +143,7 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.dropout.default: _dropout,
         aten.scalar_tensor.default: _scalar_tensor,
     }
-    if profile == "modern":
+    if profile in ("modern", "ort"):
         import exporter.standard  # noqa: F401  (registers kvparity::attention and kvparity::tensor_scatter)
 
         table[torch.ops.kvparity.attention.default] = _attention

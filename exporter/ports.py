@@ -63,13 +63,15 @@ def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
 
 
 def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
-    if options.profile == "ort" and options.layout != "dynamic":
-        raise ExportError(f"--profile ort has the dynamic layout only, not {options.layout}; use --profile modern")
+    if options.profile == "ort" and options.layout == "static":
+        raise ExportError("--profile ort has the layouts dynamic and shared, not static; use --profile modern")
+    if options.layout == "shared" and options.profile != "ort":
+        raise ExportError(f"--layout shared is for ONNX Runtime: it needs --profile ort, not {options.profile}")
     if options.profile == "bare" and options.layout != "dynamic":
         raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
-    oldest = 24 if options.layout == "static" else 23
-    if options.profile == "modern" and options.opset is not None and options.opset < oldest:
-        raise ExportError(f"--profile modern needs --opset {oldest} or later in the {options.layout} layout")
+    oldest = 23 if options.layout == "dynamic" else 24
+    if options.profile in ("modern", "ort") and options.opset is not None and options.opset < oldest:
+        raise ExportError(f"--profile {options.profile} needs --opset {oldest} or later in the {options.layout} layout")
     if options.profile == "bare" and not model.ropes:
         raise ExportError(
             f"--profile bare: the rotary embedding of {model.model_type} is not a table of cos and sin of position "
@@ -111,7 +113,8 @@ def graph_spec(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> Gra
         model: The model.
         options: As :func:`settled` gives them.
     """
-    return _static(kind, model, options) if options.layout == "static" else _dynamic(kind, model, options)
+    makers = {"static": _static, "shared": _shared, "dynamic": _dynamic}
+    return makers[options.layout](kind, model, options)
 
 
 def _static(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
@@ -134,6 +137,32 @@ def _static(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphS
     ]
     outputs = [
         Port("logits", "float32", (batch, 1 if options.logits == "last" else tokens, model.vocab_size)),
+        *(Port(present_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+    ]
+    return GraphSpec(kind, tuple(inputs), tuple(outputs))
+
+
+def _shared(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
+    """Both graphs take whole buffers and return them written; decode takes one token, prefill any number.
+
+    ``capacity`` is the host's choice: at least the tokens so far, and at least every window.
+    """
+    tokens: int | str = 1 if kind == DECODE else "sequence"
+
+    def buffer(slot: SlotSpec, part: str) -> tuple[int | str, ...]:
+        rows = slot.window if slot.window is not None and options.is_ring(slot) else "capacity"
+        return ("batch", slot.kv_heads, rows, slot.dim(part))
+
+    names = model.cache_names()
+    inputs = [
+        Port("input_ids", "int64", ("batch", tokens)),
+        Port("attention_mask", "int64", ("batch", "capacity")),
+        Port("position_ids", "int64", ("batch", tokens)),
+        Port("past_lengths", "int64", ("batch",)),
+        *(Port(past_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+    ]
+    outputs = [
+        Port("logits", "float32", ("batch", 1 if options.logits == "last" else tokens, model.vocab_size)),
         *(Port(present_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
     ]
     return GraphSpec(kind, tuple(inputs), tuple(outputs))

@@ -214,13 +214,14 @@ class ExportOptions:
     """How a bundle is made; recorded in its manifest.
 
     Attributes:
-        layout: ``dynamic`` (growing caches), ``static`` (fixed buffers, write index) or ``shared`` (in place).
+        layout: ``dynamic`` (growing caches), ``static`` (fixed buffers, write index) or ``shared`` (buffers that are
+            written in place).
         profile: Which operators the graphs may use: ``bare``, ``portable``, ``modern`` or ``ort``.
         sliding_cache: ``bounded`` keeps window - 1 rows in sliding layers, ``full`` keeps them all.
         dtype: Weights and caches; logits are always float32.
         opset: Default-domain opset; None takes the profile's.
         logits: ``all`` positions, or only the ``last`` of each call.
-        max_len: Buffer rows of the static and shared layouts.
+        max_len: Buffer rows of the static layout.
         chunk: Tokens per call of the static layout's prefill graph.
         batch: Rows of the static layout's batch.
         quantize: Weights of linear layers and embeddings: ``int4`` or ``int8`` blocks, ``source`` keeps a GGUF file's.
@@ -254,11 +255,15 @@ class ExportOptions:
 
     def held_rows(self, slot: SlotSpec, total: int) -> int:
         """Rows of memory that a slot takes once ``total`` tokens were seen."""
+        if self.layout == "shared" and slot.window is not None and self.is_ring(slot):
+            return slot.window
         return self.capacity(slot) if self.layout == "static" else slot.kept_rows(total, self.bounded)
 
     def is_ring(self, slot: SlotSpec) -> bool:
-        """Whether the static layout keeps a slot as a ring of its window's size."""
-        return self.bounded and slot.window is not None and slot.window < (self.max_len or 0)
+        """Whether the static or shared layout keeps a slot as a ring of its window's size."""
+        if not self.bounded or slot.window is None:
+            return False
+        return self.layout == "shared" or slot.window < (self.max_len or 0)
 
     def capacity(self, slot: SlotSpec) -> int:
         """Rows of a slot's buffer in the static layout."""

@@ -84,6 +84,10 @@ def open_decoder(bundle: Bundle, runner: RunnerSpec) -> Decoder:
         from runners.engines._ort_decoder import OrtDecoder
 
         return OrtDecoder(bundle, runner.options)
+    if runner.name == "ort" and bundle.options.layout == "shared":
+        from runners.engines._ort_shared import OrtSharedDecoder
+
+        return OrtSharedDecoder(bundle, runner.options)
     session = load_engine(runner.name).open_session(bundle, runner.options)
     try:
         return PlayedDecoder(bundle, session)

@@ -24,6 +24,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "static": {"layout": "static", "max_len": 21, "chunk": 3},
     "bare": {"profile": "bare"},
     "modern": {"profile": "modern"},
+    "shared": {"profile": "ort", "layout": "shared"},
     "modern-static": {"profile": "modern", "layout": "static", "max_len": 21, "chunk": 3},
 }
 
@@ -99,7 +100,7 @@ def worst(bundle: Bundle, engine: str, *, poison: bool = False) -> float:
 @pytest.mark.parametrize("name", [pytest.param(way, marks=pytest.mark.slow) if "-" in way else way for way in WAYS])
 def test_the_graphs_are_exact_and_match_on_every_case(bundles: Any, name: str) -> None:
     bundle = bundles(name)
-    poison = bundle.options.layout == "static"
+    poison = bundle.options.layout in ("static", "shared")
     assert {entry.batch for entry in bundle.manifest.cases} > {1}
     assert worst(bundle, "exact", poison=poison) < 1e-10
     assert worst(bundle, "ort", poison=poison) < 1e-5
@@ -132,6 +133,43 @@ def test_the_modern_graphs_use_standard_operators_and_name_the_runtime(bundles: 
     assert not {"Softmax", "ReduceMean", "Sqrt"} & set(ops)
     assert all(node.attributes.get_int("is_causal", 0) == 0 for node in graph if node.op_type == "Attention")
     assert bundle.manifest.graphs["decode"].needs == "opset 23: ONNX Runtime 1.23 or later"
+
+
+def test_the_shared_buffers_are_written_in_place_and_one_wrong_length_is_a_mismatch(
+    bundles: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twin of the shared match: the host says that the cache is one row longer than it is."""
+    from runners.layouts import shared
+
+    bundle = bundles("shared")
+    for graph in bundle.manifest.graphs.values():
+        assert graph.opset[""] == 24
+        assert graph.needs.endswith("1.25 or later (has no TensorScatter before)")
+    session = load_engine("ort").open_session(bundle, {})
+    player = shared.Player(bundle.model, bundle.options)
+    case = bundle.vectors("decode-across").case
+    first, second = list(case.steps())[:2]
+    player.run(session, first, case.inputs(first))
+    before = {name: (buffer, buffer.copy()) for name, buffer in player._buffers.items()}
+    player.run(session, second, case.inputs(second))
+    for name, (buffer, old) in before.items():
+        assert player._buffers[name] is buffer
+        changed = np.flatnonzero((buffer != old).any((0, 1, 3)))
+        assert changed.tolist() == [second.start % buffer.shape[2]]
+    full = np.full
+    monkeypatch.setattr(shared.np, "full", lambda shape, value, dtype: full(shape, value + 1, dtype))
+    assert worst(bundle, "exact") > 1e-4
+
+
+def test_the_shared_layout_is_for_onnx_runtime(checkpoint: Path) -> None:
+    from exporter.errors import ExportError
+    from exporter.ports import settled
+
+    model: Any = None
+    with pytest.raises(ExportError, match="--layout shared is for ONNX Runtime: it needs --profile ort"):
+        settled(ExportOptions(layout="shared"), model)
+    with pytest.raises(ExportError, match="--profile ort needs --opset 24 or later in the shared layout"):
+        settled(ExportOptions(layout="shared", profile="ort", opset=23), model)
 
 
 def test_a_mask_that_the_host_gets_wrong_is_a_mismatch(bundles: Any, monkeypatch: pytest.MonkeyPatch) -> None:

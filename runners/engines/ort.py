@@ -12,15 +12,21 @@ from exporter.errors import EngineUnavailableError
 from exporter.spec import GraphKind
 from runners.base import Array, RunnerInfo, need, only
 
-__all__ = ["INSTALL", "OrtSession", "describe", "open_session"]
+__all__ = ["INSTALL", "OrtSession", "describe", "element_type", "open_session"]
 
 INSTALL = "pip install onnxruntime"
+_BFLOAT16 = 16  # TensorProto.BFLOAT16
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+
+
+def element_type(dtype: np.dtype[Any]) -> Any:
+    """A dtype as IO binding takes it: bfloat16, which numpy itself does not have, by its number."""
+    return _BFLOAT16 if dtype.name == "bfloat16" else dtype
 
 
 def describe() -> RunnerInfo:
@@ -61,6 +67,8 @@ class OrtSession:
         session = self._session(graph)
         names = [output.name for output in session.get_outputs()]
         feeds = {item.name: np.ascontiguousarray(inputs[item.name]) for item in session.get_inputs()}
+        if self._bundle.options.layout == "shared":
+            return _run_in_place(session, feeds, names)
         return dict(zip(names, session.run(names, feeds), strict=True))
 
     def native(self, graph: GraphKind) -> Any:
@@ -79,3 +87,26 @@ class OrtSession:
     def close(self) -> None:
         """Drop both sessions."""
         self._sessions.clear()
+
+
+def _run_in_place(session: Any, feeds: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
+    """Run with every present bound to the memory of its past, which is what the shared layout is for.
+
+    Returns:
+        Outputs by name; a present is the array that was fed, written.
+    """
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_input(name, "cpu", 0, element_type(array.dtype), array.shape, array.ctypes.data)
+    for name in names:
+        past = feeds.get(name.replace("present.", "past_key_values."))
+        if past is None:
+            binding.bind_output(name)
+        else:
+            binding.bind_output(name, "cpu", 0, element_type(past.dtype), past.shape, past.ctypes.data)
+    session.run_with_iobinding(binding)
+    found: dict[str, Array] = {}
+    for output, value in zip(names, binding.get_outputs(), strict=True):
+        source = output.replace("present.", "past_key_values.")
+        found[output] = feeds[source] if source in feeds else value.numpy()
+    return found

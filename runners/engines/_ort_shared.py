@@ -1,0 +1,122 @@
+"""ONNX Runtime for one conversation in the shared layout: every buffer is bound once, a step writes four numbers.
+
+decode.onnx serves single tokens and prefill.onnx everything longer; each is loaded when it is first needed. Past and
+present are the same memory, so that nothing is copied between steps. Full slots get longer in blocks; only then is
+anything bound again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.bundle import Bundle
+from exporter.errors import TraceError
+from exporter.spec import DECODE, PREFILL, GraphKind, past_name, present_name
+from runners.base import numpy_dtype
+from runners.engines.ort import element_type, open_session
+from runners.layouts.shared import BLOCK, capacity_for
+
+__all__ = ["OrtSharedDecoder"]
+
+_GROWTH = 2 * BLOCK  # rows added at once: growing copies the full slots
+
+
+class OrtSharedDecoder:
+    """See :class:`runners.decoders.Decoder`; shared layout, batch of one."""
+
+    def __init__(self, bundle: Bundle, options: Mapping[str, str]) -> None:
+        self._model, self._options = bundle.model, bundle.options
+        self._session = open_session(bundle, options)
+        self._dtype = numpy_dtype(bundle.options.dtype)
+        self._decode = self._session.native(DECODE)
+        self._buffers: dict[str, npt.NDArray[Any]] = {}
+        self._binding: Any = None
+        self._mask = np.zeros((1, 0), np.int64)
+        self._id, self._position = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
+        self._length = np.zeros(1, np.int64)
+        self._logits = np.zeros((1, 1, self._model.vocab_size), np.float32)
+        self._total = 0
+
+    def reset(self) -> None:
+        """Forget the conversation; buffers stay."""
+        self._mask[:] = 0
+        self._total = 0
+
+    def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Append tokens; see :class:`runners.decoders.Decoder`.
+
+        Raises:
+            TraceError: The conversation would pass the model's last position.
+        """
+        start, total = self._total, self._total + len(ids)
+        if total > self._mask.shape[1]:
+            self._make_room(total)
+        self._mask[0, start:total] = 1
+        self._length[0] = start
+        self._total = total
+        if len(ids) > 1:
+            return self._feed_many(ids, start)
+        self._id[0, 0] = ids[0]
+        self._position[0, 0] = start
+        self._decode.run_with_iobinding(self._binding)
+        return self._logits[0, 0]
+
+    def close(self) -> None:
+        """Free the sessions and the buffers."""
+        self._binding = self._decode = None
+        self._buffers = {}
+        self._session.close()
+
+    def _feed_many(self, ids: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float32]:
+        tokens = np.ascontiguousarray(ids, np.int64)[None]
+        positions = np.arange(start, start + len(ids), dtype=np.int64)[None]
+        count = 1 if self._options.logits == "last" else len(ids)
+        logits = np.empty((1, count, self._model.vocab_size), np.float32)
+        session = self._session.native(PREFILL)
+        session.run_with_iobinding(self._bind(PREFILL, tokens, positions, logits))
+        return np.asarray(logits[0, -1])
+
+    def _bind(self, graph: GraphKind, ids: Any, positions: Any, logits: Any) -> Any:
+        binding = self._session.native(graph).io_binding()
+        given = {
+            "input_ids": ids,
+            "attention_mask": self._mask,
+            "position_ids": positions,
+            "past_lengths": self._length,
+            **self._buffers,
+        }
+        for name, array in given.items():
+            _place(binding.bind_input, name, array)
+        _place(binding.bind_output, "logits", logits)
+        for slot, part in self._model.cache_names():
+            _place(binding.bind_output, present_name(slot.slot, part), self._buffers[past_name(slot.slot, part)])
+        return binding
+
+    def _make_room(self, total: int) -> None:
+        """Longer buffers; what they hold moves along."""
+        if total > self._model.max_position:
+            raise TraceError(f"{total} tokens, but the model has {self._model.max_position} positions")
+        capacity = capacity_for(total + _GROWTH - 1, self._model)
+        old, old_mask = self._buffers, self._mask
+        self._mask = np.zeros((1, capacity), np.int64)
+        self._mask[:, : old_mask.shape[1]] = old_mask
+        self._buffers = {}
+        for slot, part in self._model.cache_names():
+            name = past_name(slot.slot, part)
+            rows = slot.window if slot.window is not None and self._options.is_ring(slot) else capacity
+            before = old.get(name)
+            if before is not None and before.shape[2] == rows:
+                self._buffers[name] = before
+                continue
+            self._buffers[name] = np.zeros((1, slot.kv_heads, rows, slot.dim(part)), self._dtype)
+            if before is not None:
+                self._buffers[name][:, :, : before.shape[2]] = before
+        self._binding = self._bind(DECODE, self._id, self._position, self._logits)
+
+
+def _place(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
+    bind(name, "cpu", 0, element_type(array.dtype), array.shape, array.ctypes.data)
