@@ -201,14 +201,21 @@ def run(bundle: Path, prompt: str, tokens: int, runner: str, raw: bool, allow_mo
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Visits of every subject.")
 @click.option("--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Decode steps per visit.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the measures as JSON; - for stdout.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with a plot of time against context.")
 @click.option("--allow-modified", is_flag=True, help="Time bundles whose files differ from the manifest.")
 def bench(
-    bundles: tuple[Path, ...], runners: tuple[str, ...], json_file: str | None, allow_modified: bool, **given: Any
+    bundles: tuple[Path, ...],
+    runners: tuple[str, ...],
+    json_file: str | None,
+    html: Path | None,
+    allow_modified: bool,
+    **given: Any,
 ) -> int:
     """Time decoding and prefill of every BUNDLE on every runner, side by side in one run."""
     from runners.bench import BenchOptions, bench_command
 
-    return bench_command(bundles, runners, BenchOptions(**given), json_file, allow_modified=allow_modified)
+    options = BenchOptions(**given)
+    return bench_command(bundles, runners, options, json_file, html=html, allow_modified=allow_modified)
 
 
 @cli.command()

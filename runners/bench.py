@@ -207,6 +207,26 @@ def bench(
 
 def table(measures: Sequence[Measure], options: BenchOptions) -> str:
     """A plain text table; ratios are to the fastest at that context."""
+    rows = _cells(measures, options)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def page(measures: Sequence[Measure], options: BenchOptions) -> str:
+    """The same figures as an HTML page, with a plot of milliseconds per token against context."""
+    from runners.report.speed import speed_page
+
+    head, *rows = _cells(measures, options)
+    contexts = sorted(set(options.contexts))
+    shown = [
+        (item.name, tuple(item.decode[context].median * 1000 for context in contexts), tuple(row[1:]))
+        for item, row in zip(measures, rows, strict=True)
+    ]
+    return speed_page(contexts, shown, head)
+
+
+def _cells(measures: Sequence[Measure], options: BenchOptions) -> list[list[str]]:
+    """The table: titles, then one row per subject."""
     best = {context: min(m.decode[context].median for m in measures) for context in options.contexts}
     header = ["", *(f"ms @{context}" for context in options.contexts), f"prefill {options.prefill} tok/s"]
     rows = [[*header, "load s", "memory MB", "cache B/token full + sliding"]]
@@ -219,8 +239,7 @@ def table(measures: Sequence[Measure], options: BenchOptions) -> str:
         cells += [f"{options.prefill / item.prefill.median:.0f}", f"{item.load:.2f}", f"{item.memory_mb:.0f}"]
         cells.append(" + ".join(str(item.cache_bytes.get(kind, 0)) for kind in ("full", "sliding")))
         rows.append(cells)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return rows
 
 
 def as_json(measures: Sequence[Measure], options: BenchOptions) -> dict[str, Any]:
@@ -253,15 +272,18 @@ def bench_command(
     options: BenchOptions,
     json_file: str | None,
     *,
+    html: Path | None = None,
     allow_modified: bool = False,
 ) -> int:
-    """The ``bench`` command: a table on stdout, or JSON in a file or on stdout (``-``).
+    """The ``bench`` command: a table on stdout, or JSON in a file or on stdout (``-``), and a page with a plot.
 
     Returns:
         0.
     """
     measures = bench(bundles, runners or ("ort",), options, allow_modified=allow_modified)
     text = json.dumps(as_json(measures, options), indent=1)
+    if html is not None:
+        html.write_text(page(measures, options), encoding="utf-8")
     if json_file == "-":
         print(text)
         return 0

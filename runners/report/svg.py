@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: a log scale, lines, bands and heat maps; colours come from the page's style sheet."""
+"""Small charts as inline SVG: axes, lines, bands and heat maps; colours come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from runners.report.element import Element, el
 
-__all__ = ["LogAxis", "Plot", "heat_map", "mark_columns", "thinned"]
+__all__ = ["LinearAxis", "LogAxis", "Plot", "heat_map", "mark_columns", "thinned"]
 
 Values = Sequence[float | None]
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 64, 16, 26, 34
@@ -38,9 +38,38 @@ class LogAxis:
             return 1.0
         return min(max((math.log10(value) - self.low) / (self.high - self.low), 0.0), 1.0)
 
+    def ticks(self) -> list[tuple[float, str]]:
+        """Values of the grid lines, and their labels."""
+        decades = range(self.low, self.high + 1)
+        return [(10.0**decade, f"1e{decade}" if decade > self.low else f"≤1e{decade}") for decade in decades]
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """From zero to ``high``, a line at every ``step``."""
+
+    high: float
+    step: float
+
+    @staticmethod
+    def around(values: Sequence[float]) -> LinearAxis:
+        """From zero to the largest value, in four to ten steps of 1, 2 or 5 times a power of ten."""
+        largest = max(values, default=0.0) or 1.0
+        unit = 10.0 ** math.floor(math.log10(largest))
+        step = next(unit * part for part in (0.1, 0.2, 0.5, 1.0) if largest <= 10 * unit * part)
+        return LinearAxis(step * math.ceil(largest / step), step)
+
+    def share(self, value: float) -> float:
+        """Where a value is, 0 at the bottom, 1 at the top."""
+        return min(max(value / self.high, 0.0), 1.0)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Values of the grid lines, and their labels."""
+        return [(place * self.step, f"{place * self.step:.3g}") for place in range(round(self.high / self.step) + 1)]
+
 
 class Plot:
-    """One chart: x from ``first`` to ``last``, y a log axis.
+    """One chart: x from ``first`` to ``last``, y as the axis says.
 
     Args:
         axis: The y axis.
@@ -50,7 +79,7 @@ class Plot:
         label: What it shows, for people who cannot see it.
     """
 
-    def __init__(self, axis: LogAxis, first: float, last: float, height: int, label: str) -> None:
+    def __init__(self, axis: LogAxis | LinearAxis, first: float, last: float, height: int, label: str) -> None:
         self._axis, self._first, self._last, self._height = axis, first, max(last, first + 1), height
         self.svg = el("svg", viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="plot")
         self._grid()
@@ -65,11 +94,10 @@ class Plot:
         return bottom - self._axis.share(value) * (bottom - TOP)
 
     def _grid(self) -> None:
-        for decade in range(self._axis.low, self._axis.high + 1):
-            y = _n(self.y(10.0**decade))
+        for value, label in self._axis.ticks():
+            y = _n(self.y(value))
             self.svg.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-            label = f"1e{decade}" if decade > self._axis.low else f"≤1e{decade}"
-            self.svg.append(el("text", label, x=LEFT - 8, y=_n(self.y(10.0**decade) + 4), class_="tick end"))
+            self.svg.append(el("text", label, x=LEFT - 8, y=_n(self.y(value) + 4), class_="tick end"))
 
     def x_ticks(self, values: Sequence[float], labels: Sequence[str], title: str) -> None:
         """Ticks below the chart, and what they count."""
