@@ -246,7 +246,7 @@ def list_(what: str) -> None:
 
     if what == "runners":
         for row in listing.list_runners():
-            click.echo(f"{row.name:<16} {row.version if row.available else 'absent':<12} {row.note}")
+            click.echo(f"{row.name:<16} {row.version if row.available else 'absent':<12} {row.note}; takes {row.takes}")
         return
     rows = {"cases": listing.list_cases, "families": listing.list_families, "metrics": listing.list_metrics}[what]()
     for name, note in rows:

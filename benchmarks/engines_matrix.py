@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 from exporter.bundle import Bundle  # noqa: E402
 from exporter.errors import KvparityError  # noqa: E402
-from exporter.spec import DECODE, GraphKind  # noqa: E402
-from runners.base import Array, RunnerInfo, RunnerSpec, Session, parse_runner  # noqa: E402
+from runners.base import RunnerSpec, Session, parse_runner  # noqa: E402
 from runners.isolate import engines_folder, open_runner  # noqa: E402
 from runners.judge import JudgeOptions, judge  # noqa: E402
 from runners.known_failures import load_known_failures, unexpected  # noqa: E402
+from runners.timing import Timed  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "engines_matrix.json"
 KNOWN = ROOT / "tests" / "known_failures"
@@ -50,9 +49,9 @@ ENVIRONMENTS: dict[str, list[str]] = {
     "tinygrad": ["tinygrad", "onnx"],
     "genai": ["onnxruntime-genai"],
     "onnx2torch": ["onnx", "torch==2.13.0"],
-    "jaxonnxruntime": ["jax", "onnx"],
+    "jaxonnxruntime": ["jax", "onnx", "absl-py"],
     "onnxruntime_ggml": ["onnxruntime-ggml"],
-    "litert": ["onnx", "torch==2.13.0", "litert-torch"],
+    "litert": ["onnx", "torch==2.13.0", "litert-torch>=0.10"],
     **{f"ort-{version}": [f"onnxruntime=={version}"] for version in ORT_VERSIONS},
 }
 # They ask for what is not used: torchvision, and JAX's libraries for training.
@@ -134,37 +133,13 @@ class Row:
     unexpected: list[str] = field(default_factory=list)
 
 
-class Timed:
-    """A session that keeps what each one-token decode call took."""
-
-    def __init__(self, inner: Session, seconds: list[float]) -> None:
-        self._inner, self._seconds = inner, seconds
-
-    @property
-    def info(self) -> RunnerInfo:
-        """The engine's own."""
-        return self._inner.info
-
-    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one graph once."""
-        started = time.perf_counter()
-        outputs = self._inner.run(graph, inputs)
-        took = getattr(self._inner, "seconds", 0.0) or time.perf_counter() - started
-        if graph == DECODE and inputs["input_ids"].shape == (1, 1):
-            self._seconds.append(took)
-        return outputs
-
-    def close(self) -> None:
-        """End the session."""
-        self._inner.close()
-
-
 def play_row(bundle: Bundle, runner: str, layout: str) -> Row:
     """Judge one runner on every case of one bundle."""
-    seconds: list[float] = []
+    opened: list[Timed] = []
 
     def opener(bundle: Bundle, spec: RunnerSpec) -> Session:
-        return Timed(open_runner(bundle, spec), seconds)
+        opened.append(Timed(open_runner(bundle, spec)))
+        return opened[-1]
 
     spec = parse_runner(runner)
     cases = SLOW.get(spec.name, ())
@@ -187,7 +162,7 @@ def play_row(bundle: Bundle, runner: str, layout: str) -> Row:
         if item.expects(runner, bundle.options.layout, row.settings, case)
     )
     row.known = sorted({item.reason for item in found})
-    row.milliseconds = statistics.median(seconds) * 1e3 if seconds else None
+    row.milliseconds = opened[0].take() if opened else None
     return row
 
 
@@ -209,6 +184,7 @@ def install(only: list[str]) -> None:
             if name in WITHOUT_DEPENDENCIES:
                 subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES[name]], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
+            shutil.rmtree(folder / name, ignore_errors=True)  # half an environment would be taken for the engine's
             print(f"  {name}: not installed ({error})", file=sys.stderr, flush=True)
             continue
         mark.write_text(wanted, "utf-8")

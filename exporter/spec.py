@@ -11,6 +11,7 @@ from typing import Literal
 
 __all__ = [
     "DECODE",
+    "FLOAT64_CONSTANTS",
     "PREFILL",
     "ExportOptions",
     "GraphSpec",
@@ -27,6 +28,7 @@ __all__ = [
 
 LayerKind = Literal["full", "sliding"]
 GraphKind = Literal["prefill", "decode"]
+FLOAT64_CONSTANTS = "kvparity.float64_constants"  # a graph's metadata: {initializer: [its float64 values in hex]}
 PREFILL: GraphKind = "prefill"
 DECODE: GraphKind = "decode"
 

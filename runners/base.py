@@ -83,9 +83,15 @@ class CaseSession(Session, Protocol):
 
 
 class Engine(Protocol):
-    """A module in ``runners/engines``."""
+    """A module in ``runners/engines``.
+
+    Attributes:
+        INSTALL: How to install it.
+        TAKES: Which graphs it was measured to take.
+    """
 
     INSTALL: str
+    TAKES: str
 
     def describe(self) -> RunnerInfo:
         """Name and version of the engine, without loading a model.

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -89,7 +89,7 @@ def compare(root: Path, options: JudgeOptions, outputs: Outputs) -> int:
     """
     bundle = Bundle.open(root, allow_modified=options.allow_modified)
     with _progress() as say:
-        report = judge(bundle, options, say)
+        report = judge(bundle, replace(options, timed=len(options.runners) > 1), say)
     for path, render in _writers(outputs, bundle):
         _write(path, render(report))
     if outputs.json == "-":

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from exporter.bundle import Bundle, CaseEntry
 from exporter.errors import BundleError, KvparityError, TraceError
-from runners.base import RunnerInfo, RunnerSpec, Session
+from runners.base import CaseSession, RunnerInfo, RunnerSpec, Session
 from runners.diff.budget import Noise
 from runners.diff.collect import CaseDiff, Collector
 from runners.diff.gate import compare_outputs
@@ -24,6 +24,7 @@ from runners.options import JudgeOptions, command_of, label_of
 from runners.references import References, select_cases
 from runners.sequence import play
 from runners.summary import Answer, failed_case, make_report
+from runners.timing import Timed
 
 __all__ = ["EXACT", "JudgeOptions", "judge"]
 
@@ -80,10 +81,13 @@ class _Asked:
         for spec in options.runners:
             spec = _with_case(spec, entries)
             with self._session(spec, answer) as (label, session), self._writer(session) as writer:
+                timed = Timed(session) if session and not isinstance(session, CaseSession) and options.timed else None
                 for entry in entries if session else ():
                     assert session is not None
                     self.say(f"{label}  {entry.name}")
-                    answer.cases.append(self._case("gate", label, session, entry, writer))
+                    diff = self._case("gate", label, timed or session, entry, writer)
+                    record = replace(diff.record, decode_ms=timed.take()) if timed else diff.record
+                    answer.cases.append(replace(diff, record=record))
         return answer
 
     def locations(self, report: Report) -> tuple[Location, ...]:

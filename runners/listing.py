@@ -22,6 +22,7 @@ class RunnerRow:
     available: bool
     version: str
     note: str
+    takes: str = ""
 
 
 def list_runners() -> tuple[RunnerRow, ...]:
@@ -39,10 +40,10 @@ def _row(name: str) -> RunnerRow:
         own = getattr(engine, "OWN_PROCESS", False) or interpreter(name, {}) == sys.executable
         info = engine.describe() if own else describe_isolated(RunnerSpec(name))
     except KvparityError as error:
-        return RunnerRow(name, False, "", str(error))
+        return RunnerRow(name, False, "", str(error), engine.TAKES)
     settings = ", ".join(f"{key} {value}" for key, value in info.settings.items())
     summary = (engine.__doc__ or "").strip().splitlines()[0] if engine.__doc__ else ""
-    return RunnerRow(name, True, info.version, settings or summary)
+    return RunnerRow(name, True, info.version, settings or summary, engine.TAKES)
 
 
 def list_families() -> tuple[tuple[str, str], ...]:

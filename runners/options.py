@@ -36,6 +36,7 @@ class JudgeOptions:
         save_trace: Write what the runner returned to this file; one runner only.
         allow_modified: Whether files may differ from the manifest; for the command at the end.
         shown_bundle: The bundle as the reader typed it, for the same.
+        timed: Whether to time decode calls; what is timed has not the same bytes twice.
     """
 
     runners: tuple[RunnerSpec, ...]
@@ -51,6 +52,7 @@ class JudgeOptions:
     save_trace: Path | None = None
     allow_modified: bool = False
     shown_bundle: str = "BUNDLE"
+    timed: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.budget, self.exact_tol, 0.0 if self.tol == "auto" else self.tol)

@@ -155,3 +155,42 @@ def test_all_means_every_engine_that_is_here_and_names_the_others(
     monkeypatch.setattr(listing, "list_runners", lambda: rows)
     assert [spec.name for spec in runner_specs(("all",), ())] == ["ort", "tract"]
     assert capsys.readouterr().err == "unavailable  mnn: mnn is not installed; pip install 'kvparity[mnn]'\n"
+
+
+def test_runners_side_by_side_get_a_matrix_and_none_stops_the_others(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    made = {
+        "ort": Decoder(),
+        "ort:level=none": Decoder(crash_on_call=2),
+        "ort:threads=1": Decoder(window_shift=1),
+    }
+
+    def opener(opened: Bundle, spec: RunnerSpec) -> Any:
+        if str(spec) not in made:
+            raise RuntimeError("no such kernel")
+        return made[str(spec)]
+
+    monkeypatch.setattr(judge_module, "open_runner", opener)
+    words = [word for name in ["ort:threads=2", *made] for word in ("--runner", name)]
+    assert call(bundle.root, *words, "--case", "decode-*", "--json", tmp_path / "r.json") == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    summary = {
+        line[0]: line[-1] for line in lines if line and line[0] in words and ("of" in line or line[-1] == "unavailable")
+    }
+    assert summary == {
+        "ort:threads=2": "unavailable",
+        "ort": "match",
+        "ort:level=none": "error",
+        "ort:threads=1": "mismatch",
+    }
+    cases = json.loads((tmp_path / "r.json").read_text())["cases"]
+    assert all(case["decode_ms"] > 0 for case in cases if case["runner"] == "ort")
+
+
+def test_one_runner_alone_is_not_timed_so_that_its_report_has_the_same_bytes(
+    bundle: Bundle, engine: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("a.json", "b.json"):
+        assert call(bundle.root, "--json", tmp_path / name) == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()

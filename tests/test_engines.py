@@ -30,6 +30,7 @@ def test_an_engine_is_a_module_with_an_install_line_that_loads_without_its_engin
     module = importlib.import_module(f"runners.engines.{name}")
     assert module.__doc__
     assert module.INSTALL.startswith(("pip install", "make engines"))
+    assert module.TAKES.startswith(("the ", "every "))
     assert callable(module.describe)
     assert callable(module.open_session)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter.spec import ModelSpec
+from exporter.spec import FLOAT64_CONSTANTS, ModelSpec
 
 __all__ = ["Editor", "NotApplicableError"]
 
@@ -97,8 +97,8 @@ class Editor:
             raise NotApplicableError(f"no weight {name}")
         array = change(value.const_value.numpy().copy())
         value.const_value = ir.tensor(array, name=name)
-        self.model.metadata_props["kvparity.float64_constants"] = _without(
-            self.model.metadata_props.get("kvparity.float64_constants", "{}"), name
+        self.model.metadata_props[FLOAT64_CONSTANTS] = _without(
+            self.model.metadata_props.get(FLOAT64_CONSTANTS, "{}"), name
         )
 
     def add(self, op_type: str, inputs: Sequence[ir.Value], after: ir.Node | None, **attributes: Any) -> ir.Value:

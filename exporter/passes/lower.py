@@ -12,9 +12,10 @@ import json
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["FLOAT64_CONSTANTS", "lower_to_float32"]
+from exporter.spec import FLOAT64_CONSTANTS
 
-FLOAT64_CONSTANTS = "kvparity.float64_constants"
+__all__ = ["lower_to_float32"]
+
 _MOST = 1024  # elements of a constant whose float64 values are kept
 
 

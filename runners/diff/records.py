@@ -201,6 +201,7 @@ class CaseRecord:
         near_ties: Flips that an error within the limit explains.
         budget: By output kind (``logits``, ``key``, ``value``).
         message: What kept the case from being judged, or stopped it.
+        decode_ms: Median milliseconds of a one-token decode call, where several runners were compared.
     """
 
     question: Question
@@ -228,6 +229,7 @@ class CaseRecord:
     first_divergence: Divergence | None = None
     top_differences: tuple[TopDifference, ...] = ()
     curves: tuple[Curve, ...] = ()
+    decode_ms: float | None = None
 
 
 @dataclass(frozen=True)

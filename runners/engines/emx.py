@@ -24,6 +24,7 @@ from runners.engines._session import GraphSession, Run, empty, refuse_layouts
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[emx]', and gcc"
+TAKES = "the static layout"
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC"]
 
 

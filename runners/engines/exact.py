@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from exporter.bundle import Bundle
 from exporter.errors import EngineUnavailableError
-from exporter.spec import GraphKind
+from exporter.spec import FLOAT64_CONSTANTS, GraphKind
 from runners.base import Array, RunnerInfo, need, only
 
 __all__ = ["INSTALL", "ExactSession", "describe", "open_model", "open_session", "widen"]
 
 INSTALL = "pip install onnx onnx-ir onnxruntime"
-FLOAT64_CONSTANTS = "kvparity.float64_constants"
+TAKES = "the dynamic and static layouts, every profile, evaluated in float64"
 Evaluate = Callable[[Mapping[str, Array]], list[Array]]
 
 

@@ -25,6 +25,7 @@ from runners.engines._static import REFUSED
 __all__ = ["INSTALL", "GenaiSession", "describe", "genai_config", "open_session"]
 
 INSTALL = "pip install 'kvparity[genai]'"
+TAKES = "the dynamic layout with --sliding-cache full"
 _ADAPTED = "decode.onnx alone, caches kept by GenAI's loop; genai_config.json written for it"
 
 

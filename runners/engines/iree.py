@@ -19,6 +19,7 @@ from runners.engines._session import GraphSession, Run, by_name
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[iree]'"
+TAKES = "the dynamic layout"
 _FLAGS = ["--iree-hal-target-backends=llvm-cpu", "--iree-llvmcpu-target-cpu=host"]
 
 

@@ -19,6 +19,7 @@ from runners.engines._static import PerShape, Shapes, shapes_limit
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[jaxonnxruntime]'"
+TAKES = "the dynamic layout, compiled per shape"
 _SHAPES = 40  # seconds each
 
 

@@ -19,6 +19,7 @@ from runners.engines._torch import torch_module
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[litert]'"
+TAKES = "the static layout"
 
 
 def describe() -> RunnerInfo:

@@ -22,6 +22,7 @@ from runners.engines._session import GraphSession, Run, by_name, threads_of
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[mnn]'"
+TAKES = "the dynamic and static layouts"
 
 
 def describe() -> RunnerInfo:

@@ -14,6 +14,7 @@ from runners.engines._session import GraphSession, Run, by_name
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[nxrt]'"
+TAKES = "the dynamic and static layouts"
 
 
 def describe() -> RunnerInfo:

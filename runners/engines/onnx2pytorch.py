@@ -15,6 +15,7 @@ from runners.engines._torch import stand_in_for_torchvision
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[onnx2pytorch]'"
+TAKES = "the dynamic layout"
 
 
 def describe() -> RunnerInfo:

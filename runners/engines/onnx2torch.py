@@ -18,6 +18,7 @@ from runners.engines._torch import stand_in_for_torchvision
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[onnx2torch]'"
+TAKES = "the dynamic layout with --profile bare"
 
 
 def describe() -> RunnerInfo:

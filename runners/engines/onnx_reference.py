@@ -12,6 +12,7 @@ from runners.engines._session import GraphSession, Run, by_name
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install onnx"
+TAKES = "the dynamic and static layouts"
 
 
 def describe() -> RunnerInfo:

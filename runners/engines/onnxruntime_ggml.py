@@ -18,6 +18,7 @@ from runners.engines._session import GraphSession, Run, by_name, threads_of
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[onnxruntime_ggml]'"
+TAKES = "the dynamic and static layouts"
 
 
 def describe() -> RunnerInfo:

@@ -12,6 +12,7 @@ from runners.isolate import IsolatedSession
 __all__ = ["INSTALL", "OWN_PROCESS", "describe", "open_session"]
 
 INSTALL = "make engines ONLY=node"
+TAKES = "the dynamic and static layouts"
 OWN_PROCESS = True
 
 

@@ -15,6 +15,7 @@ from runners.engines._session import GraphSession, Run, by_name, threads_of
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[opencv]'"
+TAKES = "the dynamic and static layouts"
 _ENGINES = {"new": "ENGINE_NEW", "classic": "ENGINE_CLASSIC", "auto": "ENGINE_AUTO"}
 
 

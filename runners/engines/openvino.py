@@ -20,6 +20,7 @@ from runners.engines._session import GraphSession, Run, threads_of
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[openvino]'"
+TAKES = "the dynamic and static layouts"
 _PRECISIONS = ("f32", "bf16", "f16", "default")
 
 

@@ -15,6 +15,7 @@ from runners.base import Array, RunnerInfo, need, only
 __all__ = ["INSTALL", "OrtSession", "describe", "element_type", "open_session"]
 
 INSTALL = "pip install onnxruntime"
+TAKES = "every layout and profile"
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",

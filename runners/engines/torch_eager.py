@@ -23,6 +23,7 @@ from runners.base import Array, RunnerInfo, need, only
 __all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
 
 INSTALL = "pip install 'kvparity[export]'"
+TAKES = "every bundle: it runs the checkpoint"
 
 
 def describe() -> RunnerInfo:

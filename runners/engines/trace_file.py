@@ -24,6 +24,7 @@ from runners.base import Array, RunnerInfo, only
 __all__ = ["INSTALL", "TraceSession", "TraceWriter", "describe", "open_session"]
 
 INSTALL = "nothing to install; give a file with --trace FILE.npz"
+TAKES = "every bundle: it replays a file"
 FORMAT = "1"
 _KEY = re.compile(r"(?:(?P<case>.+)/)?step_(?P<step>\d+)/(?P<name>[^/]+)")
 

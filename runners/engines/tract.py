@@ -20,6 +20,7 @@ from runners.engines._static import PerShape, Shapes, shapes_limit
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[tract]'"
+TAKES = "the dynamic and static layouts"
 _DTYPES = {"int64": "i64", "float32": "f32", "float16": "f16"}
 
 

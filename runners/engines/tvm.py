@@ -17,6 +17,7 @@ from runners.engines._session import GraphSession, Run, by_name, refuse_layouts,
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[tvm]'"
+TAKES = "the static layout"
 
 
 def describe() -> RunnerInfo:

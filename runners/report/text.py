@@ -30,6 +30,9 @@ def print_report(report: Report, stream: IO[str]) -> None:
         records = [record for record in report.cases if record.question == question.question]
         if records:
             console.print(_table(records), soft_wrap=False)
+        if len(report.runners) > 1 and records:
+            console.print()
+            console.print(_matrix(report, records), soft_wrap=False)
         for record in records if _narrow(records) else []:
             console.print()
             console.print(Text(f"{record.runner}, {record.case}, call by call:", style="dim"))
@@ -48,16 +51,48 @@ def print_report(report: Report, stream: IO[str]) -> None:
 
 def _table(records: list[CaseRecord]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
+    timed = any(record.decode_ms is not None for record in records)
     for title, justify in _COLUMNS:
-        table.add_column(title, justify=justify, no_wrap=title != "case")  # type: ignore[arg-type]
+        if timed or title != _MS:
+            table.add_column(title, justify=justify, no_wrap=title != "case")  # type: ignore[arg-type]
     for record in records:
         verdict = Text(record.verdict, style=_STYLE[record.verdict])
         played = str(record.steps) if record.played == record.steps else f"{record.played}/{record.steps}"
         cells = (record.runner, record.case, played, short(record.max_abs_diff), position_cell(record))
-        table.add_row(*cells, budget_cell(record), top_cell(record), verdict)
+        table.add_row(
+            *cells, budget_cell(record), top_cell(record), *([short(record.decode_ms)] if timed else []), verdict
+        )
     return table
 
 
+def _matrix(report: Report, records: list[CaseRecord]) -> Table:
+    """One row per runner, and which of its cases match; those that could not be had too."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("runner", "version", "cases that match", "max diff", "budget", "ms per decode step", "verdict"):
+        table.add_column(title, justify="left" if title in ("runner", "version", "verdict") else "right", no_wrap=True)
+    for runner in report.runners:
+        own = [record for record in records if record.runner == runner.name]
+        verdict = worst_verdict([record.verdict for record in own]) if own else "error"
+        worst = max((record for record in own if record.max_abs_diff is not None), key=_size, default=None)
+        ratios = [budget.ratio_max for record in own for budget in record.budget.values()]
+        took = sorted(record.decode_ms for record in own if record.decode_ms is not None)
+        table.add_row(
+            runner.name,
+            runner.version or "–",
+            f"{sum(record.verdict == 'match' for record in own)} of {len(own)}" if own else "–",
+            short(worst.max_abs_diff) if worst else "–",
+            f"{times(max(ratios))}×" if ratios else "–",
+            short(took[len(took) // 2]) if took else "–",
+            Text(verdict if own else "unavailable", style=_STYLE[verdict]),
+        )
+    return table
+
+
+def _size(record: CaseRecord) -> float:
+    return record.max_abs_diff if isinstance(record.max_abs_diff, float) else float("inf")
+
+
+_MS = "ms/step"
 _COLUMNS = (
     ("runner", "left"),
     ("case", "left"),
@@ -66,6 +101,7 @@ _COLUMNS = (
     ("worst position", "left"),
     ("budget", "right"),
     ("top-1", "right"),
+    (_MS, "right"),
     ("verdict", "left"),
 )
 
