@@ -40,10 +40,10 @@ def cli() -> None:
 @click.option("--logits", type=click.Choice(["all", "last"]), default="all", show_default=True)
 @click.option(
     "--quantize",
-    type=click.Choice(["none", "int4", "int8", "source"]),
+    type=click.Choice(["none", "int4", "int8"]),
     default="none",
     show_default=True,
-    help="Weights of linear layers and embeddings in blocks; source keeps a GGUF file's.",
+    help="Weights of linear layers and embeddings in blocks; a GGUF file's own where they fit.",
 )
 @click.option("--block-size", type=int, default=32, show_default=True, help="Columns that share a scale.")
 @click.option("--keep", metavar="KIND,…", default="", help="Kinds of layers that stay as they are, such as embed.")

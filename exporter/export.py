@@ -35,7 +35,7 @@ from exporter.needs import needs
 from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, host_inputs, settled
 from exporter.quantize.plan import plan
-from exporter.quantize.stage import quantize_weights
+from exporter.quantize.stage import held_blocks, quantize_weights
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, sample_text
 from exporter.weights import Placement, place_weights
@@ -97,11 +97,14 @@ def export(
             copy_tokenizer(checkpoint, folder)
         with _stage("weights", report):
             placements = place_weights(checkpoint, shell, folder, options.dtype)
+            source = held_blocks(checkpoint, shell, options) if chosen else None
             del shell
         quantization = None
         if chosen:
             with _stage("quantize", report):
-                placements, quantization = quantize_weights(folder, placements, chosen, config, spec, options, text)
+                placements, quantization = quantize_weights(
+                    folder, placements, chosen, config, spec, options, text, source
+                )
         with _stage("trace", report):
             _trace(checkpoint, folder, options, placements, in_process)
         with _stage("check", report):

@@ -54,7 +54,7 @@ class Quantization:
         quantised: How many weights.
         elements: How many numbers they hold.
         kept: Kinds of linear layers and embeddings that stay as they are.
-        from_source: How many have exactly the values that the source holds quantised.
+        from_source: How many have exactly the values that the source, a GGUF file, holds quantised; None for others.
         bytes_before: Size of the weights file without quantisation.
         quality: What it cost; None where it was not measured.
     """
@@ -63,7 +63,7 @@ class Quantization:
     quantised: int
     elements: int
     kept: tuple[str, ...]
-    from_source: int
+    from_source: int | None
     bytes_before: int
     quality: Quality | None = None
 
@@ -78,8 +78,11 @@ class Quantization:
         kept = f"; as they were: {', '.join(self.kept)}" if self.kept else ""
         share = bytes_after / self.bytes_before
         lines = [f"quantised {self.quantised} weights, the file {share:.3f} of its size; {kinds}{kept}"]
-        if self.from_source:
-            lines.append(f"{self.from_source} of {self.quantised} have exactly the values that the source holds")
+        if self.from_source is not None:
+            lines.append(
+                f"{self.from_source} of {self.quantised} hold exactly the GGUF file's values, "
+                "the others' types do not fit and were rounded anew"
+            )
         if self.quality is not None:
             lines.append(f"quantisation: {self.quality.sentence()}")
         return lines

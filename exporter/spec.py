@@ -226,7 +226,7 @@ class ExportOptions:
         max_len: Buffer rows of the static layout.
         chunk: Tokens per call of the static layout's prefill graph.
         batch: Rows of the static layout's batch.
-        quantize: Weights of linear layers and embeddings: ``int4`` or ``int8`` blocks, ``source`` keeps a GGUF file's.
+        quantize: Weights of linear layers and embeddings in blocks of ``int4`` or ``int8``.
         block_size: Columns that share a scale.
         keep: Kinds of layers that stay as they are (:mod:`exporter.quantize.plan`).
         quantizer: ``rtn`` or ``k_quant``, both ONNX Runtime's.
@@ -244,7 +244,7 @@ class ExportOptions:
     batch: int | None = None
     provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
     extra: dict[str, str] = field(default_factory=dict)
-    quantize: Literal["none", "int4", "int8", "source"] = "none"
+    quantize: Literal["none", "int4", "int8"] = "none"
     block_size: int = 32
     keep: tuple[str, ...] = ()
     quantizer: Literal["rtn", "k_quant"] = "rtn"

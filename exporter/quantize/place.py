@@ -27,11 +27,11 @@ class Placed:
 
     Attributes:
         placements: Where each tensor lies: quantised weights as their parts (:mod:`exporter.blocks`), others whole.
-        kept_exactly: Quantised weights whose values are those of the source.
+        kept_exactly: Quantised weights whose values are those of a quantised source; None where it is not.
     """
 
     placements: dict[str, Placement]
-    kept_exactly: tuple[str, ...]
+    kept_exactly: tuple[str, ...] | None
 
 
 def place_quantized(
@@ -39,7 +39,7 @@ def place_quantized(
     placements: Mapping[str, Placement],
     chosen: Sequence[str],
     options: ExportOptions,
-    source: Kept = lambda name, weight: None,
+    source: Kept | None = None,
 ) -> Placed:
     """Write the quantised file, and remove those that it replaces.
 
@@ -59,7 +59,7 @@ def place_quantized(
             if name not in chosen:
                 write(name, array)
                 continue
-            blocks = source(name, array)
+            blocks = source(name, array) if source is not None else None
             if blocks is None:
                 blocks = quantize_weight(array, bits, options.block_size, options.quantizer)
             else:
@@ -71,7 +71,7 @@ def place_quantized(
     for location in {place.location for place in placements.values()}:
         (folder / location).unlink()
     (folder / f"{FILE}.new").rename(folder / FILE)
-    return Placed(write.placements(FILE), tuple(exact))
+    return Placed(write.placements(FILE), None if source is None else tuple(exact))
 
 
 def read_placed(folder: Path, place: Placement) -> npt.NDArray[Any]:

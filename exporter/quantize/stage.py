@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.blocks import Blocks
+from exporter.checkpoint import Checkpoint
 from exporter.errors import ExportError
 from exporter.quantization import Quality, Quantization
 from exporter.quantize.place import Placed, place_quantized
@@ -18,8 +19,9 @@ from exporter.spec import ExportOptions, ModelSpec
 from exporter.tokenizer import sample_text
 from exporter.weights import Placement
 
-__all__ = ["quantize_weights"]
+__all__ = ["held_blocks", "quantize_weights"]
 
+Held = Callable[[str, npt.NDArray[Any]], Blocks | None]
 _SEED = 1_000_129  # stories that neither the shipped checkpoint nor the cases have read
 
 
@@ -31,7 +33,7 @@ def quantize_weights(
     spec: ModelSpec,
     options: ExportOptions,
     text: Path | None = None,
-    source: Callable[[str, npt.NDArray[Any]], Blocks | None] = lambda name, weight: None,
+    source: Held | None = None,
 ) -> tuple[dict[str, Placement], Quantization]:
     """Quantise the weights of a bundle being written and say what it cost.
 
@@ -53,6 +55,15 @@ def quantize_weights(
     changed = quantised_tensors(folder, placed.placements, columns)
     quality = quality_of(model, changed, windows, name, real=real)
     return placed.placements, _describe(placed, placements, chosen, before, options, quality)
+
+
+def held_blocks(checkpoint: Checkpoint, shell: Any, options: ExportOptions) -> Held | None:
+    """What gives the blocks of a GGUF file's quantised weights; None for other checkpoints."""
+    if checkpoint.gguf is None or options.dtype != "float32":
+        return None
+    from exporter.quantize.gguf import gguf_blocks
+
+    return gguf_blocks(checkpoint.folder / checkpoint.gguf, shell, 4 if options.quantize == "int4" else 8)
 
 
 def _windows(folder: Path, spec: ModelSpec, path: Path | None) -> tuple[str, npt.NDArray[np.int64], bool]:
@@ -90,7 +101,7 @@ def _describe(
         quantised=len(chosen),
         elements=sum(int(np.prod(placements[name].shape)) for name in chosen),
         kept=tuple(sorted(options.keep)),
-        from_source=len(placed.kept_exactly),
+        from_source=None if placed.kept_exactly is None else len(placed.kept_exactly),
         bytes_before=before,
         quality=quality,
     )
