@@ -1,4 +1,4 @@
-"""Records reference vectors: PyTorch in float32, call by call, and PyTorch in float64 over the whole sequence at once.
+"""Records reference vectors: PyTorch in the bundle's dtype, call by call, and in float64 over the whole sequence.
 
 The float64 run uses no cache between calls: it anchors rounding and, at the same time, would expose a fault in the
 reference's own caching.
@@ -46,13 +46,14 @@ def record_cases(
     chosen = _within(cases, bundle.model, budget_mb * 1_000_000, float64)
     folder = bundle.root / "cases"
     recorded: dict[str, Vectors] = {}
-    for dtype in ("float32", "float64") if float64 else ("float32",):
+    own = bundle.options.dtype
+    for dtype in (own, "float64") if float64 else (own,):
         session = reference_session(bundle, dtype) if chosen else None
         for index, case in enumerate(chosen):
             on_case(case, index, len(chosen))
             assert session is not None
-            arrays = reference_arrays(session, bundle.model, case if dtype == "float32" else _at_once(case))
-            if dtype == "float32":
+            arrays = reference_arrays(session, bundle.model, case if dtype == own else _at_once(case))
+            if dtype == own:
                 recorded[case.name] = Vectors(case, arrays)
             else:
                 base = recorded[case.name].arrays
@@ -81,12 +82,16 @@ def recorder(*, float64: bool, budget_mb: int, on_case: OnCase) -> Callable[[Bun
 
 
 def reference_arrays(session: Session, model: ModelSpec, case: Case) -> dict[str, Array]:
-    """Play a case through a reference session that returns full-length caches; whole-case arrays by key."""
+    """Play a case through a reference session that returns full-length caches; whole-case arrays by key.
+
+    Half types are widened, which keeps their values; the logits of the contract are float32 in any case.
+    """
     player = Player(model, ExportOptions(dtype="float32"))
     recorder = Recorder(case, model.slots)
     for step in case.steps():
         recorder.add(step, player.run(session, step, case.inputs(step)))
-    return recorder.finish()
+    arrays = recorder.finish()
+    return {name: array if array.itemsize > 2 else array.astype(np.float32) for name, array in arrays.items()}
 
 
 def _at_once(case: Case) -> Case:

@@ -96,7 +96,7 @@ class References:
         return Vectors.load(path, entry.name)
 
     def _record(self, case: Case) -> Vectors:
-        single = self._play(case, "float32")
+        single = self._play(case, self._bundle.options.dtype)
         if not self._float64:
             return Vectors(case, single)
         double = self._play(replace(case, chunks=(case.total,), first=PREFILL), "float64")

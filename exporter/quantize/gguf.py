@@ -1,7 +1,7 @@
 """Keeps the values of a GGUF file's quantised tensors where MatMulNBits' blocks can hold exactly these.
 
 Q4_0, Q5_0, Q8_0 and Q6_K have blocks with a scale and a fixed zero point. The other K types have a minimum per block
-instead, which ONNX Runtime's CPU takes as a fractional zero point only at a fiftieth of its speed: they are rounded anew.
+instead, which MatMulNBits takes as a fractional zero point, at a fiftieth of its speed on a CPU: they are rounded anew.
 """
 
 from __future__ import annotations
