@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILE = "ort"
 
 
-def export(checkpoint: Path, folder: Path, profile: str = PROFILE) -> None:
+def export(checkpoint: Path, folder: Path, profile: str = PROFILE, layout: str = "dynamic") -> None:
     command = [sys.executable, "cli.py", "export", str(checkpoint), "-o", str(folder), "--vectors", "none"]
-    subprocess.run([*command, "--profile", profile], check=True, cwd=ROOT)
+    subprocess.run([*command, "--profile", profile, "--layout", layout], check=True, cwd=ROOT)
 
 
 def open(folder: Path, threads: int) -> Any:

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("kvparity_ort", "kvparity_portable", "torch_eager", "torch_sdpa", "mobius_onnx", "mobius_genai")
+PEERS = (
+    "kvparity_shared",
+    "kvparity_ort",
+    "kvparity_portable",
+    "torch_eager",
+    "torch_sdpa",
+    "mobius_onnx",
+    "mobius_genai",
+)
 
 
 class Worker:
