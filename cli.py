@@ -60,6 +60,13 @@ def cli() -> None:
 @click.option("--text", type=click.Path(path_type=Path), help="Measure quantisation on this file  [default: stories]")
 @click.option("--vectors", type=click.Choice(["all", "float32", "none"]), default="all", show_default=True)
 @click.option("--vectors-mb", type=int, default=256, show_default=True, help="Most megabytes of reference vectors.")
+@click.option(
+    "--vectors-mode",
+    type=click.Choice(["auto", "whole", "streamed"]),
+    default="auto",
+    show_default=True,
+    help="PyTorch's model in memory, or one module's weights at a time: the same bits.",
+)
 @click.option("--limit", type=int, help="Longest case in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print the stages and the bundle as JSON.")
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
@@ -78,8 +85,9 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
     vectors, megabytes = options.pop("vectors"), options.pop("vectors_mb")
     options["keep"] = tuple(filter(None, options["keep"].split(",")))
     options["accuracy_level"] = int(options["accuracy_level"])
+    mode = options.pop("vectors_mode")
     progress = Progress()
-    record = recorder(float64=vectors == "all", budget_mb=megabytes, on_case=progress.case)
+    record = recorder(float64=vectors == "all", budget_mb=megabytes, mode=mode, on_case=progress.case)
     try:
         bundle = run_export(
             *(checkpoint, target, ExportOptions(**options)),

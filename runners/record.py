@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def record_cases(
     *,
     float64: bool = True,
     budget_mb: int = 256,
+    mode: str = "auto",
     on_case: OnCase = lambda case, index, count: None,
 ) -> Recording:
     """Record every case that fits the size budget into ``<bundle>/cases``.
@@ -39,6 +41,8 @@ def record_cases(
         float64: Record the float64 result as well.
         budget_mb: Size of all vectors together; a case that would not fit is listed without a file (vocabularies of
             262,144 need 1 MB per token).
+        mode: ``whole`` holds PyTorch's model in memory, ``streamed`` one module's weights at a time (the same bits,
+            all weights read once per call), ``auto`` streams where the model would take over half of what is free.
         on_case: Called before each case.
     """
     from runners.engines.torch_eager import reference_session
@@ -48,7 +52,7 @@ def record_cases(
     recorded: dict[str, Vectors] = {}
     own = bundle.options.dtype
     for dtype in (own, "float64") if float64 else (own,):
-        session = reference_session(bundle, dtype) if chosen else None
+        session = reference_session(bundle, dtype, streamed=_streams(bundle, mode, dtype)) if chosen else None
         for index, case in enumerate(chosen):
             on_case(case, index, len(chosen))
             assert session is not None
@@ -72,11 +76,29 @@ def record_cases(
     return Recording(tuple(entries), _noise(list(recorded.values())))
 
 
-def recorder(*, float64: bool, budget_mb: int, on_case: OnCase) -> Callable[[Bundle, Sequence[Case]], Recording]:
+def _streams(bundle: Bundle, mode: str, dtype: str) -> bool:
+    """Whether PyTorch's model is streamed."""
+    if mode != "auto" or bundle.options.quantize != "none":  # blocks are unpacked when the whole model is loaded
+        return mode == "streamed"
+    return bundle.model.parameters * {"float64": 8, "float32": 4}.get(dtype, 2) > _available_bytes() / 2
+
+
+def _available_bytes() -> float:
+    """Memory that can be had without swapping; unlimited where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+def recorder(
+    *, float64: bool, budget_mb: int, on_case: OnCase, mode: str = "auto"
+) -> Callable[[Bundle, Sequence[Case]], Recording]:
     """:func:`record_cases` with its settings, in the form that the exporter takes."""
 
     def record(bundle: Bundle, cases: Sequence[Case]) -> Recording:
-        return record_cases(bundle, cases, float64=float64, budget_mb=budget_mb, on_case=on_case)
+        return record_cases(bundle, cases, float64=float64, budget_mb=budget_mb, mode=mode, on_case=on_case)
 
     return record
 

@@ -20,14 +20,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+# PyTorch comes first: what the others answer is compared with what it answers.
 PEERS = (
-    "kvparity_shared",
-    "kvparity_ort",
-    "kvparity_portable",
-    "torch_eager",
-    "torch_sdpa",
-    "mobius_onnx",
-    "mobius_genai",
+    *("torch_eager", "torch_sdpa", *sorted(path.stem for path in HERE.glob("kvparity_*.py"))),
+    *("mobius_onnx", "mobius_genai", "genai_builder", "transformers_onnx", "transformers_fused"),
+    *("optimum_onnx", "llamacpp"),
 )
 
 
@@ -119,6 +116,7 @@ def main() -> int:
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             results[name] = {"failed": str(error)}
             print(f"{name}: {error}", file=sys.stderr)
+    check(workers, results, given.cache / "reference.npy")
     for _ in range(given.rounds):
         for worker in workers:
             result = results[worker.name]
@@ -133,6 +131,19 @@ def main() -> int:
     return 0
 
 
+def check(workers: list[Worker], results: dict[str, dict[str, Any]], reference: Path) -> None:
+    """Largest logit difference to PyTorch eager over 300 steps from 100 tokens on."""
+    if not workers or workers[0].name != "torch_eager":
+        return
+    workers[0].ask(do="save", file=str(reference.resolve()))
+    for worker in list(workers[1:]):
+        try:
+            results[worker.name]["off"] = worker.ask(do="check", file=str(reference.resolve()))
+        except RuntimeError as error:
+            results[worker.name] = {"failed": str(error)}
+            workers.remove(worker)
+
+
 def quantile(values: list[float], share: float) -> float:
     """A quantile of timings in milliseconds; the nearest value, no interpolation."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)] * 1000
@@ -142,16 +153,17 @@ def table(results: dict[str, dict[str, Any]], contexts: list[int]) -> str:
     """Markdown: median, and the fastest tenth, which a busy machine disturbs least; ratios to the best peer."""
     peers = [r for name, r in results.items() if "failed" not in r and not name.startswith("kvparity")]
     lines = [
-        "| | export s | MB | load s | "
+        "| | export s | peak MB | bundle MB | load s | max Δ past the window | "
         + " | ".join(f"ms @{c} (fastest tenth)" for c in contexts)
         + " | prefill 512 ms |"
     ]
-    lines.append("|---" * (5 + len(contexts)) + "|")
+    lines.append("|---" * (7 + len(contexts)) + "|")
     for name, result in results.items():
         if "failed" in result:
-            lines.append(f"| {name} | fails: {result['failed']} |" + " |" * (3 + len(contexts)))
+            lines.append(f"| {name} | fails: {result['failed']} |" + " |" * (5 + len(contexts)))
             continue
-        cells = [name, f"{result['export_s']:.1f}", f"{result['mb']:.1f}", f"{result['load_s']:.2f}"]
+        cells = [name, f"{result['export_s']:.1f}", f"{result['peak_mb']:.0f}", f"{result['mb']:.1f}"]
+        cells += [f"{result['load_s']:.2f}", f"{result['off']:.1e}" if "off" in result else "reference"]
         for context in contexts:
             low = quantile(result["decode"][context], 0.1)
             best = min((quantile(peer["decode"][context], 0.1) for peer in peers), default=low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-LONGEST = 2048
+LONGEST, PROMPT, WALK = 2048, 100, 300
 
 
 def main() -> None:
@@ -25,13 +26,18 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "open":
-            export_s = exported(peer, checkpoint, folder)
+            cost = exported(peer, checkpoint, folder)
             start = time.perf_counter()
             decoder = peer.open(folder if folder.exists() else checkpoint, threads)
             decoder.reset()
             decoder.feed(ids[:8])
             files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-            answer: Any = {"export_s": export_s, "load_s": time.perf_counter() - start, "mb": sum(files) / 1e6}
+            answer: Any = {"load_s": time.perf_counter() - start, "mb": sum(files) / 1e6, **cost}
+        elif request["do"] == "save":
+            np.save(request["file"], walk(decoder, ids))
+            answer = None
+        elif request["do"] == "check":
+            answer = float(np.abs(walk(decoder, ids) - np.load(request["file"])).max())
         elif request["do"] == "prefill":
             decoder.reset()
             start = time.perf_counter()
@@ -43,16 +49,27 @@ def main() -> None:
         answers.flush()
 
 
-def exported(peer: Any, checkpoint: Path, folder: Path) -> float:
-    """Seconds that the export took, now or when it was made."""
-    note = folder.parent / f"{folder.name}.seconds"
+def exported(peer: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
+    """Seconds and peak memory in MB of the largest process of the export, now or when it was made."""
+    note = folder.parent / f"{folder.name}.export.json"
     if not hasattr(peer, "export"):
-        return 0.0
+        return {"export_s": 0.0, "peak_mb": 0.0}
     if not note.exists():
         start = time.perf_counter()
         peer.export(checkpoint, folder)
-        note.write_text(str(time.perf_counter() - start))
-    return float(note.read_text())
+        kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        peak = max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
+        note.write_text(json.dumps({"export_s": time.perf_counter() - start, "peak_mb": peak}))
+    return dict(json.loads(note.read_text()))
+
+
+def walk(decoder: Any, ids: Any) -> Any:
+    """Logits (WALK, vocab) of a prompt of 100 tokens and WALK - 1 steps after it: past any window of interest."""
+    decoder.reset()
+    rows = [np.array(decoder.feed(ids[:PROMPT]), np.float32)]
+    for index in range(PROMPT, PROMPT + WALK - 1):
+        rows.append(np.array(decoder.feed(ids[index : index + 1]), np.float32))
+    return np.stack(rows)
 
 
 def steps(decoder: Any, ids: Any, context: int, count: int) -> list[float]:

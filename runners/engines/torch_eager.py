@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from exporter.errors import BundleError
 from exporter.lift import lifted
 from exporter.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
 from runners.base import Array, RunnerInfo, need, only
+from runners.engines._streamed import stream_weights
 
 __all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
 
@@ -42,12 +44,18 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> TorchSession:
     return TorchSession(model, bundle.model, bounded=bundle.options.bounded, last=bundle.options.logits == "last")
 
 
-def reference_session(bundle: Bundle, dtype: str) -> TorchSession:
-    """The reference that vectors are recorded from: every row of every cache, every position of the logits."""
-    return TorchSession(_load(bundle, dtype), bundle.model, bounded=False)
+def reference_session(bundle: Bundle, dtype: str, *, streamed: bool = False) -> TorchSession:
+    """The reference that vectors are recorded from: every row of every cache, every position of the logits.
+
+    Args:
+        bundle: Config and weights.
+        dtype: What it computes in.
+        streamed: Hold one module's weights at a time (:mod:`runners.engines._streamed`); the same numbers, slower.
+    """
+    return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model, bounded=False)
 
 
-def _load(bundle: Bundle, dtype: str) -> Any:
+def _load(bundle: Bundle, dtype: str, *, streamed: bool = False) -> Any:
     """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -58,13 +66,42 @@ def _load(bundle: Bundle, dtype: str) -> Any:
             config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
         )
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    state = _state(bundle, shapes, dtype)
-    missing, _ = model.load_state_dict(state, strict=False, assign=True)
+    files = _files(bundle) if streamed else {}
+    state = _buffers(model, files) if streamed else _state(bundle, shapes, dtype)
+    model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
-    unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    model = model.to(getattr(torch, dtype)).eval()
+    if streamed:
+        unset = stream_weights(model, files, getattr(torch, dtype))
+    else:
+        unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if unset:
-        raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(missing)} missing); export again")
-    return model.to(getattr(torch, dtype)).eval()
+        raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(unset)} missing); export again")
+    return model
+
+
+def _files(bundle: Bundle) -> dict[str, Path]:
+    """Which file holds each tensor of the weights."""
+    from safetensors import safe_open
+
+    files: dict[str, Path] = {}
+    for entry in bundle.manifest.weights:
+        path = bundle.root / entry.path
+        with safe_open(path, framework="pt") as stream:
+            files.update(dict.fromkeys(stream.keys(), path))
+    return files
+
+
+def _buffers(model: Any, files: Mapping[str, Path]) -> dict[str, Any]:
+    """The stored buffers of a model, such as the scalars of its layers."""
+    from safetensors import safe_open
+
+    state: dict[str, Any] = {}
+    for name, _ in model.named_buffers():
+        if name in files:
+            with safe_open(files[name], framework="pt") as stream:
+                state[name] = stream.get_tensor(name)
+    return state
 
 
 def _state(bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,94 @@
+"""A PyTorch model that holds one module's weights at a time: read before its forward, dropped after it.
+
+The modules are transformers' own and compute what they always compute, so results are the same to the bit. What a model
+costs is its largest single matrix; what it takes is reading all weights once per call. A value that a model reads
+outside the module that owns it is still on the meta device, so such a model fails instead of giving wrong numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Stored", "stream_weights"]
+
+Stored = Mapping[str, Path]  # which file holds a tensor
+
+
+def stream_weights(model: Any, stored: Stored, dtype: torch.dtype) -> list[str]:
+    """Hook every module that has parameters of its own.
+
+    Args:
+        model: Parameters on the meta device, in ``dtype``.
+        stored: Files by tensor name; tied parameters under any of their names.
+        dtype: What the weights are converted to.
+
+    Returns:
+        Names of parameters that no file holds; nothing must be run then.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    lacking: list[str] = []
+    for module in model.modules():
+        owned: dict[str, str] = {}
+        for key, parameter in module._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            found = next((name for name in names[id(parameter)] if name in stored), None)
+            if found is None:
+                lacking.append(names[id(parameter)][0])
+            else:
+                owned[key] = found
+        if owned and isinstance(module, nn.Embedding):
+            _hook_table(module, stored, owned["weight"], dtype)
+        elif owned:
+            _hook(module, stored, owned, dtype)
+    return lacking
+
+
+def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str], dtype: torch.dtype) -> None:
+    empty = dict(module._parameters)
+
+    def load(*_: Any) -> None:
+        for key, name in owned.items():
+            module._parameters[key] = _parameter(_read(stored, name, slice(None)), dtype)
+
+    def drop(*_: Any) -> None:
+        module._parameters.update(empty)
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)
+
+
+def _hook_table(module: nn.Embedding, stored: Stored, name: str, dtype: torch.dtype) -> None:
+    """A table of embeddings: only the rows that are asked for are read, and the ids renumbered."""
+    empty = module.weight
+
+    def load(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        wanted, places = torch.unique(args[0], return_inverse=True)
+        rows = [_read(stored, name, slice(int(row), int(row) + 1)) for row in wanted]
+        module._parameters["weight"] = _parameter(torch.cat(rows), dtype)
+        return (places, *args[1:])
+
+    def drop(*_: Any) -> None:
+        module._parameters["weight"] = empty
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)
+
+
+def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(tensor.to(dtype) if tensor.is_floating_point() else tensor, requires_grad=False)
+
+
+def _read(stored: Stored, name: str, rows: slice) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(stored[name], framework="pt") as file:
+        part: Callable[[slice], Any] = file.get_slice(name).__getitem__
+        return part(rows) if file.get_slice(name).get_shape() else file.get_tensor(name)

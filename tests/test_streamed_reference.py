@@ -1,0 +1,57 @@
+"""A reference that holds one module's weights at a time gives the same bits as the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.bundle import Bundle
+from exporter.cases import Case
+from exporter.checkpoint import resolve
+from exporter.export import export
+from exporter.spec import PREFILL, ExportOptions
+from runners.engines.torch_eager import reference_session
+from runners.record import reference_arrays
+from tests.families import by_name, make_config, save_checkpoint
+
+# Keys and values shared between layers with per-layer embeddings; keys that are values; experts; a plain model.
+FAMILIES = ("E2B-shaped", "12B-shaped", "gpt_oss", "llama")
+
+
+def _case(bundle: Bundle) -> Case:
+    ids = np.random.default_rng(0).integers(3, bundle.model.vocab_size, (2, 24))
+    return Case("walk", ids, (9, 1, 14), (0, 3), PREFILL, "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_streaming_changes_no_bit(tiny_bundle: Bundle, dtype: str) -> None:
+    _check(tiny_bundle, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_streaming_changes_no_bit_in_other_families(name: str, tmp_path: Path) -> None:
+    save_checkpoint(make_config(by_name(name)), tmp_path / "hf")
+    bundle = export(resolve(str(tmp_path / "hf")), tmp_path / "bundle", ExportOptions(), in_process=True)
+    _check(bundle, "float32")
+
+
+def _check(bundle: Bundle, dtype: str) -> None:
+    case = _case(bundle)
+    whole = reference_arrays(reference_session(bundle, dtype), bundle.model, case)
+    session = reference_session(bundle, dtype, streamed=True)
+    streamed = reference_arrays(session, bundle.model, case)
+    assert all(np.array_equal(whole[key], streamed[key]) for key in whole)
+    assert all(parameter.is_meta for parameter in session.model.parameters())
+
+
+def test_a_weight_read_from_another_row_changes_the_result(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runners.engines import _streamed
+
+    case, read = _case(tiny_bundle), _streamed._read
+    whole = reference_arrays(reference_session(tiny_bundle, "float32"), tiny_bundle.model, case)
+    monkeypatch.setattr(_streamed, "_read", lambda stored, name, rows: read(stored, name, rows).flip(0))
+    session = reference_session(tiny_bundle, "float32", streamed=True)
+    assert not np.array_equal(whole["logits"], reference_arrays(session, tiny_bundle.model, case)["logits"])
