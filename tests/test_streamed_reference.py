@@ -14,10 +14,18 @@ from exporter.export import export
 from exporter.spec import PREFILL, ExportOptions
 from runners.engines.torch_eager import reference_session
 from runners.record import reference_arrays
+from tests.conftest import TINY
 from tests.families import by_name, make_config, save_checkpoint
 
 # Keys and values shared between layers with per-layer embeddings; keys that are values; experts; a plain model.
 FAMILIES = ("E2B-shaped", "12B-shaped", "gpt_oss", "llama")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The shipped checkpoint without vectors."""
+    target = tmp_path_factory.mktemp("streamed") / "bundle"
+    return export(resolve(str(TINY)), target, ExportOptions(), in_process=True)
 
 
 def _case(bundle: Bundle) -> Case:
@@ -26,8 +34,8 @@ def _case(bundle: Bundle) -> Case:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_streaming_changes_no_bit(tiny_bundle: Bundle, dtype: str) -> None:
-    _check(tiny_bundle, dtype)
+def test_streaming_changes_no_bit(bundle: Bundle, dtype: str) -> None:
+    _check(bundle, dtype)
 
 
 @pytest.mark.slow
@@ -47,11 +55,11 @@ def _check(bundle: Bundle, dtype: str) -> None:
     assert all(parameter.is_meta for parameter in session.model.parameters())
 
 
-def test_a_weight_read_from_another_row_changes_the_result(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_read_from_another_row_changes_the_result(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from runners.engines import _streamed
 
-    case, read = _case(tiny_bundle), _streamed._read
-    whole = reference_arrays(reference_session(tiny_bundle, "float32"), tiny_bundle.model, case)
+    case, read = _case(bundle), _streamed._read
+    whole = reference_arrays(reference_session(bundle, "float32"), bundle.model, case)
     monkeypatch.setattr(_streamed, "_read", lambda stored, name, rows: read(stored, name, rows).flip(0))
-    session = reference_session(tiny_bundle, "float32", streamed=True)
-    assert not np.array_equal(whole["logits"], reference_arrays(session, tiny_bundle.model, case)["logits"])
+    session = reference_session(bundle, "float32", streamed=True)
+    assert not np.array_equal(whole["logits"], reference_arrays(session, bundle.model, case)["logits"])

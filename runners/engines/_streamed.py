@@ -68,6 +68,7 @@ def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str], dtype: to
 def _hook_table(module: nn.Embedding, stored: Stored, name: str, dtype: torch.dtype) -> None:
     """A table of embeddings: only the rows that are asked for are read, and the ids renumbered."""
     empty = module.weight
+    module.padding_idx = None  # it matters to gradients alone, and lies outside a table of the rows asked for
 
     def load(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         wanted, places = torch.unique(args[0], return_inverse=True)
