@@ -18,7 +18,7 @@ from tests.conftest import TINY
 from tests.families import by_name, make_config, save_checkpoint
 
 # Keys and values shared between layers with per-layer embeddings; keys that are values; experts; a plain model.
-FAMILIES = ("E2B-shaped", "12B-shaped", "gpt_oss", "llama")
+FAMILIES = ("gemma4 E2B-shaped", "gemma4 12B-shaped", "gpt_oss", "llama")
 
 
 @pytest.fixture(scope="module")
