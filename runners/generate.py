@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,12 +81,30 @@ def generate_tokens(
         raise TraceError(f"the prompt has {len(prompt)} tokens, expected 1 to {model.max_position - 1}")
     random = np.random.default_rng(sampling.seed)
     ids = prompt
+    ends = end_tokens(bundle)
     for _ in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
         token = choose(decoder.feed(ids).astype(np.float64), sampling, random)
         yield token
-        if token in model.eos_token_ids:
+        if token in ends:
             return
         ids = np.asarray([token], np.int64)
+
+
+def end_tokens(bundle: Bundle) -> frozenset[int]:
+    """Tokens that end a text: the config's and the generation settings', where chat models name the end of a turn.
+
+    Raises:
+        BundleError: The settings are no JSON.
+    """
+    path = Path(bundle.root) / "generation_config.json"
+    if not path.is_file():
+        return frozenset(bundle.model.eos_token_ids)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"{path}: not a JSON object of generation settings ({error}); export again") from error
+    more = found if isinstance(found, list) else [found]
+    return frozenset(bundle.model.eos_token_ids) | {token for token in more if isinstance(token, int)}
 
 
 def choose(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:
@@ -145,7 +164,7 @@ def generate(
         ended = time.perf_counter()
     finally:
         decoder.close()
-    if tokens and tokens[-1] in bundle.model.eos_token_ids:
+    if tokens and tokens[-1] in end_tokens(bundle):
         reason = "end of text"
     else:
         reason = "token limit" if len(tokens) == count else f"position limit {bundle.model.max_position}"

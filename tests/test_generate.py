@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from exporter.errors import BundleError
 from runners.chat import chat_prompt, chat_template
-from runners.generate import Sampling, choose
+from runners.generate import Sampling, choose, end_tokens
 
 LOGITS = np.log(np.asarray([0.5, 0.3, 0.15, 0.05]))
 
@@ -83,3 +84,15 @@ def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(BundleError, match="does not render"):
         chat_prompt(tmp_path, "Hi")
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"), [('{"eos_token_id": [1, 106]}', {1, 106}), ('{"eos_token_id": 7}', {1, 7}), ("{}", {1})]
+)
+def test_generation_settings_name_further_end_tokens(tmp_path: Path, text: str, ends: set[int]) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+    bundle = SimpleNamespace(root=tmp_path, model=SimpleNamespace(eos_token_ids=(1,)))
+    assert end_tokens(bundle) == ends  # type: ignore[arg-type]
+    (tmp_path / "generation_config.json").write_text("[")
+    with pytest.raises(BundleError, match="not a JSON object"):
+        end_tokens(bundle)  # type: ignore[arg-type]
