@@ -45,7 +45,7 @@ N ?= 100
 fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10
 	$(BIN)/python -m tests.fuzz -n $(N)
 
-bench: $(READY)  ## decode speed beside PyTorch and mobius, each in an environment of its own
+bench: $(READY)  ## decode speed beside PyTorch and other exporters, each in an environment of its own
 	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers
 	$(BIN)/python benchmarks/floor.py $(VENV)/peers/kvparity_ort
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -54,13 +55,19 @@ class Worker:
             self._process.wait()
             self._log.seek(0)
             lines = [text for text in self._log.read().splitlines() if text.strip()] or ["died without a word"]
-            raise RuntimeError(lines[-1][:160])
+            raise RuntimeError(reason(lines)[:160])
         return json.loads(line)
 
     def stop(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
+
+
+def reason(lines: list[str]) -> str:
+    """The line that says why; where an export was a process of its own, its error and not that it had one."""
+    errors = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
+    return next((line for line in reversed(errors) if not line.startswith("subprocess.")), lines[-1])
 
 
 def environment(name: str, cache: Path, shared: bool) -> str:
@@ -118,17 +125,25 @@ def main() -> int:
             print(f"{name}: {error}", file=sys.stderr)
     check(workers, results, given.cache / "reference.npy")
     for _ in range(given.rounds):
-        for worker in workers:
-            result = results[worker.name]
-            result["prefill"].append(worker.ask(do="prefill", tokens=512))
-            for context in given.contexts:
-                result["decode"][context] += worker.ask(do="decode", context=context, steps=given.steps)
+        for worker in list(workers):
+            try:
+                visit(worker, results[worker.name], given.contexts, given.steps)
+            except RuntimeError as error:
+                results[worker.name] = {"failed": str(error)}
+                workers.remove(worker)
     for worker in workers:
         worker.stop()
     print(table(results, given.contexts))
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def visit(worker: Worker, result: dict[str, Any], contexts: list[int], steps: int) -> None:
+    """Time one peer once."""
+    result["prefill"].append(worker.ask(do="prefill", tokens=512))
+    for context in contexts:
+        result["decode"][context] += worker.ask(do="decode", context=context, steps=steps)
 
 
 def check(workers: list[Worker], results: dict[str, dict[str, Any]], reference: Path) -> None:
