@@ -1,0 +1,43 @@
+"""Weights pass through memory in blocks: a tensor of 512 MB must not make a process 512 MB larger."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+CONVERT = """
+import resource, sys
+from pathlib import Path
+from exporter.checkpoint import StoredTensor
+from exporter.weights import _reader, write_safetensors
+source, target = map(Path, sys.argv[1:])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, shape = peak(), (1 << 17, 1 << 10)
+read = _reader(StoredTensor(source, 0, 4 << 27, "float32", shape))
+whole = (lambda: iter([__import__("numpy").concatenate(list(read()))])) if "{whole}" else read
+write_safetensors(target, {{"big": (shape, whole)}}, "bfloat16")
+print(peak() - before)
+"""
+
+
+def _grown(tmp_path: Path, whole: str) -> float:
+    """MB that a process grows by while it converts 512 MB of float32."""
+    source = tmp_path / "source"
+    with source.open("wb") as stream:
+        stream.truncate(4 << 27)  # a hole: no disk is used
+    command = [sys.executable, "-c", CONVERT.format(whole=whole), str(source), str(tmp_path / "target")]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert (tmp_path / "target").stat().st_size > 2 << 27
+    (tmp_path / "target").unlink()
+    return float(done.stdout)
+
+
+def test_converting_a_large_tensor_takes_little_memory(tmp_path: Path) -> None:
+    assert _grown(tmp_path, "") < 160
+
+
+def test_holding_it_whole_would_be_noticed(tmp_path: Path) -> None:
+    assert _grown(tmp_path, "x") > 400
