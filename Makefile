@@ -33,7 +33,7 @@ test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (
 	$(BIN)/python -m pytest -q -m real
 
 families: $(READY)  ## every family exported and compared, measured into docs/families.md (half an hour; continues where it stopped)
-	$(BIN)/python -m benchmarks.families
+	$(BIN)/python -m benchmarks.families --other static --other ort --other modern --other bare
 
 engines: $(READY)  ## every engine in an environment of its own, the matrix into docs/engines.md (about an hour)
 	$(BIN)/python benchmarks/engines_matrix.py --install

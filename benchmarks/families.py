@@ -138,13 +138,18 @@ def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
     ]
     for row in rows:
         if not row.refused:
-            cells = " | ".join(row.cells.get(name, "–") for name in columns)
+            cells = " | ".join(_cell(row.cells.get(name, "–")) for name in columns)
             lines.append(f"| {row.family} | {row.pattern} | {row.slots} | {cells} |")
     refused = [row for row in rows if row.refused]
     if refused:
         lines += ["", "Refused, with the reason given:", ""]
         lines += [f"- {row.family}: {row.refused}" for row in refused]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A refusal without the stage that gave it; a pipe would end the cell."""
+    return text.removeprefix("no: ").replace("|", "/") if text.startswith("no: ") else text
 
 
 @click.command()

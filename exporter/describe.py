@@ -134,6 +134,11 @@ def _refuse_unsupported(config: Any, model: Any) -> None:
             f"{config.model_type}: use_bidirectional_attention={config.use_bidirectional_attention!r} looks ahead; "
             "a causal cache can't serve it"
         )
+    if getattr(config, "num_kv_shared_layers", 0) and getattr(config, "hidden_size_per_layer_input", None) == 0:
+        raise ExportError(
+            f"{config.model_type}: num_kv_shared_layers={config.num_kv_shared_layers} without per-layer inputs "
+            "(hidden_size_per_layer_input=0) fails in transformers itself, so there is nothing to compare with"
+        )
     if any(getattr(module, "is_causal", True) is False for module in model.modules() if hasattr(module, "layer_idx")):
         raise ExportError(f"{config.model_type}: attends in both directions (is_decoder is false); not a decoder")
     accepted = inspect.signature(model.forward).parameters

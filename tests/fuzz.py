@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 from exporter.cases import Case, left_padded, seeded_tokens
 from exporter.errors import ExportError
-from exporter.ports import graph_spec
+from exporter.ports import graph_spec, settled
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.vectors import expected_outputs
 from runners.base import RunnerInfo, RunnerSpec
 from runners.layouts.dynamic import Player
+from runners.layouts.static import Player as StaticPlayer
 from runners.record import record_cases, reference_arrays
 from tests.families import draw_weights, save_checkpoint, small_config
 
@@ -36,6 +37,24 @@ Draw = dict[str, Any]
 _SLIDING = ("gemma4_text", "gemma3_text", "cohere2", "olmo3", "gpt_oss", "ministral")
 _WINDOWED = ("mistral", "mixtral", "phi3", "starcoder2", "gemma2")
 _PLAIN = ("llama", "mistral", "qwen3", "qwen3_moe", "mixtral", "phi3", "granite", "starcoder2", "gemma2", "smollm3")
+_ROPED = ("llama", "qwen3", "smollm3", "olmo3", "mistral", "granite")
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+_ROPES: tuple[Draw, ...] = (
+    {"rope_type": "default", "rope_theta": 10000.0},
+    {"rope_type": "default", "rope_theta": 500000.0},
+    {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32},
+    {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, **_LLAMA3},
+)
+_WAYS = (
+    ("dynamic", "portable"),
+    ("static", "portable"),
+    ("dynamic", "ort"),
+    ("dynamic", "modern"),
+    ("static", "modern"),
+    ("dynamic", "bare"),
+    ("static", "bare"),
+)
 
 
 @st.composite
@@ -56,7 +75,9 @@ def draws(draw: st.DrawFn) -> Draw:
         *_SLIDING,
         *_WINDOWED,
     ):  # elsewhere the field is stray: transformers' cache heeds it, its masks don't
-        config["sliding_window"] = draw(st.integers(2, 9))
+        config["sliding_window"] = draw(st.integers(1, 9))
+    if model_type in _ROPED:
+        config["rope_parameters"] = draw(st.sampled_from(_ROPES))
     if model_type in _SLIDING:
         kinds = st.sampled_from(("sliding_attention", "full_attention"))
         count = config["num_hidden_layers"]
@@ -64,7 +85,19 @@ def draws(draw: st.DrawFn) -> Draw:
     if model_type == "gemma4_text":
         config |= draw(_gemma4(config))
     total = draw(st.integers(1, 24))
-    return {"model_type": model_type, "config": config, "case": draw(_case(total)), "full": draw(st.booleans())}
+    case = draw(_case(total))
+    return {"model_type": model_type, "config": config, "case": case, "options": draw(_options(total, case))}
+
+
+@st.composite
+def _options(draw: st.DrawFn, total: int, case: Draw) -> Draw:
+    """Layout and profile; the static layout with buffers that just fit or do not, and any chunk and batch."""
+    layout, profile = draw(st.sampled_from(_WAYS))
+    options = {"layout": layout, "profile": profile, "sliding_cache": draw(st.sampled_from(("bounded", "full")))}
+    if layout == "static":
+        room = max(2, total + draw(st.integers(0, 3)))
+        options |= {"max_len": room, "chunk": draw(st.integers(1, room)), "batch": draw(st.integers(1, 3))}
+    return options
 
 
 @st.composite
@@ -109,7 +142,7 @@ def check(draw: Draw, graphs: bool) -> str:
     config = small_config(
         draw["model_type"], {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": 1} | draw["config"]
     )
-    options = ExportOptions(sliding_cache="full" if draw["full"] else "bounded")
+    options = ExportOptions(**draw.get("options", {}))
     try:
         _wrapper(copy.deepcopy(config), draw["case"], options)
         if graphs:
@@ -134,6 +167,7 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     from exporter.decoder import ATTENTION, Decoder, register_attention
     from exporter.describe import model_spec
     from exporter.experts import choose_experts, register_experts
+    from exporter.rope import hook_tables
     from runners.engines.torch_eager import TorchSession
 
     register_attention()
@@ -147,12 +181,15 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     draw_weights(models[0], 0)
     models[1].load_state_dict(models[0].state_dict())
     spec = model_spec(models[1].config, models[1], "float32")
+    options = settled(options, spec)
     case = make_case(spec, given_case)
     reference = TorchSession(models[0].double(), spec, bounded=False)
     wanted = reference_arrays(reference, spec, replace(case, chunks=(case.total,), first=PREFILL))
     choose_experts(models[1], PREFILL)
+    hook_tables(models[1])
     session = _Eager(Decoder(models[1].double(), spec, options, lift=True).eval(), spec, options)
-    player = Player(spec, replace(options, dtype="float64"))  # type: ignore[arg-type]
+    wide = replace(options, dtype="float64")  # type: ignore[arg-type]
+    player = StaticPlayer(spec, wide, poison=True) if options.layout == "static" else Player(spec, wide)
     for step in case.steps():
         outputs = player.run(session, step, case.inputs(step))
         expected = expected_outputs(wanted, step, spec.slots, bounded=options.bounded)
@@ -163,7 +200,7 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
 class _Eager:
     """A session of the module that is traced."""
 
-    info = RunnerInfo("wrapper", "0")
+    info = RunnerInfo("wrapper", "0", {"dtype": "float64"})
 
     def __init__(self, decoder: Any, spec: ModelSpec, options: ExportOptions) -> None:
         self._decoder, self._spec, self._options = decoder, spec, options
