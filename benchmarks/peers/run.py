@@ -113,6 +113,9 @@ def main() -> int:
     results: dict[str, dict[str, Any]] = {}
     workers: list[Worker] = []
     for name in given.peer or PEERS:
+        if name == "llamacpp" and given.checkpoint.suffix != ".gguf":  # do not compile it for nothing
+            results[name] = {"failed": "plays GGUF files only"}
+            continue
         try:
             python = environment(name, given.cache.resolve(), given.share_site_packages)
             worker = Worker(name, python, given.checkpoint.resolve(), given.cache.resolve() / name, given.threads)
