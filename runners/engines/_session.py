@@ -62,8 +62,9 @@ class GraphSession:
 
 def first_line(error: BaseException) -> str:
     """The first line of a message that says anything; the type's name where none does."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line[:300] for line in lines if line), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("Exception from src/")]  # OpenVINO names its own file first
+    return next((line[:300] for line in [*told, *lines]), type(error).__name__)
 
 
 def by_name(entry: GraphEntry, values: list[Array] | tuple[Array, ...]) -> dict[str, Array]:
