@@ -1,7 +1,7 @@
 """Two real models from their GGUF files, past the window: ``make test-real`` installs what this needs.
 
-What holds at 1e-4 is asked at 1e-4: all of SmolLM2, and the logits of Gemma 3 270M. The cache rows of Gemma 3 reach ±100,
-where one rounding is 4e-6 and a dot product makes 640 of them, so that its caches are judged against float64
+What holds at 1e-4 is asked at 1e-4: all of SmolLM2, and the logits of Gemma 3 270M. The cache rows of Gemma 3 reach
+±100, where one rounding is 4e-6 and a dot product makes 640 of them, so that its caches are judged against float64
 (docs/real-models.md has the figures).
 """
 
