@@ -118,6 +118,10 @@ def _worst(report: Report, question: str, wanted: Callable[[str], bool], beyond:
     return f"{largest:.0e} ({ratio:.1f}×)"
 
 
+# What an export says that broke instead of refusing.
+FAULTS = ("cannot be traced", "are not in profile")
+
+
 def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
     """The Markdown page."""
     rows = list(rows)
@@ -140,10 +144,14 @@ def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
         if not row.refused:
             cells = " | ".join(_cell(row.cells.get(name, "–")) for name in columns)
             lines.append(f"| {row.family} | {row.pattern} | {row.slots} | {cells} |")
-    refused = [row for row in rows if row.refused]
-    if refused:
-        lines += ["", "Refused, with the reason given:", ""]
-        lines += [f"- {row.family}: {row.refused}" for row in refused]
+    stopped = [row for row in rows if row.refused]
+    faults = [row for row in stopped if any(mark in row.refused for mark in FAULTS)]
+    for title, group in (
+        ("Refused, with the reason given:", [row for row in stopped if row not in faults]),
+        ("Not exported yet, a fault of the exporter and no decision:", faults),
+    ):
+        if group:
+            lines += ["", title, "", *(f"- {row.family}: {row.refused}" for row in group)]
     return "\n".join(lines) + "\n"
 
 
