@@ -176,6 +176,8 @@ def _named_tables(path: str) -> Callable[..., Any]:
     """Rotary modules return (cos, sin), one pair per layer kind where the kind is an argument."""
 
     def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor) and output.is_complex():
+            raise ExportError(f"{path}: this model rotates complex numbers, and ONNX has no operator that takes them")
         kind = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
         return tuple(probe(table, ".".join([path, *kind, part])) for table, part in zip(output, _TABLES, strict=True))
 
