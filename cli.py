@@ -107,6 +107,9 @@ def _way(options: dict[str, Any]) -> str:
     return "-".join([options["profile"], *(options[key] for key in defaults if options[key] != defaults[key])])
 
 
+_RUNNERS = click.option(
+    "-r", "--runner", "runners", multiple=True, help="Runner, NAME:key=value,…, or all; repeatable  [default: ort]"
+)
 _JUDGE_OPTIONS = (
     "outputs",
     "budget",
@@ -122,9 +125,7 @@ _JUDGE_OPTIONS = (
 
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "-r", "--runner", "runners", multiple=True, help="Runner, NAME:key=value,…, or all; repeatable  [default: ort]"
-)
+@_RUNNERS
 @click.option("-c", "--case", "cases", multiple=True, help="Case name or glob pattern; repeatable  [default: all]")
 @click.option("--output", "outputs", multiple=True, help="Output or glob pattern, as logits  [default: all]")
 @click.option("--tol", default="1e-4", show_default=True, help="Largest difference that passes, or 'auto'.")
@@ -193,9 +194,7 @@ def run(bundle: Path, prompt: str, tokens: int, runner: str, raw: bool, allow_mo
 
 @cli.command()
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="BUNDLE...")
-@click.option(
-    "-r", "--runner", "runners", multiple=True, help="Runner, NAME:key=value,…, or all; repeatable  [default: ort]"
-)
+@_RUNNERS
 @click.option(
     "--context",
     "contexts",
