@@ -12,6 +12,7 @@ from typing import Literal
 __all__ = [
     "DECODE",
     "FLOAT64_CONSTANTS",
+    "FLOAT64_EPSILON",
     "PREFILL",
     "ExportOptions",
     "GraphSpec",
@@ -29,6 +30,7 @@ __all__ = [
 LayerKind = Literal["full", "sliding"]
 GraphKind = Literal["prefill", "decode"]
 FLOAT64_CONSTANTS = "kvparity.float64_constants"  # a graph's metadata: {initializer: [its float64 values in hex]}
+FLOAT64_EPSILON = "kvparity.float64_epsilon"  # the same: {a norm's float32 epsilon: its float64 value}, both in hex
 PREFILL: GraphKind = "prefill"
 DECODE: GraphKind = "decode"
 

@@ -2,7 +2,7 @@
 
 Requires: opset 23 is wanted; squares are ``x * x`` and reciprocal roots ``Reciprocal(Sqrt(y))``.
 Ensures: no such chain over the last axis with a constant epsilon is left. The operator's epsilon is float32; the
-    model's metadata holds, under :data:`FLOAT64_EPSILON`, what each was before: ``{hex float: hex float}``.
+    model's metadata holds what each was before, under :data:`exporter.spec.FLOAT64_EPSILON`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-__all__ = ["FLOAT64_EPSILON", "fuse_norms"]
+from exporter.spec import FLOAT64_EPSILON
 
-FLOAT64_EPSILON = "kvparity.float64_epsilon"
+__all__ = ["fuse_norms"]
 
 
 def fuse_norms(model: ir.Model) -> None:

@@ -15,10 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.blocks import Blocks, dequantize
+from exporter.spec import FLOAT64_EPSILON
 
 __all__ = ["spell_out"]
-
-FLOAT64_EPSILON = "kvparity.float64_epsilon"  # as the exporter wrote it
 
 
 class _Builder:
