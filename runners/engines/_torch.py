@@ -9,15 +9,54 @@ from __future__ import annotations
 import importlib.util
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter.errors import EngineUnavailableError
+import numpy as np
 
-__all__ = ["stand_in_for_torchvision", "torch_module"]
+from exporter.bundle import Bundle, GraphEntry
+from exporter.errors import EngineUnavailableError
+from runners.base import Array, RunnerInfo
+from runners.engines._session import GraphSession, Run, by_name
+
+__all__ = ["converted_session", "stand_in_for_torchvision", "torch_module"]
+
+
+def converted_session(
+    bundle: Bundle, info: RunnerInfo, threads: int, convert: Callable[[Path], Any], adapted: str
+) -> GraphSession:
+    """A session on graphs that a converter made into PyTorch modules with positional inputs.
+
+    Args:
+        bundle: The bundle.
+        info: The converter; its settings gain ``threads``.
+        threads: Of PyTorch; 0 leaves its own choice.
+        convert: Makes the module of a graph's file.
+        adapted: What the converter did to the graph.
+
+    Raises:
+        EngineUnavailableError: A graph cannot be converted.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+    def load(path: Path, entry: GraphEntry) -> Run:
+        model = convert(path).eval()
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            feeds = [torch.from_numpy(np.array(inputs[port.name])) for port in entry.spec.inputs]
+            with torch.no_grad():
+                return by_name(entry, [value.numpy() for value in model(*feeds)])
+
+        return run
+
+    settings = {**info.settings, "threads": str(torch.get_num_threads())}
+    return GraphSession(bundle, RunnerInfo(info.name, info.version, settings, adapted), load)
 
 
 class _StandIn(ModuleType):
