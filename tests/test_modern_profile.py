@@ -14,7 +14,9 @@ from exporter.lift import lifted
 from exporter.needs import needs
 from exporter.passes.norms import fuse_norms
 from exporter.passes.rotary import fuse_rotary
+from exporter.spec import FLOAT64_EPSILON
 from exporter.standard import attend, is_standard, tensor_scatter
+from runners.engines._spell import spell_out
 
 RNG = np.random.default_rng(3)
 
@@ -87,6 +89,25 @@ def test_a_mean_over_another_axis_stays() -> None:
     model = build.model(rms(build, build.input("x", 2, 3, 8), weight=None, axis=1))
     fuse_norms(model)
     assert "RMSNormalization" not in ops(model)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_layer_norm_keeps_the_digits_of_its_epsilon_for_float64(kept: bool) -> None:
+    build = Builder()
+    x, weight, bias = build.input("x", 2, 3, 8), build.input("weight", 8), build.input("bias", 8)
+    model = build.model(build("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5))
+    fuse_norms(model)
+    model = ir.from_proto(ir.to_proto(model))  # the attribute is float32 from here on
+    if not kept:
+        del model.metadata_props[FLOAT64_EPSILON]
+    spell_out(model)
+    given = {name: RNG.normal(size=shape) for name, shape in (("x", (2, 3, 8)), ("weight", (8,)), ("bias", (8,)))}
+    given["x"] *= 1e-3  # of the epsilon's size when squared
+    centered = given["x"] - given["x"].mean(-1, keepdims=True)
+    normal = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+    (found,) = ReferenceEvaluator(ir.to_proto(model)).run(None, given)
+    difference = np.abs(found - (normal * given["weight"] + given["bias"])).max()
+    assert bool(difference < 1e-13) is kept
 
 
 def rope(build: Builder, axis: int, *, second: float = 1.0) -> ir.Value:

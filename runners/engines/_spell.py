@@ -1,7 +1,7 @@
 """Operators that have no true float64 evaluation, spelled in plain ones: for the exact runner only.
 
 ONNX does not define RotaryEmbedding for float64, and ONNX Runtime and onnx alike compute Gelu's tanh form in float64
-with constants rounded to float32 (5.8e-9 off). RMSNormalization's epsilon is a float32 attribute.
+with constants rounded to float32 (5.8e-9 off). The epsilon of norms is a float32 attribute.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def spell_out(model: ir.Model) -> None:
     digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
     for node in list(model.graph):
         spell = _SPELLED.get(node.op_type) if node.domain == "" else None
-        if spell is None:
+        if spell is None or not _over_last_axis(node):
             continue
         build = _Builder()
         result = spell(build, node, digits)
@@ -149,15 +149,34 @@ def _gelu(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:
 
 def _norm(build: _Builder, node: ir.Node, digits: Mapping[str, str]) -> Any:
     """X / sqrt(mean(x x) + epsilon) * weight over the last axis, epsilon with the digits that it was traced with."""
-    x, epsilon = node.inputs[0], node.attributes["epsilon"].as_float()
+    return build("Mul", _normal(build, node.inputs[0], node, digits), node.inputs[1])
+
+
+def _layer_norm(build: _Builder, node: ir.Node, digits: Mapping[str, str]) -> Any:
+    """The same of x - mean(x), then + bias."""
+    x, weight, bias = [*node.inputs, None][:3]
+    axis = build.constant(np.asarray([-1], np.int64))
+    centered = build("Sub", x, build("ReduceMean", x, axis, keepdims=1))
+    scaled = build("Mul", _normal(build, centered, node, digits), weight)
+    return scaled if bias is None else build("Add", scaled, bias)
+
+
+def _normal(build: _Builder, x: ir.Value | None, node: ir.Node, digits: Mapping[str, str]) -> Any:
+    epsilon = node.attributes["epsilon"].as_float()
     exact = float.fromhex(digits.get(epsilon.hex(), epsilon.hex()))
     mean = build("ReduceMean", build("Mul", x, x), build.constant(np.asarray([-1], np.int64)), keepdims=1)
-    root = build("Sqrt", build("Add", mean, build.constant(exact)))
-    return build("Mul", build("Div", x, root), node.inputs[1])
+    return build("Div", x, build("Sqrt", build("Add", mean, build.constant(exact))))
+
+
+def _over_last_axis(node: ir.Node) -> bool:
+    """Whether a node, where it is a norm, is one over the last axis alone."""
+    axis = node.attributes.get("axis")
+    return axis is None or axis.as_int() == -1
 
 
 _SPELLED: dict[str, Callable[[_Builder, ir.Node, Mapping[str, str]], Any]] = {
     "RotaryEmbedding": _rotary,
     "Gelu": _gelu,
     "RMSNormalization": _norm,
+    "LayerNormalization": _layer_norm,
 }
