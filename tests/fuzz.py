@@ -1,140 +1,91 @@
-"""Random small decoders × random cases: each is refused cleanly, or computes exactly what PyTorch computes.
+"""Random small decoders x random cases: each is refused cleanly, or computes exactly what PyTorch computes.
 
-``python -m tests.fuzz -n 100`` draws configurations and cases; ``--config JSON`` repeats one, which is what a failure
-prints. Every draw is compared in float64 with the module that is traced (milliseconds); every ``--graphs``-th draw is
-also exported, and its graphs are compared in float64 (1e-10) and in ONNX Runtime (the budget).
+``python -m tests.fuzz -n 200`` draws configurations and cases (:mod:`tests.draws`). Every draw is compared in float64
+with the module that is traced (milliseconds), then exported and its graphs compared in float64 (1e-10) and in ONNX
+Runtime (the budget), about three seconds. The run ends with what it covered; a failure is shrunk by hypothesis and
+printed as the command that repeats it. A draw that takes too long is neither pass nor failure and is counted apart.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import signal
 import sys
 import tempfile
-from dataclasses import replace
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from exporter.cases import Case, left_padded, seeded_tokens
 from exporter.errors import ExportError
 from exporter.ports import graph_spec, settled
-from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
+from exporter.spec import PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.vectors import expected_outputs
 from runners.base import RunnerInfo, RunnerSpec
 from runners.layouts.dynamic import Player
+from runners.layouts.shared import Player as SharedPlayer
 from runners.layouts.static import Player as StaticPlayer
 from runners.record import record_cases, reference_arrays
-from tests.families import draw_weights, save_checkpoint, small_config
+from tests.draws import Draw, draws, traits
+from tests.families import draw_weights, is_fault, save_checkpoint, small_config
 
 EXACT = 1e-10  # relative to the largest value; agreement is at 1e-13
 BUDGET = 8.0
-Draw = dict[str, Any]
-_SLIDING = ("gemma4_text", "gemma3_text", "cohere2", "olmo3", "gpt_oss", "ministral")
-_WINDOWED = ("mistral", "mixtral", "phi3", "starcoder2", "gemma2")
-_PLAIN = ("llama", "mistral", "qwen3", "qwen3_moe", "mixtral", "phi3", "granite", "starcoder2", "gemma2", "smollm3")
-_ROPED = ("llama", "qwen3", "smollm3", "olmo3", "mistral", "granite")
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-_ROPES: tuple[Draw, ...] = (
-    {"rope_type": "default", "rope_theta": 10000.0},
-    {"rope_type": "default", "rope_theta": 500000.0},
-    {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
-    {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32},
-    {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, **_LLAMA3},
-)
-_WAYS = (
-    ("dynamic", "portable"),
-    ("static", "portable"),
-    ("dynamic", "ort"),
-    ("dynamic", "modern"),
-    ("static", "modern"),
-    ("dynamic", "bare"),
-    ("static", "bare"),
-)
+SHRINKING = 240.0  # seconds
+Check = Callable[[Draw], str]
 
 
-@st.composite
-def draws(draw: st.DrawFn) -> Draw:
-    """A configuration and a case, as JSON."""
-    model_type = draw(st.sampled_from((*_SLIDING, *_PLAIN)))
-    heads = draw(st.sampled_from((1, 2, 4)))
-    config: Draw = {
-        "num_hidden_layers": draw(st.integers(1, 3)),
-        "num_attention_heads": heads,
-        "num_key_value_heads": draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0])),
-        "head_dim": draw(st.sampled_from((4, 8, 16))),
-        "vocab_size": draw(st.integers(5, 40)),
-        "tie_word_embeddings": draw(st.booleans()),
-        "hidden_size": 16 * draw(st.integers(1, 2)),
-    }
-    if model_type in (
-        *_SLIDING,
-        *_WINDOWED,
-    ):  # elsewhere the field is stray: transformers' cache heeds it, its masks don't
-        config["sliding_window"] = draw(st.integers(1, 9))
-    if model_type in _ROPED:
-        config["rope_parameters"] = draw(st.sampled_from(_ROPES))
-    if model_type in _SLIDING:
-        kinds = st.sampled_from(("sliding_attention", "full_attention"))
-        count = config["num_hidden_layers"]
-        config["layer_types"] = draw(st.lists(kinds, min_size=count, max_size=count))
-    if model_type == "gemma4_text":
-        config |= draw(_gemma4(config))
-    total = draw(st.integers(1, 24))
-    case = draw(_case(total))
-    return {"model_type": model_type, "config": config, "case": case, "options": draw(_options(total, case))}
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one draw, and the reason in words."""
+
+    kind: Literal["match", "refused", "failed", "out of time"]
+    words: str = ""
 
 
-@st.composite
-def _options(draw: st.DrawFn, total: int, case: Draw) -> Draw:
-    """Layout and profile; the static layout with buffers that just fit or do not, and any chunk and batch."""
-    layout, profile = draw(st.sampled_from(_WAYS))
-    options = {"layout": layout, "profile": profile, "sliding_cache": draw(st.sampled_from(("bounded", "full")))}
-    if layout == "static":
-        room = max(2, total + draw(st.integers(0, 3)))
-        options |= {"max_len": room, "chunk": draw(st.integers(1, room)), "batch": draw(st.integers(1, 3))}
-    return options
+class OutOfTime(BaseException):
+    """A draw took longer than it may; no Exception, so that nothing that is tried catches it."""
 
 
-@st.composite
-def _gemma4(draw: st.DrawFn, config: Draw) -> Draw:
-    """What only Gemma 4 has; sharing layers come last and repeat kinds that came before."""
-    config["layer_types"][-1] = "full_attention"
-    first = set(config["layer_types"])
-    shared = draw(st.integers(0, 2)) if config["num_hidden_layers"] > 1 else 0
-    own = config["num_hidden_layers"] - shared
-    if own < 1 or set(config["layer_types"][:own]) != first:
-        shared = 0
-    moe = draw(st.booleans())
-    return {
-        "num_kv_shared_layers": shared,
-        "use_double_wide_mlp": draw(st.booleans()),
-        "attention_k_eq_v": draw(st.booleans()),
-        "global_head_dim": draw(st.sampled_from((4, 8, 16, 24))),
-        "hidden_size_per_layer_input": draw(st.sampled_from((0, 4))),
-        "vocab_size_per_layer_input": config["vocab_size"],
-        "final_logit_softcapping": draw(st.sampled_from((None, 2.0))),
-        "enable_moe_block": moe,
-        **({"num_experts": draw(st.integers(2, 4)), "top_k_experts": 2, "moe_intermediate_size": 8} if moe else {}),
-    }
+def attempt(draw: Draw, check: Check, limit: float) -> Outcome:
+    """Check one draw; ``limit`` is in seconds of this process's own time, so that a busy machine changes nothing."""
+    try:
+        with _at_most(limit):
+            words = check(draw)
+    except OutOfTime:
+        return Outcome("out of time")
+    except Exception as error:
+        return Outcome("failed", f"{type(error).__name__}: {error}")
+    if words == "match":
+        return Outcome("match")
+    return Outcome("failed" if is_fault(words) else "refused", words)
 
 
-@st.composite
-def _case(draw: st.DrawFn, total: int) -> Draw:
-    chunks: list[int] = []
-    while sum(chunks) < total:
-        chunks.append(draw(st.integers(1, total - sum(chunks))))
-    rows = draw(st.integers(1, 3))
-    pads = draw(st.lists(st.integers(0, total - 1), min_size=rows, max_size=rows))
-    return {"chunks": chunks, "pads": pads, "first": draw(st.sampled_from((PREFILL, DECODE)))}
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
-def check(draw: Draw, graphs: bool) -> str:
-    """Compare one draw; ``"match"``, or the words of a clean refusal.
+def check(draw: Draw, *, graphs: bool) -> str:
+    """Compare one draw; ``"match"``, or the words of a refusal.
 
     Raises:
         AssertionError: A difference; says where.
@@ -189,12 +140,20 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     hook_tables(models[1])
     session = _Eager(Decoder(models[1].double(), spec, options, lift=True).eval(), spec, options)
     wide = replace(options, dtype="float64")  # type: ignore[arg-type]
-    player = StaticPlayer(spec, wide, poison=True) if options.layout == "static" else Player(spec, wide)
+    player = _player(spec, wide)
+    last = options.logits == "last"
     for step in case.steps():
         outputs = player.run(session, step, case.inputs(step))
-        expected = expected_outputs(wanted, step, spec.slots, bounded=options.bounded)
+        expected = expected_outputs(wanted, step, spec.slots, bounded=options.bounded, last=last)
         for name, array in expected.items():
-            _close(name, step.index, array, outputs[name], case, step.start if name == "logits" else None)
+            start = step.stop - 1 if last else step.start
+            _close(name, step.index, array, outputs[name], case, start if name == "logits" else None)
+
+
+def _player(spec: ModelSpec, options: ExportOptions) -> Any:
+    if options.layout == "dynamic":
+        return Player(spec, options)
+    return (StaticPlayer if options.layout == "static" else SharedPlayer)(spec, options, poison=True)
 
 
 class _Eager:
@@ -252,13 +211,97 @@ def _graphs(config: Any, given_case: Draw, options: ExportOptions) -> None:
     assert report.verdict == "match", first.sentence if first else report.verdict
 
 
+def collect(count: int, start: int) -> list[Draw]:
+    """Draw without checking."""
+    found: list[Draw] = []
+    _drawn(count, start, found.append, (Phase.generate,))
+    return found
+
+
+def _drawn(count: int, start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...]) -> None:
+    @seed(start)
+    @settings(max_examples=count, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck))
+    @given(draws())
+    def run(draw: Draw) -> None:
+        use(draw)
+
+    run()
+
+
+def shrunk(drawn: Sequence[Draw], outcomes: Sequence[Outcome], start: int, tried: Callable[[Draw], Outcome]) -> Draw:
+    """The smallest draw that hypothesis finds, within :data:`SHRINKING` seconds, to fail as the first failure does."""
+    known = {json.dumps(draw): outcome for draw, outcome in zip(drawn, outcomes, strict=True)}
+    at = next(index for index, outcome in enumerate(outcomes) if outcome.kind == "failed")
+    smallest, kind = drawn[at], outcomes[at].words.partition(":")[0]
+    end = time.monotonic() + SHRINKING
+
+    def fail_again(draw: Draw) -> None:
+        nonlocal smallest
+        key = json.dumps(draw)
+        if key not in known:
+            if time.monotonic() > end:
+                return
+            known[key] = tried(draw)
+        if known[key].kind == "failed" and known[key].words.partition(":")[0] == kind:
+            smallest = draw
+            raise AssertionError(kind)
+
+    try:
+        _drawn(at + 1, start, fail_again, (Phase.generate, Phase.shrink))
+    except AssertionError:
+        pass
+    return smallest
+
+
+def summary(drawn: Sequence[Draw], outcomes: Sequence[Outcome]) -> list[str]:
+    """Lines: how many ended how, why some were refused, and which values of every field matched how often."""
+    kinds = Counter(outcome.kind for outcome in outcomes)
+    parts = [f"{kinds[kind]} {kind}" for kind in ("match", "refused", "failed", "out of time")]
+    lines = [f"{len(outcomes)} draws: {', '.join(parts)}"]
+    reasons = Counter(outcome.words for outcome in outcomes if outcome.kind == "refused")
+    lines += [f"  refused {times}x: {words}" for words, times in reasons.most_common()]
+    covered: dict[str, Counter[str]] = {}
+    for draw, outcome in zip(drawn, outcomes, strict=False):
+        for field, value in traits(draw) if outcome.kind == "match" else ():
+            covered.setdefault(field, Counter())[value] += 1
+    lines += [""] if covered else []
+    for field, values in covered.items():
+        lines.append(f"{field + ':':24}" + ", ".join(f"{value} {times}x" for value, times in sorted(values.items())))
+    return lines
+
+
 @click.command()
 @click.option("-n", "count", default=100, show_default=True, help="Draws.")
-@click.option("--graphs", default=20, show_default=True, help="Export every so-many-th draw; 0 exports none.")
+@click.option("--graphs/--no-graphs", default=True, show_default=True, help="Export and judge the graphs too.")
 @click.option("--seed", "start", default=0, show_default=True)
+@click.option("--limit", default=120.0, show_default=True, help="Seconds of processor time that a draw may take.")
 @click.option("--config", help="Repeat one draw, given as JSON.")
-def main(count: int, graphs: int, start: int, config: str | None) -> None:
-    """Draw, compare, and print a failure as the command that repeats it."""
+def main(count: int, graphs: bool, start: int, limit: float, config: str | None) -> None:
+    """Draw, compare, say what was covered; exit 1 on a failure, 2 where a draw ran out of time."""
+    _quiet()
+
+    def tried(draw: Draw) -> Outcome:
+        return attempt(draw, lambda draw: check(draw, graphs=graphs), limit)
+
+    drawn = [json.loads(config)] if config else collect(count, start)
+    outcomes: list[Outcome] = []
+    for draw in drawn:
+        outcomes.append(tried(draw))
+        if outcomes[-1].kind in ("failed", "out of time") or len(outcomes) % 20 == 0:
+            last = outcomes[-1]
+            click.echo(f"{len(outcomes)}/{len(drawn)} {last.kind} {last.words[:500]}", err=True)
+        if last_failed := outcomes[-1].kind == "failed":
+            break
+    else:
+        last_failed = False
+    click.echo("\n".join(summary(drawn, outcomes)))
+    if last_failed:
+        worst = drawn[0] if config else shrunk(drawn[: len(outcomes)], outcomes, start, tried)
+        click.echo(f"python -m tests.fuzz --config '{json.dumps(worst)}'")
+    sys.exit(1 if last_failed else 2 if any(outcome.kind == "out of time" for outcome in outcomes) else 0)
+
+
+def _quiet() -> None:
     import logging
 
     import torch
@@ -268,38 +311,6 @@ def main(count: int, graphs: int, start: int, config: str | None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
-    if config:
-        click.echo(check(json.loads(config), graphs=graphs > 0))
-        return
-    seen: dict[str, int] = {}
-    failed: list[Draw] = []
-
-    @seed(start)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(draws())
-    def run(draw: Draw) -> None:
-        made = sum(seen.values())
-        try:
-            verdict = check(draw, graphs=bool(graphs) and made % graphs == 0)
-        except Exception:
-            failed[:] = [draw]  # hypothesis runs the smallest one last
-            raise
-        seen[verdict] = seen.get(verdict, 0) + 1
-
-    try:
-        run()
-    except Exception as error:
-        click.echo(f"{type(error).__name__}: {str(error)[:500]}", err=True)
-        click.echo(f"python -m tests.fuzz --config '{json.dumps(failed[0])}'")
-        sys.exit(1)
-    for verdict, times in sorted(seen.items(), key=lambda item: -item[1]):
-        click.echo(f"{times:5d}  {verdict}")
 
 
 if __name__ == "__main__":
