@@ -1,14 +1,18 @@
 """Every family × (export, compare, exact, decode past the window, batch, layouts and profiles), measured.
 
-``python -m benchmarks.families`` measures what has no result yet and writes docs/families.md; ``--again`` measures all.
-A result is one JSON file per family in artifacts/families, so an interrupted run continues where it stopped.
+``python -m benchmarks.families`` measures every row that was not measured at this commit, so that an interrupted run
+continues where it stopped; with names, the rows whose name contains one of them. Rows are kept in
+benchmarks/families.json, and docs/families.md is written from it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,10 @@ from runners.base import RunnerSpec
 from runners.diff.records import Report
 from runners.judge import JudgeOptions, judge
 from runners.record import record_cases
-from tests.families import FAMILIES, Family, make_config, save_checkpoint
+from tests.families import FAMILIES, Family, is_fault, make_config, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "artifacts" / "families"
+ROWS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "families.md"
 LIMIT = 40  # tokens: five windows of 8
 CASES = ("prefill-40", "decode-across", "decode-far", "chunk-7", "batch-ragged", "batch-chunks")
@@ -52,19 +56,21 @@ class Row:
     features: tuple[str, ...] = ()
     refused: str = ""
     cells: dict[str, str] = field(default_factory=dict)
+    commit: str = ""
 
 
-def measure(family: Family, folder: Path, others: Iterable[str]) -> Row:
+def measure(family: Family, folder: Path) -> Row:
     """Make the checkpoint, export it every way, judge every bundle."""
     row = Row(family.name, family.model_type)
     checkpoint = resolve(str(save_checkpoint(make_config(family), folder / "hf")))
     try:
         bundle = _export(checkpoint, folder / "portable", ExportOptions())
     except ExportError as error:
-        return replace(row, refused=str(error).split(": ", 1)[1] if str(error).startswith("stage") else str(error))
+        said = str(error).split(": ", 1)[1] if str(error).startswith("stage") else str(error)
+        return replace(row, refused=said.removeprefix(f"{folder.name}: "))
     cells = dict(_judge(bundle))
-    for name in others:
-        cells[name] = _other(checkpoint, folder / name, OTHERS[name])
+    for name, options in OTHERS.items():
+        cells[name] = _other(checkpoint, folder / name, options)
     model = bundle.model
     described = {"pattern": model.pattern, "window": model.window, "slots": len(model.slots)}
     return replace(row, **described, features=model.features, cells=cells)
@@ -118,14 +124,9 @@ def _worst(report: Report, question: str, wanted: Callable[[str], bool], beyond:
     return f"{largest:.0e} ({ratio:.1f}×)"
 
 
-# What an export says that broke instead of refusing.
-FAULTS = ("cannot be traced", "are not in profile")
-
-
-def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
+def page(rows: Sequence[Row]) -> str:
     """The Markdown page."""
-    rows = list(rows)
-    columns = ("compare", "exact", "decode", "batch", *others)
+    columns = ("compare", "exact", "decode", "batch", *OTHERS)
     heads = {"decode": "decode past the window"}
     lines = [
         "# Families",
@@ -137,6 +138,8 @@ def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
         "float32 error that is (gate 4×). exact: the same graphs evaluated in float64 (gate 1e-10). Layers: s sliding, "
         "F full.",
         "",
+        _commits(rows),
+        "",
         "| family | layers | slots | " + " | ".join(heads.get(name, name) for name in columns) + " |",
         "|---|---|---|" + "---|" * len(columns),
     ]
@@ -145,7 +148,7 @@ def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
             cells = " | ".join(_cell(row.cells.get(name, "–")) for name in columns)
             lines.append(f"| {row.family} | {row.pattern} | {row.slots} | {cells} |")
     stopped = [row for row in rows if row.refused]
-    faults = [row for row in stopped if any(mark in row.refused for mark in FAULTS)]
+    faults = [row for row in stopped if is_fault(row.refused)]
     for title, group in (
         ("Refused, with the reason given:", [row for row in stopped if row not in faults]),
         ("Not exported yet, a fault of the exporter and no decision:", faults),
@@ -155,32 +158,59 @@ def page(rows: Iterable[Row], others: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _commits(rows: Sequence[Row]) -> str:
+    """Where the rows come from; those of another commit than most are named."""
+    counts = Counter(row.commit for row in rows)
+    (most, _), *others = counts.most_common()
+    named = [f"{commit} ({', '.join(row.family for row in rows if row.commit == commit)})" for commit, _ in others]
+    return f"Measured at commit {most}{'; ' if named else ''}{'; '.join(named)}."
+
+
 def _cell(text: str) -> str:
     """A refusal without the stage that gave it; a pipe would end the cell."""
     return text.removeprefix("no: ").replace("|", "/") if text.startswith("no: ") else text
 
 
+def read_rows(path: Path) -> dict[str, Row]:
+    """Rows by family; none where there is no file yet."""
+    if not path.exists():
+        return {}
+    return {item["family"]: Row(**item) for item in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def put_row(row: Row, path: Path, target: Path) -> None:
+    """Put one row in the file and on the page; all others stay, in the order of the families."""
+    with path.with_suffix(".lock").open("w") as lock:  # several runs may share the work
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = {**read_rows(path), row.family: row}
+        rows = [known[family.name] for family in FAMILIES if family.name in known]
+        path.write_text(json.dumps([asdict(item) for item in rows], indent=1) + "\n", encoding="utf-8")
+        target.write_text(page(rows), encoding="utf-8")
+
+
+def _commit() -> str:
+    """The commit that is measured; a + behind it where files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    code = ("exporter", "runners", "tests/families.py", "benchmarks/families.py")
+    return git("rev-parse", "--short=10", "HEAD").strip() + ("+" if git("diff", "HEAD", "--stat", "--", *code) else "")
+
+
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--again", is_flag=True, help="Measure families that have a result already.")
-@click.option(
-    "--other", "others", multiple=True, type=click.Choice(sorted(OTHERS)), help="Also this layout or profile."
-)
-def main(names: tuple[str, ...], again: bool, others: tuple[str, ...]) -> None:
-    """Measure families (all, or those whose name contains any of NAMES) and write docs/families.md."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    paths = {family.name: RESULTS / f"{family.name.replace(' ', '-')}.json" for family in FAMILIES}
+def main(names: tuple[str, ...]) -> None:
+    """Measure families (those without a row of this commit, or whose name contains any of NAMES)."""
+    commit = _commit()
     for family in FAMILIES:
-        path = paths[family.name]
-        if (names and not any(name in family.name for name in names)) or (path.exists() and not again):
+        known = read_rows(ROWS).get(family.name)
+        if not any(name in family.name for name in names) if names else known and known.commit == commit:
             continue
         with tempfile.TemporaryDirectory(prefix="kvparity-families-") as folder:
-            row = measure(family, Path(folder), others)
-        path.write_text(json.dumps(asdict(row), indent=1) + "\n", encoding="utf-8")
+            row = replace(measure(family, Path(folder)), commit=commit)
+        put_row(row, ROWS, PAGE)
         click.echo(f"{row.family}: {row.refused or row.cells}")
-        rows = [Row(**json.loads(path.read_text(encoding="utf-8"))) for path in paths.values() if path.exists()]
-        extra = tuple(name for name in OTHERS if any(name in row.cells for row in rows))
-        PAGE.write_text(page(rows, extra), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""The table of families: a row that is measured anew changes that row and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.families import FAMILIES, Family
+
+pytest.importorskip("click")
+
+
+def row(family: Family, cell: str, commit: str = "a"):  # type: ignore[no-untyped-def]
+    from benchmarks.families import Row
+
+    columns = ("compare", "exact", "decode", "batch", "static", "ort", "modern", "bare")
+    return Row(family.name, family.model_type, "F", cells=dict.fromkeys(columns, cell), commit=commit)
+
+
+def test_one_row_measured_anew_leaves_the_others(tmp_path: Path) -> None:
+    from benchmarks.families import put_row
+
+    path, page = tmp_path / "rows.json", tmp_path / "page.md"
+    for family in FAMILIES[:3]:
+        put_row(row(family, "old"), path, page)
+    assert "Measured at commit a." in page.read_text()
+    put_row(row(FAMILIES[1], "new", "b"), path, page)
+    lines = [line for line in page.read_text().splitlines() if line.startswith(("| gemma4", "| gemma "))]
+    assert [("new" in line, "old" in line) for line in lines] == [(False, True), (True, False), (False, True)]
+    assert f"Measured at commit a; b ({FAMILIES[1].name})." in page.read_text()
