@@ -180,11 +180,13 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 def put_row(row: Row, path: Path, target: Path) -> None:
     """Put one row in the file and on the page; all others stay, in the order of the families."""
-    with path.with_suffix(".lock").open("w") as lock:  # several runs may share the work
+    with Path(__file__).open() as lock:  # several runs may share the work
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = {**read_rows(path), row.family: row}
         rows = [known[family.name] for family in FAMILIES if family.name in known]
-        path.write_text(json.dumps([asdict(item) for item in rows], indent=1) + "\n", encoding="utf-8")
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps([asdict(item) for item in rows], indent=1) + "\n", encoding="utf-8")
+        fresh.replace(path)
         target.write_text(page(rows), encoding="utf-8")
 
 
