@@ -48,7 +48,8 @@ def check_graph(path: Path, spec: GraphSpec, options: ExportOptions) -> ir.Model
         raise ExportError(f"{path.name}: operators of domain {sorted(domains)} are not in profile {profile!r}")
     unwanted = {node.op_type for node in model.graph} & _FORBIDDEN.get(profile, set())
     if unwanted:
-        raise ExportError(f"{path.name}: operators {sorted(unwanted)} are not in profile {profile!r}")
+        advice = "; this model needs more than its plain ones, use --profile portable" if profile == "bare" else ""
+        raise ExportError(f"{path.name}: operators {sorted(unwanted)} are not in profile {profile!r}{advice}")
     if model.functions:
         raise ExportError(f"{path.name}: has {len(model.functions)} local functions; engines want a flat graph")
     for file, end in external_files(model).items():

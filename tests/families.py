@@ -269,13 +269,14 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-# What an export says that broke instead of refusing.
+# What an export says that broke instead of refusing; the narrow profile may refuse operators, and says what to use.
 _FAULTS = ("cannot be traced", "are not in profile")
+_ADVICE = "use --profile portable"
 
 
 def is_fault(reason: str) -> bool:
     """Whether the words of a failed export tell of a fault, and not of a decision to refuse."""
-    return any(mark in reason for mark in _FAULTS)
+    return _ADVICE not in reason and any(mark in reason for mark in _FAULTS)
 
 
 def by_name(name: str) -> Family:

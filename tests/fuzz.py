@@ -138,9 +138,9 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     wanted = reference_arrays(reference, spec, replace(case, chunks=(case.total,), first=PREFILL))
     choose_experts(models[1], PREFILL)
     hook_tables(models[1])
-    session = _Eager(Decoder(models[1].double(), spec, options, lift=True).eval(), spec, options)
+    session = Eager(Decoder(models[1].double(), spec, options, lift=True).eval(), spec, options)
     wide = replace(options, dtype="float64")  # type: ignore[arg-type]
-    player = _player(spec, wide)
+    player = player_of(spec, wide)
     last = options.logits == "last"
     for step in case.steps():
         outputs = player.run(session, step, case.inputs(step))
@@ -150,13 +150,14 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
             _close(name, step.index, array, outputs[name], case, start if name == "logits" else None)
 
 
-def _player(spec: ModelSpec, options: ExportOptions) -> Any:
+def player_of(spec: ModelSpec, options: ExportOptions) -> Any:
+    """What plays a case in a layout; rows that nothing may read are poisoned."""
     if options.layout == "dynamic":
         return Player(spec, options)
     return (StaticPlayer if options.layout == "static" else SharedPlayer)(spec, options, poison=True)
 
 
-class _Eager:
+class Eager:
     """A session of the module that is traced."""
 
     info = RunnerInfo("wrapper", "0", {"dtype": "float64"})

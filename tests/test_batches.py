@@ -25,6 +25,7 @@ WAYS = {
     "static, two by two": ExportOptions(layout="static", max_len=30, chunk=8, batch=2),
     "static, modern": ExportOptions(layout="static", profile="modern", max_len=30, chunk=4, batch=4),
     "ort": ExportOptions(profile="ort"),
+    "shared": ExportOptions(profile="ort", layout="shared"),
     "modern": ExportOptions(profile="modern"),
     "bare": ExportOptions(profile="bare"),
 }
@@ -35,14 +36,13 @@ class Played:
 
     def __init__(self, name: str, options: ExportOptions) -> None:
         import torch
-        from fuzz import _Eager
+        from fuzz import Eager, player_of
         from transformers import AutoModelForCausalLM
 
         from exporter.decoder import ATTENTION, Decoder, register_attention
         from exporter.describe import model_spec
         from exporter.experts import choose_experts, register_experts
         from exporter.rope import hook_tables
-        from runners.layouts import dynamic, static
 
         register_attention()
         register_experts()
@@ -53,13 +53,9 @@ class Played:
         options = settled(options, self.spec)
         choose_experts(model, PREFILL)
         hook_tables(model)
-        self._session = _Eager(Decoder(model.double(), self.spec, options, lift=True).eval(), self.spec, options)
+        self._session = Eager(Decoder(model.double(), self.spec, options, lift=True).eval(), self.spec, options)
         wide = replace(options, dtype="float64")  # type: ignore[arg-type]
-        self._player: Any = (
-            static.Player(self.spec, wide, poison=True)
-            if options.layout == "static"
-            else dynamic.Player(self.spec, wide)
-        )
+        self._player: Any = player_of(self.spec, wide)
 
     def logits(self, case: Case, *, blind: bool = False) -> Any:
         """(batch, total, vocab); every output must be finite. ``blind`` hides the padding from the graphs."""
@@ -94,6 +90,6 @@ def test_a_row_of_a_ragged_batch_is_the_row_alone(family: str, way: str) -> None
     assert Played(family, WAYS[way]).difference() < 1e-10
 
 
-@pytest.mark.parametrize("way", ["dynamic", "static", "bare"])
+@pytest.mark.parametrize("way", ["dynamic", "static", "shared", "bare"])
 def test_padding_that_the_mask_does_not_hide_is_seen(way: str) -> None:
     assert Played("mistral", WAYS[way]).difference(blind=True) > 1e-3

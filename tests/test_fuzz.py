@@ -56,6 +56,8 @@ def test_a_draw_out_of_time_is_no_pass() -> None:
 def test_an_export_that_breaks_is_no_refusal() -> None:
     broken = "stage check: prefill.onnx: operators ['CastLike'] are not in profile 'portable'"
     assert attempt(PLAIN, lambda draw: broken, 1.0).kind == "failed"
+    narrow = "operators ['Range'] are not in profile 'bare'; use --profile portable"
+    assert attempt(PLAIN, lambda draw: narrow, 1.0).kind == "refused"
     assert attempt(PLAIN, lambda draw: "--batch 0: expected at least 1", 1.0).kind == "refused"
 
 
