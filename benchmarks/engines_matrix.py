@@ -57,7 +57,7 @@ ENVIRONMENTS: dict[str, list[str]] = {
 # They ask for what is not used: torchvision, and JAX's libraries for training.
 WITHOUT_DEPENDENCIES = {name: [name] for name in ("onnx2pytorch", "onnx2torch", "jaxonnxruntime")}
 MARK = "installed.json"  # what an environment was made of; written last, so that a broken-off installation goes on
-NODE = ["onnxruntime-node", "onnxruntime-web"]
+NODE = ["onnxruntime-node", "onnxruntime-web", "@huggingface/transformers"]
 
 DYNAMIC, STATIC, FULL, BARE = "dynamic", "static", "full", "bare"
 FLAGS = {
@@ -81,6 +81,10 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("onnx2pytorch:threads=1", DYNAMIC),
     ("onnxruntime_node", DYNAMIC),
     ("onnxruntime_web", DYNAMIC),
+    ("onnxruntime_web:host=chromium", DYNAMIC),
+    ("onnxruntime_web:provider=webgpu", DYNAMIC),
+    ("onnxruntime_web:provider=webgpu", BARE),
+    ("transformersjs", DYNAMIC),
     ("jaxonnxruntime", DYNAMIC),
     ("onnxruntime_ggml:threads=1", DYNAMIC),
     ("onnxruntime_ggml:threads=1,weights=default", DYNAMIC),
@@ -101,8 +105,18 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("litert", STATIC),
     ("tinygrad", STATIC),
 )
-# A new shape costs jaxonnxruntime seconds, a call of tinygrad half a second: cases of many calls are left out.
+# A new shape costs jaxonnxruntime seconds, a call of tinygrad half a second and one of a GPU in software as much: cases
+# of many calls are left out.
 SLOW = {
+    "onnxruntime_web:provider=webgpu": (
+        "prefill-[12]",
+        "prefill-12*",
+        "handoff-*",
+        "batch-*",
+        "chunk-12*",
+        "chunk-cross",
+        "special-tokens",
+    ),
     "tinygrad": (
         "prefill-*",
         "handoff-*",
@@ -145,7 +159,7 @@ def play_row(bundle: Bundle, runner: str, layout: str) -> Row:
         return opened[-1]
 
     spec = parse_runner(runner)
-    cases = SLOW.get(spec.name, ())
+    cases = SLOW.get(runner, SLOW.get(spec.name, ()))
     report = judge(bundle, JudgeOptions((spec,), cases=cases), opener=opener)
     record = report.runners[0]
     row = Row(runner, layout, record.version, dict(record.settings), record.adapted)
@@ -157,12 +171,9 @@ def play_row(bundle: Bundle, runner: str, layout: str) -> Row:
         if case.message:
             row.messages[case.case] = case.message
     entries = load_known_failures(KNOWN)
-    row.unexpected = unexpected(entries, runner, bundle.options.layout, row.settings, row.verdicts)
+    row.unexpected = unexpected(entries, runner, bundle.options, row.settings, row.verdicts)
     found = (
-        item
-        for item in entries
-        for case in row.verdicts
-        if item.expects(runner, bundle.options.layout, row.settings, case)
+        item for item in entries for case in row.verdicts if item.expects(runner, bundle.options, row.settings, case)
     )
     row.known = sorted({item.reason for item in found})
     row.milliseconds = opened[0].take() if opened else None
@@ -192,7 +203,8 @@ def install(only: list[str]) -> None:
             continue
         mark.write_text(wanted, "utf-8")
         print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    if (not only or "node" in only) and not (folder / "node" / MARK).exists():
+    mark = folder / "node" / MARK
+    if (not only or "node" in only) and not (mark.exists() and mark.read_text("utf-8") == json.dumps(NODE)):
         install_node(folder / "node")
 
 

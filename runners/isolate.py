@@ -214,7 +214,7 @@ class IsolatedSession:
         if self._process is None:
             self._process = Process(self._launch)
             answer, _ = self._guarded(self._process, self._open)
-            self.info = info_of(answer)
+            self.info = replace(info_of(answer), name=self._launch.name)
         return self._process
 
     def _guarded(
@@ -247,7 +247,7 @@ def info_of(answer: Mapping[str, Any]) -> RunnerInfo:
     info = answer["info"]
     settings = {str(key): str(value) for key, value in info.get("settings", {}).items()}
     words = (str(info.get(key, "")) for key in ("adapted", "layout"))
-    return RunnerInfo(str(info["name"]), str(info["version"]), settings, *words)
+    return RunnerInfo(str(info.get("name", "")), str(info["version"]), settings, *words)
 
 
 def engines_folder() -> Path:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from exporter.errors import TraceError
+from exporter.spec import ExportOptions
 from runners.base import parse_runner
 
 __all__ = ["KnownFailure", "load_known_failures", "unexpected"]
@@ -27,6 +28,7 @@ class KnownFailure:
         reason: The fault in a sentence.
         evidence: Where it is shown: a section of docs/engines.md, or an upstream issue.
         layout: Layout of the bundle.
+        profile: Profile of the bundle; empty where the fault shows in every one.
         when: Settings that the runner must report for the fault to be expected, such as the precision in force.
     """
 
@@ -36,12 +38,14 @@ class KnownFailure:
     reason: str
     evidence: str
     layout: str = "dynamic"
+    profile: str = ""
     when: Mapping[str, str] = field(default_factory=dict)
 
-    def expects(self, runner: str, layout: str, settings: Mapping[str, str], case: str) -> bool:
+    def expects(self, runner: str, options: ExportOptions, settings: Mapping[str, str], case: str) -> bool:
         """Whether this case is expected to fail."""
         mine, asked = parse_runner(self.runner), parse_runner(runner)
-        same = (mine.name, self.layout) == (asked.name, layout) and mine.options.items() <= asked.options.items()
+        same = mine.name == asked.name and mine.options.items() <= asked.options.items()
+        same = same and self.layout == options.layout and self.profile in ("", options.profile)
         holds = all(settings.get(key) == value for key, value in self.when.items())
         return same and holds and fnmatchcase(case, self.cases)
 
@@ -79,7 +83,7 @@ def _read(path: Path) -> Iterator[KnownFailure]:
 def unexpected(
     known: tuple[KnownFailure, ...],
     runner: str,
-    layout: str,
+    options: ExportOptions,
     settings: Mapping[str, str],
     verdicts: Mapping[str, str],
 ) -> list[str]:
@@ -88,13 +92,13 @@ def unexpected(
     Args:
         known: Every known failure.
         runner: Runner as on the command line.
-        layout: Layout of the bundle.
+        options: How the bundle was exported.
         settings: What the runner reported.
         verdicts: Verdict by case.
     """
     lines: list[str] = []
     for case, verdict in verdicts.items():
-        entry = next((item for item in known if item.expects(runner, layout, settings, case)), None)
+        entry = next((item for item in known if item.expects(runner, options, settings, case)), None)
         if entry is None and verdict != "match":
             lines.append(f"{runner}, {case}: {verdict}, and no known failure says so")
         elif entry is not None and verdict != entry.verdict:

@@ -13,6 +13,7 @@ from exporter.errors import EngineUnavailableError, TraceError
 from exporter.spec import DECODE, ExportOptions, GraphSpec, Port
 from runners.base import RunnerInfo, RunnerSpec, engine_names, load_engine, parse_runner
 from runners.engines import _session, _static
+from runners.engines._chromium import chromium
 from runners.isolate import describe_isolated, engines_folder, open_runner
 from runners.judge import JudgeOptions, judge
 from runners.known_failures import KnownFailure, load_known_failures, unexpected
@@ -150,18 +151,27 @@ def test_a_file_that_is_not_of_the_format_is_refused(tmp_path: Path, text: str, 
 
 
 def test_a_known_failure_that_is_gone_is_as_unexpected_as_a_new_one() -> None:
-    known = (
-        KnownFailure("ort:level=none", "chunk-*", "mismatch", "window off by one", "docs", when={"precision": "low"}),
-    )
+    fault = KnownFailure("ort:level=none", "chunk-*", "mismatch", "off by one", "docs", when={"precision": "low"})
     low, high = {"precision": "low"}, {"precision": "high"}
-    assert unexpected(known, "ort:threads=1,level=none", "dynamic", low, {"chunk-1": "mismatch", "text": "match"}) == []
-    assert "remove the entry" in unexpected(known, "ort:threads=1,level=none", "dynamic", low, {"chunk-1": "match"})[0]
-    assert "no known failure" in unexpected(known, "ort:threads=1,level=none", "dynamic", low, {"text": "error"})[0]
-    assert (
-        "no known failure" in unexpected(known, "ort:threads=1,level=none", "dynamic", high, {"chunk-1": "mismatch"})[0]
-    )
-    assert unexpected(known, "ort:threads=1,level=none", "static", low, {"chunk-1": "match"}) == []
-    assert unexpected(known, "ort:threads=1", "dynamic", low, {"chunk-1": "match"}) == []
+    asked, portable = "ort:threads=1,level=none", ExportOptions()
+
+    def found(runner: str, options: ExportOptions, settings: dict[str, str], **verdicts: str) -> str:
+        renamed = {case.replace("_", "-"): verdict for case, verdict in verdicts.items()}
+        return "".join(unexpected((fault,), runner, options, settings, renamed))
+
+    assert found(asked, portable, low, chunk_1="mismatch", text="match") == ""
+    assert "remove the entry" in found(asked, portable, low, chunk_1="match")
+    assert "no known failure" in found(asked, portable, low, text="error")
+    assert "no known failure" in found(asked, portable, high, chunk_1="mismatch")
+    assert found(asked, ExportOptions(layout="static"), low, chunk_1="match") == ""
+    assert found("ort:threads=1", portable, low, chunk_1="match") == ""
+
+
+def test_a_fault_of_one_profile_is_not_expected_in_another() -> None:
+    fault = KnownFailure("ort", "*", "mismatch", "inexact Cos", "docs", profile="portable")
+    assert unexpected((fault,), "ort", ExportOptions(), {}, {"text": "mismatch"}) == []
+    assert unexpected((fault,), "ort", ExportOptions(profile="bare"), {}, {"text": "match"}) == []
+    assert unexpected((fault,), "ort", ExportOptions(profile="bare"), {}, {"text": "mismatch"}) != []
 
 
 def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bundle) -> None:
@@ -171,7 +181,8 @@ def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bun
 
 
 NOT_DYNAMIC = (*FIXED_SHAPES, *BARE_ONLY, "genai")
-WORSE = ("openvino:precision=default", "onnxruntime_ggml:weights=default")
+WEBGPU = "onnxruntime_web:provider=webgpu"
+WORSE = ("openvino:precision=default", "onnxruntime_ggml:weights=default", WEBGPU)
 DYNAMIC = (*WORSE, *(name for name in OTHERS if name not in NOT_DYNAMIC))
 
 
@@ -216,7 +227,7 @@ def test_an_engine_with_fixed_shapes_is_right_on_the_static_layout(static_bundle
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("runner", [*BARE_ONLY, "jaxonnxruntime", "onnxruntime_ggml"])
+@pytest.mark.parametrize("runner", [*BARE_ONLY, "jaxonnxruntime", "onnxruntime_ggml", WEBGPU])
 def test_an_engine_of_few_operators_is_right_on_the_bare_profile(bare_bundle: Bundle, runner: str) -> None:
     _judge_known(bare_bundle, runner)
 
@@ -234,12 +245,14 @@ def _judge_known(bundle: Bundle, runner: str) -> None:
     assert record.available, record.message
     verdicts = {case.case: case.verdict for case in report.cases}
     known = load_known_failures(KNOWN)
-    assert unexpected(known, runner, bundle.options.layout, record.settings, verdicts) == []
+    assert unexpected(known, runner, bundle.options, record.settings, verdicts) == []
 
 
 def _skip_unless_installed(spec: RunnerSpec) -> None:
     engine = load_engine(spec.name)
     try:
+        if "provider" in spec.options:
+            chromium()
         engine.describe() if getattr(engine, "OWN_PROCESS", False) else describe_isolated(spec)
     except EngineUnavailableError as error:
         pytest.skip(str(error))

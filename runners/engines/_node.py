@@ -1,25 +1,29 @@
-"""Opens a session in Node: the engine's process is ``_host.cjs``, which knows no Python."""
+"""Opens a session in a JavaScript package: the engine's process is ``_js/node.mjs`` or a browser."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.bundle import Bundle
 from exporter.errors import EngineUnavailableError
-from runners.base import RunnerInfo, only
-from runners.engines._session import refuse_layouts
+from runners.base import RunnerInfo
+from runners.engines._chromium import chromium
+from runners.engines._session import one_of
 from runners.isolate import IsolatedSession, Launch, engines_folder, limit_of
 
-__all__ = ["describe_package", "open_in_node"]
+__all__ = ["INSTALL", "describe_package", "open_in_chromium", "open_in_node"]
 
-HOST = Path(__file__).with_name("_host.cjs")
+HOST = Path(__file__).with_name("_js") / "node.mjs"
+INSTALL = "make engines ONLY=node"
+_LEVELS = ("all", "none", "basic", "extended")
 
 
-def describe_package(name: str, package: str, install: str) -> RunnerInfo:
+def describe_package(name: str, package: str) -> RunnerInfo:
     """Version of an npm package.
 
     Raises:
@@ -27,28 +31,40 @@ def describe_package(name: str, package: str, install: str) -> RunnerInfo:
     """
     node = shutil.which("node")
     if node is None:
-        raise EngineUnavailableError(f"node is not installed; {install}")
+        raise EngineUnavailableError(f"node is not installed; {INSTALL}")
     manifest = home() / "node_modules" / package / "package.json"
     if not manifest.is_file():
-        raise EngineUnavailableError(f"the npm package {package} is not installed; {install}")
+        raise EngineUnavailableError(f"the npm package {package} is not installed; {INSTALL}")
     return RunnerInfo(name, str(json.loads(manifest.read_text(encoding="utf-8"))["version"]))
 
 
 def home() -> Path:
     """The folder that has ``node_modules``: ``KVPARITY_NODE``, or ``node`` among the engine environments."""
-    return Path(os.environ.get("KVPARITY_NODE") or engines_folder() / "node")
+    return Path(os.environ.get("KVPARITY_NODE") or engines_folder() / "node").resolve()
 
 
 def open_in_node(package: str, info: RunnerInfo, bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
-    """Open both graphs; settings ``threads`` (1), ``level`` (none, basic, extended, all) and ``limit``.
+    """Open a bundle in a package under Node.
 
     Raises:
         EngineUnavailableError: A setting makes no sense, or the package cannot load a graph.
     """
-    only(options, "threads", "level", "limit")
-    refuse_layouts(info.name, bundle, "dynamic", "static")
-    if options.get("level", "all") not in ("none", "basic", "extended", "all"):
-        raise EngineUnavailableError(f"{info.name}: level {options['level']!r} is unknown")
-    command = [str(shutil.which("node")), str(HOST), package, str(home().resolve())]
+    return _open([str(shutil.which("node")), str(HOST), package, str(home())], info, bundle, options)
+
+
+def open_in_chromium(info: RunnerInfo, bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
+    """Open a bundle in onnxruntime-web on a page of ours in a headless Chromium.
+
+    Raises:
+        EngineUnavailableError: There is no Chromium, or it gives no GPU, not even one in software.
+    """
+    chromium()
+    flags = ["--enable-unsafe-webgpu"] if options["provider"] == "webgpu" else ["--disable-gpu"]
+    command = [sys.executable, "-m", "runners.engines._chromium", str(home() / "node_modules"), *flags]
+    return _open(command, info, bundle, options)
+
+
+def _open(command: list[str], info: RunnerInfo, bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
+    one_of(info.name, options, "level", *_LEVELS)
     launch = Launch(info.name, command, limit_of(info.name, options))
     return IsolatedSession(bundle, launch, {key: value for key, value in options.items() if key != "limit"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,10 @@ __all__ = [
     "by_name",
     "empty",
     "first_line",
+    "one_of",
     "refuse_layouts",
     "refuse_profiles",
+    "run_by_name",
     "threads_of",
 ]
 
@@ -79,6 +82,17 @@ def by_name(entry: GraphEntry, values: list[Array] | tuple[Array, ...]) -> dict[
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 
+def run_by_name(session: Any, entry: GraphEntry) -> Run:
+    """For engines that took over ONNX Runtime's interface: ``session.run(output names, feeds)``."""
+    names = [port.name for port in entry.spec.outputs]
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        feeds = {port.name: np.ascontiguousarray(inputs[port.name]) for port in entry.spec.inputs}
+        return by_name(entry, session.run(names, feeds))
+
+    return run
+
+
 def empty(port: Port) -> Array:
     """Zeros of a port whose shape is fixed."""
     return np.zeros([int(size) for size in port.shape], numpy_dtype(port.dtype))
@@ -94,6 +108,18 @@ def threads_of(options: Mapping[str, str]) -> int:
     if not text.isdigit():
         raise EngineUnavailableError(f"threads {text!r} is not a number")
     return int(text)
+
+
+def one_of(name: str, options: Mapping[str, str], key: str, *known: str) -> str:
+    """A setting that has a few values; the first where it is not given.
+
+    Raises:
+        EngineUnavailableError: It is none of them.
+    """
+    value = options.get(key, known[0])
+    if value not in known:
+        raise EngineUnavailableError(f"{name}: {key} {value!r} is unknown; known are {', '.join(known)}")
+    return value
 
 
 def refuse_layouts(name: str, bundle: Bundle, *layouts: str) -> None:

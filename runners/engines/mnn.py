@@ -17,7 +17,7 @@ from exporter.errors import EngineUnavailableError
 from exporter.spec import Port
 from runners.base import Array, RunnerInfo, need, only
 from runners.engines._cache import compiled
-from runners.engines._session import GraphSession, Run, by_name, threads_of
+from runners.engines._session import GraphSession, Run, by_name, one_of, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -34,9 +34,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     """Convert and load both graphs; settings ``precision`` (high, normal, low) and ``threads``."""
     only(options, "precision", "threads")
     version = describe().version
-    precision, threads = options.get("precision", "high"), threads_of(options) or 1
-    if precision not in ("high", "normal", "low"):
-        raise EngineUnavailableError(f"mnn: precision {precision!r} is unknown; known are high, normal and low")
+    precision, threads = one_of("mnn", options, "precision", "high", "normal", "low"), threads_of(options) or 1
     import MNN
 
     runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": precision, "numThread": threads},))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from exporter.bundle import Bundle, GraphEntry
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, by_name
+from runners.base import RunnerInfo, need, only
+from runners.engines._session import GraphSession, Run, run_by_name
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -29,13 +27,6 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     import nxrt
 
     def load(path: Path, entry: GraphEntry) -> Run:
-        session = nxrt.InferenceSession(str(path))
-        names = [port.name for port in entry.spec.outputs]
-
-        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            feeds = {port.name: np.ascontiguousarray(inputs[port.name]) for port in entry.spec.inputs}
-            return by_name(entry, session.run(names, feeds))
-
-        return run
+        return run_by_name(nxrt.InferenceSession(str(path)), entry)
 
     return GraphSession(bundle, info, load)

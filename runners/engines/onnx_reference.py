@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.bundle import Bundle, GraphEntry
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, by_name
+from runners.base import RunnerInfo, need, only
+from runners.engines._session import GraphSession, Run, run_by_name
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -27,12 +27,6 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     from onnx.reference import ReferenceEvaluator
 
     def load(path: Path, entry: GraphEntry) -> Run:
-        reference = ReferenceEvaluator(str(path))
-        names = [port.name for port in entry.spec.outputs]
-
-        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            return by_name(entry, reference.run(names, {port.name: inputs[port.name] for port in entry.spec.inputs}))
-
-        return run
+        return run_by_name(ReferenceEvaluator(str(path)), entry)
 
     return GraphSession(bundle, info, load)

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from exporter.bundle import Bundle, GraphEntry
-from exporter.errors import EngineUnavailableError
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, by_name, threads_of
+from runners.base import RunnerInfo, need, only
+from runners.engines._session import GraphSession, Run, one_of, run_by_name, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -31,9 +28,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     """Load both graphs; settings ``weights`` (f32, or ggml's choice: default) and ``threads``."""
     only(options, "weights", "threads")
     info, threads = describe(), threads_of(options) or 1
-    weights = options.get("weights", "f32")
-    if weights not in ("f32", "default"):
-        raise EngineUnavailableError(f"onnxruntime_ggml: weights {weights!r} is unknown; known are f32 and default")
+    weights = one_of("onnxruntime_ggml", options, "weights", "f32", "default")
     import onnxruntime
     import onnxruntime_ggml
 
@@ -43,14 +38,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
         base = onnxruntime.SessionOptions()
         base.log_severity_level = 3
         base.intra_op_num_threads = threads
-        session = onnxruntime_ggml.InferenceSession(str(path), given, base)
-        names = [port.name for port in entry.spec.outputs]
-
-        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            feeds = {port.name: np.ascontiguousarray(inputs[port.name]) for port in entry.spec.inputs}
-            return by_name(entry, session.run(names, feeds))
-
-        return run
+        return run_by_name(onnxruntime_ggml.InferenceSession(str(path), given, base), entry)
 
     settings = {**info.settings, **given, "weights": weights}
     return GraphSession(bundle, RunnerInfo("onnxruntime_ggml", info.version, settings), load)

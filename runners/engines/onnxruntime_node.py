@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.bundle import Bundle
-from runners.base import RunnerInfo
-from runners.engines._node import describe_package, open_in_node
+from runners.base import RunnerInfo, only
+from runners.engines._node import INSTALL, describe_package, open_in_node
+from runners.engines._session import refuse_layouts
 from runners.isolate import IsolatedSession
 
 __all__ = ["INSTALL", "OWN_PROCESS", "describe", "open_session"]
 
-INSTALL = "make engines ONLY=node"
 TAKES = "the dynamic and static layouts"
 OWN_PROCESS = True
 
 
 def describe() -> RunnerInfo:
     """Version of onnxruntime-node."""
-    return describe_package("onnxruntime_node", "onnxruntime-node", INSTALL)
+    return describe_package("onnxruntime_node", "onnxruntime-node")
 
 
 def open_session(bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
     """Open both graphs; settings ``threads``, ``level`` (none, basic, extended, all) and ``limit``."""
-    return open_in_node("onnxruntime-node", describe(), bundle, options)
+    only(options, "threads", "level", "limit")
+    info = describe()
+    refuse_layouts(info.name, bundle, "dynamic", "static")
+    return open_in_node("onnxruntime-node", info, bundle, options)

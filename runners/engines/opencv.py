@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
-from exporter.errors import EngineUnavailableError
 from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, by_name, threads_of
+from runners.engines._session import GraphSession, Run, by_name, one_of, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
@@ -28,9 +27,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     """Load both graphs; settings ``engine`` (new, classic, auto) and ``threads``."""
     only(options, "engine", "threads")
     version = describe().version
-    engine, threads = options.get("engine", "new"), threads_of(options)
-    if engine not in _ENGINES:
-        raise EngineUnavailableError(f"opencv: engine {engine!r} is unknown; known are {', '.join(_ENGINES)}")
+    engine, threads = one_of("opencv", options, "engine", *_ENGINES), threads_of(options)
     import cv2
 
     if threads:

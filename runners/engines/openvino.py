@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
-from exporter.errors import EngineUnavailableError
 from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, threads_of
+from runners.engines._session import GraphSession, Run, one_of, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[openvino]'"
 TAKES = "the dynamic and static layouts"
-_PRECISIONS = ("f32", "bf16", "f16", "default")
 
 
 def describe() -> RunnerInfo:
@@ -33,11 +31,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     """Compile both graphs; settings ``precision`` (f32, bf16, f16, default) and ``threads``."""
     only(options, "precision", "threads")
     version = describe().version
-    precision, threads = options.get("precision", "f32"), threads_of(options)
-    if precision not in _PRECISIONS:
-        raise EngineUnavailableError(
-            f"openvino: precision {precision!r} is unknown; known are {', '.join(_PRECISIONS)}"
-        )
+    precision, threads = one_of("openvino", options, "precision", "f32", "bf16", "f16", "default"), threads_of(options)
     import openvino
 
     core = openvino.Core()
