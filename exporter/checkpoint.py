@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.decoder import ATTENTION, register_attention
+from exporter.attention import ATTENTION, register_attention
 from exporter.errors import ExportError
 from exporter.gguf_head import gguf_head
 

@@ -1,79 +1,39 @@
 """The module that is traced: ids, mask, positions and pasts in; logits and presents out; no family named.
 
 The model is transformers' own. Three of its official seams are used, so that nothing is re-implemented: the cache
-argument (:mod:`exporter.layouts`), the attention interface (our function picks the mask of the layer and calls the
-model's own eager attention), and module hooks (probes: names for values at module borders).
+argument (:mod:`exporter.layouts`), the attention interface (:mod:`exporter.attention`), and module hooks (probes: names
+for values at module borders).
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exporter.attention import Masks, Spelling, use
 from exporter.errors import ExportError
-from exporter.grouping import can_group, grouped_attention
 from exporter.layouts.base import open_cache
 from exporter.lift import lifted
 from exporter.probe import probe
 from exporter.rope import use_tables
 from exporter.spec import ExportOptions, LayerSpec, ModelSpec
-from exporter.standard import attend, is_standard
 
-__all__ = ["ATTENTION", "NO_POSITIONS", "Decoder", "add_probes", "register_attention"]
+__all__ = ["NO_POSITIONS", "Decoder", "add_probes"]
 
-ATTENTION = "kvparity"
 NO_POSITIONS = "positions that only the rotary embedding may read"
-_MASKS: ContextVar[Mapping[int, Tensor]] = ContextVar("masks")
 _TABLES = ("cos", "sin")
 _LAYER_INPUTS = ("hidden_states", "attention_mask", "position_embeddings")  # named elsewhere, or not values of a layer
-_PROFILE: ContextVar[str] = ContextVar("profile", default="portable")
-
-
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
-) -> Any:
-    """Attention interface: the layer's mask, then the model's own eager attention."""
-    index = module.layer_idx
-    masks = _MASKS.get(None)  # none while a model is only being observed
-    if masks is not None and attention_mask is not None:  # transformers makes none for this attention
-        raise ExportError(f"layer {index} computes a mask of its own, which would be lost")
-    query = probe(query, f"layers.{index}.self_attn.query")
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    mask = attention_mask if masks is None else _of_queries(masks[index], query.shape[2])
-    if _PROFILE.get() == "modern" and is_standard(kwargs):
-        return probe(attend(module, query, key, value, mask, **kwargs), f"layers.{index}.self_attn.context"), None
-    if _PROFILE.get() == "ort" and can_group(module, query, key):
-        output, weights = grouped_attention(module, query, key, value, mask, eager=eager, **kwargs)
-    else:
-        output, weights = eager(module, query, key, value, mask, **kwargs)
-    return probe(output, f"layers.{index}.self_attn.context"), weights
-
-
-def _of_queries(mask: Tensor, queries: Any) -> Tensor:
-    """The last rows of a mask: Gemma 4's sharing layers compute the last position only when no other is asked for."""
-    known = isinstance(queries, int) and not (isinstance(mask.shape[2], int) and mask.shape[2] == queries)
-    return mask[:, :, -queries:] if known else mask
-
-
-def register_attention() -> None:
-    """Make :data:`ATTENTION` known to transformers; called when a model is built for tracing."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
 
 
 class Decoder(nn.Module):
     """Inputs by port name -> outputs in port order, for torch.export.
 
     Args:
-        model: A transformers causal language model whose attention implementation is :data:`ATTENTION`.
+        model: A transformers causal language model with the attention of :mod:`exporter.attention`.
         spec: Its description.
         options: How it is exported.
         lift: Trace in float64 (see :mod:`exporter.lift`).
@@ -97,8 +57,9 @@ class Decoder(nn.Module):
         """
         dtype = next(self.model.parameters()).dtype
         cache = open_cache(self._spec, self._options, inputs, dtype)
-        masks = _Masks(cache.masks())
-        with lifted(self._lift), _use_masks(masks, self._options), use_tables(inputs):
+        masks = Masks(self._spec, cache.masks())
+        spelling = Spelling.of(self._spec, self._options, inputs)
+        with lifted(self._lift), use(masks, spelling), use_tables(inputs):
             arguments = {self._cache_argument: cache, "use_cache": True}
             if self._options.logits == "last":
                 arguments["logits_to_keep"] = cache.keep_logits
@@ -106,40 +67,9 @@ class Decoder(nn.Module):
             if positions is None:
                 positions = probe(torch.zeros_like(ids), NO_POSITIONS)
             logits = self.model(input_ids=ids, position_ids=positions, **arguments).logits
-        masks.check(self._spec)
+        masks.check()
         presents = [tensor for slot in self._spec.slots for tensor in cache.present[slot.slot]]
         return [logits if self._lift else logits.float(), *presents]
-
-
-class _Masks(dict[int, Tensor]):
-    """Masks by layer; knows which layers asked."""
-
-    def __init__(self, masks: Mapping[int, Tensor]) -> None:
-        super().__init__(masks)
-        self._asked: set[int] = set()
-
-    def __getitem__(self, index: int) -> Tensor:
-        self._asked.add(index)
-        return super().__getitem__(index)
-
-    def check(self, spec: ModelSpec) -> None:
-        """Raise ExportError where a layer ran without the mask that it was meant to have."""
-        missing = sorted(self.keys() - self._asked)
-        if missing:
-            raise ExportError(
-                f"{spec.model_type}: the attention of layer {missing[0]} does not go through transformers' attention "
-                "interface, so it cannot be given its mask"
-            )
-
-
-@contextmanager
-def _use_masks(masks: Mapping[int, Tensor], options: ExportOptions) -> Iterator[None]:
-    token, profile = _MASKS.set(masks), _PROFILE.set(options.profile)
-    try:
-        yield
-    finally:
-        _MASKS.reset(token)
-        _PROFILE.reset(profile)
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:

@@ -144,10 +144,14 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.scalar_tensor.default: _scalar_tensor,
     }
     if profile in ("modern", "ort"):
+        import exporter.banded  # registers kvparity::band_mask and kvparity::banded_attention
         import exporter.standard  # noqa: F401  (registers kvparity::attention and kvparity::tensor_scatter)
+        from exporter.lower_banded import band_mask, banded_attention
 
         table[torch.ops.kvparity.attention.default] = _attention
         table[torch.ops.kvparity.tensor_scatter.default] = _tensor_scatter
+        table[torch.ops.kvparity.band_mask.default] = band_mask
+        table[torch.ops.kvparity.banded_attention.default] = banded_attention
     if profile in ("modern", "ort"):
         table[aten.gelu.default] = _gelu
     if profile in ("bare", "portable"):

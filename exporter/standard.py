@@ -1,4 +1,4 @@
-"""ONNX's operators for language models as torch operators, so that a trace keeps them whole (profile ``modern``).
+"""ONNX's operators for language models as torch operators, so that a trace keeps them whole (``modern``, ``ort``).
 
 Each computes what its ONNX namesake does; :mod:`exporter.lowering` translates one to the other.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["attend", "attention", "is_standard", "tensor_scatter"]
+__all__ = ["attend", "attention", "is_standard", "scaled_query", "tensor_scatter"]
 
 # What transformers passes to every attention function, and what none of them reads when a mask is given.
 _IGNORED = {
@@ -38,6 +38,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: 
 
 @attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float) -> Tensor:
+    for rows in (value.shape[2], mask.shape[3]):  # lets a trace give one name to the lengths of all caches of a kind
+        torch._check(key.shape[2] == rows)
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 
@@ -62,12 +64,24 @@ def is_standard(arguments: dict[str, Any]) -> bool:
     return all(name in known or value is None for name, value in arguments.items())
 
 
-def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **arguments: Any) -> Tensor:
-    """An attention function of transformers on the Attention operator: (batch, sequence, heads, head_dim).
-
-    The scale multiplies the query, because the operator's attribute is float32 and would round it.
-    """
+def scaled_query(query: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """The query times the scale that an attention function of transformers was asked for."""
     scale = arguments.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scaled = query if scale == 1 else query * scale
-    return attention(scaled, key, value, mask, float(arguments.get("softcap") or 0.0)).transpose(1, 2).contiguous()
+    return query if scale == 1 else query * scale
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **arguments: Any) -> Tensor:
+    """An attention function of transformers on the Attention operator: (batch, sequence, heads, head_dim).
+
+    The scale multiplies the query, because the operator's attribute is float32 and would round it. A mask of one row
+    is laid out for every query: the operator wants as many rows as queries.
+    """
+    rows = query.shape[2]
+    if mask.shape[2] == 1 and isinstance(rows, int) and rows > 1:
+        mask = mask.expand(-1, -1, rows, -1)
+    return (
+        attention(scaled_query(query, arguments), key, value, mask, float(arguments.get("softcap") or 0.0))
+        .transpose(1, 2)
+        .contiguous()
+    )

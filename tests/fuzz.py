@@ -115,7 +115,8 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from exporter.decoder import ATTENTION, Decoder, register_attention
+    from exporter.attention import ATTENTION, register_attention
+    from exporter.decoder import Decoder
     from exporter.describe import model_spec
     from exporter.experts import choose_experts, register_experts
     from exporter.rope import hook_tables

@@ -39,7 +39,8 @@ class Played:
         from fuzz import Eager, player_of
         from transformers import AutoModelForCausalLM
 
-        from exporter.decoder import ATTENTION, Decoder, register_attention
+        from exporter.attention import ATTENTION, register_attention
+        from exporter.decoder import Decoder
         from exporter.describe import model_spec
         from exporter.experts import choose_experts, register_experts
         from exporter.rope import hook_tables

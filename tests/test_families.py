@@ -96,20 +96,18 @@ def test_a_window_that_only_the_cache_heeds_is_refused(model_type: str, refused:
         assert described(tmp_path).window == (8 if kind == "mistral" else None)
 
 
-def test_a_layer_that_makes_a_mask_of_its_own_is_refused() -> None:
+def test_a_layer_that_makes_a_mask_of_its_own_is_refused(tmp_path: Path) -> None:
     import torch
 
-    from exporter.decoder import _MASKS, _attention
+    from exporter.attention import Masks, Spelling, _attention, use
 
     layer = torch.nn.Module()
     layer.layer_idx = 0  # type: ignore[assignment]
     rows = torch.zeros(1, 1, 2, 4)
-    token = _MASKS.set({0: torch.zeros(1, 1, 2, 2)})
-    try:
-        with pytest.raises(ExportError, match="mask of its own"):
-            _attention(layer, rows, rows, rows, torch.zeros(1, 1, 2, 2))
-    finally:
-        _MASKS.reset(token)
+    small_config("llama", {}).save_pretrained(tmp_path)
+    masks = Masks(described(tmp_path), {0: torch.zeros(1, 1, 2, 2)})
+    with use(masks, Spelling()), pytest.raises(ExportError, match="mask of its own"):
+        _attention(layer, rows, rows, rows, torch.zeros(1, 1, 2, 2))
 
 
 def test_what_a_bundle_does_not_prove_names_the_window_that_no_case_reaches(tiny_bundle: Bundle) -> None:

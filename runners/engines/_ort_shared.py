@@ -22,7 +22,7 @@ from runners.layouts.shared import BLOCK, capacity_for
 
 __all__ = ["OrtSharedDecoder"]
 
-_GROWTH = 2 * BLOCK  # rows added at once: growing copies the full slots
+_SPARE = 2 * BLOCK - 1  # rows added at once for steps: growing copies the full slots; a prompt attends to every row
 
 
 class OrtSharedDecoder:
@@ -54,7 +54,7 @@ class OrtSharedDecoder:
         """
         start, total = self._total, self._total + len(ids)
         if total > self._mask.shape[1]:
-            self._make_room(total)
+            self._make_room(total, _SPARE if len(ids) == 1 else 0)
         self._mask[0, start:total] = 1
         self._length[0] = start
         self._total = total
@@ -96,11 +96,11 @@ class OrtSharedDecoder:
             _place(binding.bind_output, present_name(slot.slot, part), self._buffers[past_name(slot.slot, part)])
         return binding
 
-    def _make_room(self, total: int) -> None:
-        """Longer buffers; what they hold moves along."""
+    def _make_room(self, total: int, spare: int) -> None:
+        """Buffers for ``total`` tokens and ``spare`` more; what they hold moves along."""
         if total > self._model.max_position:
             raise TraceError(f"{total} tokens, but the model has {self._model.max_position} positions")
-        capacity = capacity_for(total + _GROWTH - 1, self._model)
+        capacity = capacity_for(total + spare, self._model)
         old, old_mask = self._buffers, self._mask
         self._mask = np.zeros((1, capacity), np.int64)
         self._mask[:, : old_mask.shape[1]] = old_mask
