@@ -189,3 +189,10 @@ def test_shares_say_all_only_where_it_is_all() -> None:
     assert share(0.0) == "0 %"
     assert times(2800.0) == "2,800"
     assert times(1.234) == "1.2"
+
+
+def test_a_runner_of_another_question_is_not_called_unavailable(bundle: Bundle) -> None:
+    """The exact runner is asked one question and the others another; each table lists its own."""
+    stream = io.StringIO()
+    print_report(report_of(bundle), stream)
+    assert "unavailable" not in stream.getvalue()

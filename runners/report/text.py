@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runners.diff.records import CaseRecord, QuestionRecord, Report, Result, Verdict, worst_verdict
+from runners.diff.records import CaseRecord, QuestionRecord, Report, Result, RunnerRecord, Verdict, worst_verdict
 from runners.report.words import budget_cell, position_cell, short, smallest, times, top_cell, verdict_sentence
 
 __all__ = ["print_report"]
@@ -30,9 +30,10 @@ def print_report(report: Report, stream: IO[str]) -> None:
         records = [record for record in report.cases if record.question == question.question]
         if records:
             console.print(_table(records), soft_wrap=False)
-        if len(report.runners) > 1 and records:
+        asked = _asked(report, records)
+        if len(asked) > 1 and records:
             console.print()
-            console.print(_matrix(report, records), soft_wrap=False)
+            console.print(_matrix(asked, records), soft_wrap=False)
         for record in records if _narrow(records) else []:
             console.print()
             console.print(Text(f"{record.runner}, {record.case}, call by call:", style="dim"))
@@ -65,12 +66,18 @@ def _table(records: list[CaseRecord]) -> Table:
     return table
 
 
-def _matrix(report: Report, records: list[CaseRecord]) -> Table:
+def _asked(report: Report, records: list[CaseRecord]) -> list[RunnerRecord]:
+    """Runners of a question: those that have a case in it, and those that could not be had."""
+    names = {record.runner for record in records}
+    return [runner for runner in report.runners if runner.name in names or not runner.available]
+
+
+def _matrix(asked: list[RunnerRecord], records: list[CaseRecord]) -> Table:
     """One row per runner, and which of its cases match; those that could not be had too."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("runner", "version", "cases that match", "max diff", "budget", "ms per decode step", "verdict"):
         table.add_column(title, justify="left" if title in ("runner", "version", "verdict") else "right", no_wrap=True)
-    for runner in report.runners:
+    for runner in asked:
         own = [record for record in records if record.runner == runner.name]
         verdict = worst_verdict([record.verdict for record in own]) if own else "error"
         worst = max((record for record in own if record.max_abs_diff is not None), key=_size, default=None)
