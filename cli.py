@@ -71,6 +71,13 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the stages and the bundle as JSON.")
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Export MODEL (a folder, a GGUF file, or a hub id; the shipped tiny checkpoint if left out) to a bundle."""
+    from exporter.tracer import Tracer
+
+    with Tracer() as tracer:  # it loads torch while this process does
+        _export(model, output, as_json, tracer, options)
+
+
+def _export(model: str | None, output: Path | None, as_json: bool, tracer: Any, options: dict[str, Any]) -> None:
     from exporter.checkpoint import resolve
     from exporter.console import Progress, print_bundle
     from exporter.export import export as run_export
@@ -95,6 +102,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
             report=progress.stage,
             limit=limit,
             text=text,
+            tracer=tracer,
         )
     finally:
         progress.stop()

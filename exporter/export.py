@@ -6,13 +6,12 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from exporter import worker
 from exporter.bundle import (
     SCHEMA_VERSION,
     Bundle,
@@ -38,6 +37,7 @@ from exporter.quantize.plan import plan
 from exporter.quantize.stage import held_blocks, quantize_weights
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tokenizer import copy_tokenizer, sample_text
+from exporter.tracer import Job, Tracer
 from exporter.weights import Placement, place_weights
 
 __all__ = ["Stage", "export"]
@@ -66,6 +66,7 @@ def export(
     report: Report = lambda stage: None,
     limit: int | None = None,
     in_process: bool = False,
+    tracer: Tracer | None = None,
     text: Path | None = None,
 ) -> Bundle:
     """Export a checkpoint.
@@ -78,7 +79,8 @@ def export(
         report: Called after each stage.
         limit: Longest case in tokens.
         text: File that the cost of quantisation is measured on; None takes stories.
-        in_process: Trace here, one graph after the other: less wall time for tiny models, more for all others.
+        in_process: Trace here, one graph after the other.
+        tracer: The process that traces otherwise, started by the caller to save time; closed at the end.
 
     Returns:
         The bundle.
@@ -86,10 +88,15 @@ def export(
     Raises:
         ExportError: Names the stage that failed.
     """
-    with new_folder(target) as folder:
+    with new_folder(target) as folder, _tracing(tracer, in_process) as process:
+        job = Job(checkpoint.source, str(checkpoint.folder), options, str(folder), _own_version())
+        if process and not checkpoint.gguf:
+            process.begin(job)
         with _stage("read", report):
             config = checkpoint.config()
-            config.save_pretrained(folder)  # the workers read it there: parsing a GGUF file takes seconds each time
+            config.save_pretrained(folder)
+            if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
+                process.begin(replace(job, config=str(folder)))
             shell = checkpoint.shell(config)
             spec = model_spec(config, shell, options.dtype)
             options = settled(options, spec)
@@ -106,7 +113,10 @@ def export(
                     folder, placements, chosen, config, spec, options, text, source
                 )
         with _stage("trace", report):
-            _trace(checkpoint, folder, options, placements, in_process)
+            if process:
+                process.finish(placements)
+            else:
+                _trace_here(replace(job, config=str(folder)), placements)
         with _stage("check", report):
             graphs = _graphs(folder, spec, options)
             files = _copy_files(checkpoint, folder)
@@ -152,39 +162,14 @@ def _peak_mb() -> float:
     return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
 
 
-def _trace(
-    checkpoint: Checkpoint, folder: Path, options: ExportOptions, placements: dict[str, Placement], in_process: bool
-) -> None:
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    jobs = [
-        worker.Job(
-            checkpoint.source,
-            str(folder),
-            None,
-            kind,
-            options,
-            placements,
-            str(folder / f"{kind}.onnx"),
-            _own_version(),
-        )
-        for kind in (PREFILL, DECODE)
-    ]
-    if in_process:
-        for job in jobs:
-            worker.trace(job)
-        scratch.rmdir()
-        return
-    running = [(job.kind, worker.start(job, scratch)) for job in jobs]
-    try:
-        for kind, process in running:
-            worker.wait(process, kind)
-    finally:
-        for _, process in running:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    shutil.rmtree(scratch)
+def _tracing(tracer: Tracer | None, in_process: bool) -> AbstractContextManager[Tracer | None]:
+    return nullcontext() if in_process else tracer or Tracer()
+
+
+def _trace_here(job: Job, placements: dict[str, Placement]) -> None:
+    from exporter.worker import trace
+
+    trace(job, placements)
 
 
 def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[GraphKind, GraphEntry]:

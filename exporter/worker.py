@@ -1,97 +1,151 @@
-"""Traces one graph in a process of its own: ``python -m exporter.worker JOB.json``.
+"""Traces both graphs of a model, side by side: ``python -m exporter.worker``, asked by :mod:`exporter.tracer`.
 
-A process per graph lets both be traced at once and returns all of torch's memory; a fixed hash seed makes the same
-input give the same bytes (models iterate over sets of layer types).
+It reads two lines of JSON: the job, and later where the weights lie. Everything heavy is imported once, before the
+first line is there; then the process forks, so that each graph has a core and a copy of the model without weights.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from exporter.capture import capture
+from exporter.checkpoint import Checkpoint
+from exporter.describe import model_spec
 from exporter.errors import ExportError
-from exporter.spec import ExportOptions, GraphKind
+from exporter.passes.pipeline import finish
+from exporter.ports import graph_spec, settled
+from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
+from exporter.tracer import Job
 from exporter.weights import Placement
 
-__all__ = ["Job", "start", "wait"]
+__all__ = ["trace"]
+
+Placements = Callable[[], Mapping[str, Placement]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One graph to trace: which checkpoint, how, where its weights lie, where to write."""
+class _Model:
+    """A model without weights; good for one graph."""
 
-    source: str
-    folder: str
-    gguf: str | None
-    kind: GraphKind
+    job: Job
+    shell: Any
+    spec: ModelSpec
     options: ExportOptions
-    placements: Mapping[str, Placement]
-    output: str
-    version: str
+
+    def trace(self, kind: GraphKind, placements: Placements) -> None:
+        """Trace, clean up and write one graph; ``placements`` is called once the graph is there."""
+        graph = graph_spec(kind, self.spec, self.options)
+        captured = capture(self.shell, self.spec, graph, self.options)
+        finish(captured, placements(), Path(self.job.output) / f"{kind}.onnx", self.job.version)
 
 
-def start(job: Job, scratch: Path) -> subprocess.Popen[str]:
-    """Start a worker; ``scratch`` holds its job file."""
-    path = scratch / f"{job.kind}.job.json"
-    path.write_text(json.dumps(asdict(job)), encoding="utf-8")
-    root = str(Path(__file__).resolve().parents[1])
-    search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": search}
-    return subprocess.Popen(
-        [sys.executable, "-m", "exporter.worker", str(path)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait(process: subprocess.Popen[str], kind: str) -> None:
-    """Wait for a worker.
+def trace(job: Job, placements: Mapping[str, Placement]) -> None:
+    """Trace both graphs here, one after the other.
 
     Raises:
-        ExportError: It failed; its last line says why.
+        ExportError: The model cannot be traced.
     """
-    _, errors = process.communicate()
-    if process.returncode:
-        lines = [line for line in errors.strip().splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {process.returncode}"
-        raise ExportError(reason.removeprefix("error: ") if reason.startswith("error: ") else f"{kind}: {reason}")
+    for kind in (PREFILL, DECODE):
+        _read_model(job).trace(kind, lambda: placements)
 
 
-def trace(job: Job) -> None:
-    """Trace, clean up and write one graph."""
-    from exporter.capture import capture
-    from exporter.checkpoint import Checkpoint
-    from exporter.describe import model_spec
-    from exporter.passes.pipeline import finish
-    from exporter.ports import graph_spec
-
-    checkpoint = Checkpoint(job.source, None, Path(job.folder), job.gguf)
+def _read_model(job: Job) -> _Model:
+    checkpoint = Checkpoint(job.source, None, Path(job.config))
     config = checkpoint.config()
     shell = checkpoint.shell(config)
     spec = model_spec(config, shell, job.options.dtype)
-    captured = capture(shell, spec, graph_spec(job.kind, spec, job.options), job.options)
-    finish(captured, job.placements, Path(job.output), job.version)
+    return _Model(job, shell, spec, settled(job.options, spec))
 
 
-def _read(path: str) -> Job:
-    data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    data["options"] = ExportOptions(**data["options"])
-    data["placements"] = {
-        name: Placement(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in data["placements"].items()
-    }
-    return Job(**data)
+def _serve(lines: IO[str]) -> None:
+    """Answer one job; an end of the input before its second line means that nobody wants the graphs."""
+    _preload()
+    first = lines.readline()
+    if not first:
+        return
+    data = json.loads(first)
+    job = Job(**{**data, "options": ExportOptions(**{**data["options"], "keep": tuple(data["options"]["keep"])})})
+    if not hasattr(os, "fork"):
+        trace(job, _placements(lines.readline()))
+        return
+    model = _read_model(job)
+    gc.collect()
+    gc.freeze()  # what was imported never becomes garbage
+    gc.set_threshold(50_000, 20, 100)  # a trace makes many objects and little garbage: a tenth of its time
+    other = _Child(model, PREFILL)
+    error: ExportError | None = None
+    try:
+        model.trace(DECODE, lambda: _placements(other.tell(lines.readline())))
+    except ExportError as found:
+        error = found
+    first_error = other.wait() or (None if error is None else str(error))
+    if first_error:
+        sys.exit(f"error: {first_error}")
+
+
+class _Child:
+    """A fork of this process that traces one graph."""
+
+    def __init__(self, model: _Model, kind: GraphKind) -> None:
+        self._kind = kind
+        told, self._tell = os.pipe()
+        self._answer, answer = os.pipe()
+        self._pid = os.fork()
+        if self._pid:
+            os.close(told)
+            os.close(answer)
+            return
+        os.close(self._tell)
+        code = 1
+        try:
+            with os.fdopen(told) as lines:
+                model.trace(kind, lambda: _placements(lines.readline()))
+            code = 0
+        except ExportError as error:
+            os.write(answer, str(error).encode())
+        except BaseException as error:  # as the last line that the interpreter would have printed
+            os.write(answer, f"{kind}: {type(error).__name__}: {error}".splitlines()[0].encode())
+        finally:
+            os._exit(code)
+
+    def tell(self, line: str) -> str:
+        """Hand a line on to the child."""
+        with os.fdopen(self._tell, "w") as stream:
+            stream.write(line)
+        return line
+
+    def wait(self) -> str:
+        """The child's error, empty where there was none."""
+        with os.fdopen(self._answer, "rb") as stream:
+            message = stream.read().decode()
+        _, status = os.waitpid(self._pid, 0)
+        return message or (f"{self._kind}: the tracing process died (status {status})" if status else "")
+
+
+def _preload() -> None:
+    """What a trace imports while it runs."""
+    import accelerate  # noqa: F401
+    import torch._dynamo.config
+    import torch.onnx._internal.exporter._core  # noqa: F401
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+
+def _placements(line: str) -> dict[str, Placement]:
+    if not line:
+        raise ExportError("nobody waits for the graphs any more")
+    entries = json.loads(line).items()
+    return {name: Placement(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in entries}
 
 
 if __name__ == "__main__":
     try:
-        trace(_read(sys.argv[1]))
-    except ExportError as error:
-        sys.exit(f"error: {error}")
+        _serve(sys.stdin)
+    except ExportError as problem:
+        sys.exit(f"error: {problem}")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter import worker
 from exporter.bundle import Bundle
 from exporter.export import export
 from exporter.spec import ExportOptions
@@ -61,20 +60,13 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Bundles by name, made when first asked for; traced here, because a process of its own loads torch anew."""
     from exporter.checkpoint import resolve
 
-    class Done:
-        def poll(self) -> int:
-            return 0
-
     made: dict[str, Bundle] = {}
 
     def make(name: str) -> Bundle:
         if name not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(worker, "start", lambda job, scratch: worker.trace(job) or Done())
-                patch.setattr(worker, "wait", lambda process, kind: None)
-                target = tmp_path_factory.mktemp(name) / "bundle"
-                options = ExportOptions(**WAYS[name])
-                made[name] = export(resolve(str(checkpoint)), target, options, record=record_cases, limit=LONGEST)
+            target = tmp_path_factory.mktemp(name) / "bundle"
+            source, options = resolve(str(checkpoint)), ExportOptions(**WAYS[name])
+            made[name] = export(source, target, options, record=record_cases, limit=LONGEST, in_process=True)
         return made[name]
 
     return make
