@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.spec import FLOAT64_CONSTANTS, ModelSpec
+from runners.locate.graphs import kept_probes
 
 __all__ = ["Editor", "NotApplicableError"]
 
@@ -33,9 +34,7 @@ class Editor:
 
     def value(self, name: str) -> ir.Value:
         """A value by name, or by the probe that it is."""
-        import json
-
-        name = json.loads(self.model.metadata_props.get("kvparity.probes", "{}")).get(name, name)
+        name = kept_probes(self.model).get(name, name)
         for value in [*self.model.graph.inputs, *self.model.graph.initializers.values()]:
             if value.name == name:
                 return value

@@ -66,7 +66,7 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
     quantize_products(model, placements, captured.options.accuracy_level)
     to_opset(model, captured.options.opset or default_opset(captured.options))
     probes = find_probes(model)
-    tidy(model, version)
+    tidy(model, version, probes.values())
     name_ports(model, captured.graph)  # passes may have put other values in a port's place
     keep_probes(model, probes)
     _point_at_weights(model, captured.weights, placements)

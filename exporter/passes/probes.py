@@ -2,7 +2,7 @@
 
 Requires: every probe is an Identity whose output carries the probe's name in its metadata.
 Ensures: no probe node is left; the value that it named carries the name unless it is a graph port; the model's
-metadata maps every probe that survived all passes to its value, in execution order.
+metadata lists every probe that survived all passes with its value, in execution order.
 """
 
 from __future__ import annotations
@@ -65,5 +65,9 @@ def find_probes(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def keep_probes(model: ir.Model, probes: Mapping[str, ir.Value]) -> None:
-    """Write the map from probe to value name into the model's metadata; call it once values have their last names."""
-    model.metadata_props[PROBES] = json.dumps({name: value.name for name, value in probes.items()})
+    """Write which values are probes into the model's metadata; call it once values have their last names.
+
+    A JSON list in execution order: the name where value and probe share it, ``[probe, value]`` else.
+    """
+    entries = [name if name == value.name else [name, value.name] for name, value in probes.items()]
+    model.metadata_props[PROBES] = json.dumps(entries, separators=(",", ":"))

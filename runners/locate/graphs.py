@@ -14,7 +14,7 @@ from exporter.spec import GraphKind
 from runners.base import Array
 from runners.engines.exact import open_model, widen
 
-__all__ = ["GIVEN", "Segment", "cut", "evaluate", "expose", "load_graph", "probes_of", "segment_of"]
+__all__ = ["GIVEN", "Segment", "cut", "evaluate", "expose", "kept_probes", "load_graph", "probes_of", "segment_of"]
 
 PROBES = "kvparity.probes"
 GIVEN = "/given"  # suffix of the input that stands in for a cut value
@@ -30,9 +30,19 @@ def load_graph(bundle: Bundle, kind: GraphKind, *, wide: bool = True) -> Any:
     return model
 
 
+def kept_probes(model: Any) -> dict[str, str]:
+    """What a graph's metadata says: probe name to value name.
+
+    A JSON list of names, or of ``[probe, value]`` where they differ; earlier bundles have a map.
+    """
+    kept = json.loads(model.metadata_props.get(PROBES, "[]"))
+    pairs = kept.items() if isinstance(kept, dict) else ((k, k) if isinstance(k, str) else k for k in kept)
+    return {str(probe): str(value) for probe, value in pairs}
+
+
 def probes_of(model: Any) -> dict[str, str]:
     """Probe name to value name in execution order; outputs that no probe names are their own probes."""
-    kept: dict[str, str] = json.loads(model.metadata_props.get(PROBES, "{}"))
+    kept = kept_probes(model)
     order = {str(value.name): index for index, value in enumerate(_values(model))}
     found = {probe: value for probe, value in kept.items() if value in order}
     named = set(found.values())
