@@ -21,6 +21,7 @@ from exporter.fxgraph import UnsupportedError, fold_scalars, straighten
 from exporter.lowering import translation_table
 from exporter.rope import hook_tables
 from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
+from exporter.torchlib import registry_for
 
 __all__ = ["Captured", "capture", "name_ports"]
 
@@ -125,12 +126,10 @@ def _translate(program: Any, options: ExportOptions) -> ir.Model:
 
 
 def _translate_directly(program: Any, table: dict[Any, Any]) -> ir.Model:
-    from torch.onnx._internal.exporter import _core, _registration
+    from torch.onnx._internal.exporter import _core
 
-    registry = _registration.ONNXRegistry.from_torchlib(opset_version=TORCHLIB_OPSET)
-    for target, function in table.items():
-        registry.register_op(target, function)
-    onnx = _core._exported_program_to_onnx_program(straighten(program), registry=registry, lower="at_conversion")
+    registry = registry_for(straighten(program), table, TORCHLIB_OPSET)
+    onnx = _core._exported_program_to_onnx_program(program, registry=registry, lower="at_conversion")
     return onnx.model
 
 

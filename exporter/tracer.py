@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Tracer"]
 
+# Imports make half a million objects that stay; looking for garbage among them takes a second.
+_WORKER = "import gc; gc.disable(); from exporter.worker import main; main()"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,7 +55,7 @@ class Tracer:
         root = str(Path(__file__).resolve().parents[1])
         search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "exporter.worker"],
+            [sys.executable, "-c", _WORKER],
             env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": search},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Traces both graphs of a model, side by side: ``python -m exporter.worker``, asked by :mod:`exporter.tracer`.
+"""Traces both graphs of a model, side by side, in a process that :mod:`exporter.tracer` starts and asks.
 
 It reads two lines of JSON: the job, and later where the weights lie. Everything heavy is imported once, before the
 first line is there; then the process forks, so that each graph has a core and a copy of the model without weights.
@@ -25,7 +25,7 @@ from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from exporter.tracer import Job
 from exporter.weights import Placement
 
-__all__ = ["trace"]
+__all__ = ["main", "trace"]
 
 Placements = Callable[[], Mapping[str, Placement]]
 
@@ -79,6 +79,7 @@ def _serve(lines: IO[str]) -> None:
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage
     gc.set_threshold(50_000, 20, 100)  # a trace makes many objects and little garbage: a tenth of its time
+    gc.enable()
     other = _Child(model, PREFILL)
     error: ExportError | None = None
     try:
@@ -135,6 +136,9 @@ def _preload() -> None:
     import torch._dynamo.config
     import torch.onnx._internal.exporter._core  # noqa: F401
     import transformers.models.auto.modeling_auto  # noqa: F401
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    onnxscript_apis.get_torchlib_ops()  # builds each of them
 
 
 def _placements(line: str) -> dict[str, Placement]:
@@ -144,8 +148,9 @@ def _placements(line: str) -> dict[str, Placement]:
     return {name: Placement(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in entries}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve standard input."""
     try:
         _serve(sys.stdin)
-    except ExportError as problem:
-        sys.exit(f"error: {problem}")
+    except ExportError as error:
+        sys.exit(f"error: {error}")
