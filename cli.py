@@ -67,6 +67,13 @@ def cli() -> None:
     show_default=True,
     help="PyTorch's model in memory, or one module's weights at a time: the same bits.",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["copy", "link", "reference"]),
+    default="copy",
+    show_default=True,
+    help="Link clones the files' blocks where the disk can; reference writes the bundle into the checkpoint's folder.",
+)
 @click.option("--limit", type=int, help="Longest case in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print the stages and the bundle as JSON.")
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
@@ -88,6 +95,8 @@ def _export(model: str | None, output: Path | None, as_json: bool, tracer: Any, 
         model or str(DEFAULT_MODEL), subfolder=options.pop("subfolder"), revision=options.pop("revision")
     )
     target = output or Path("artifacts") / f"{Path(checkpoint.source).stem}-{_way(options)}"
+    if options["weights"] == "reference":
+        target = output or checkpoint.folder
     limit, text = options.pop("limit"), options.pop("text")
     vectors, megabytes = options.pop("vectors"), options.pop("vectors_mb")
     options["keep"] = tuple(filter(None, options["keep"].split(",")))

@@ -29,6 +29,7 @@ __all__ = [
     "Recording",
     "file_entry",
     "new_folder",
+    "sync",
 ]
 
 SCHEMA_VERSION = 1
@@ -302,14 +303,16 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise BundleError(f"{target.parent}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         _replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
+def sync(folder: Path, *parts: Path) -> None:
+    """Have everything in a folder, or these parts of it, on the disk."""
+    found = [path for part in parts or (folder,) if part.exists() for path in (part, *part.rglob("*"))]
+    for path in [*found, folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

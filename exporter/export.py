@@ -29,6 +29,7 @@ from exporter.check import check_graph
 from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
 from exporter.errors import ExportError, KvparityError
+from exporter.in_place import beside_weights, refuse_reference
 from exporter.lowering import default_opset
 from exporter.needs import needs
 from exporter.packages.golden import write_golden
@@ -36,7 +37,7 @@ from exporter.ports import graph_spec, host_inputs, settled
 from exporter.quantize.plan import plan
 from exporter.quantize.stage import held_blocks, quantize_weights
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
-from exporter.tokenizer import copy_tokenizer, sample_text
+from exporter.tokenizer import MODEL_FILES, copy_tokenizer, sample_text
 from exporter.tracer import Job, Tracer
 from exporter.weights import Placement, place_weights
 
@@ -88,22 +89,27 @@ def export(
     Raises:
         ExportError: Names the stage that failed.
     """
-    with new_folder(target) as folder, _tracing(tracer, in_process) as process:
+    if options.weights == "reference":
+        refuse_reference(checkpoint, target, options)
+    made = beside_weights(target) if options.weights == "reference" else new_folder(target)
+    with made as folder, _tracing(tracer, in_process) as process:
         job = Job(checkpoint.source, str(checkpoint.folder), options, str(folder), _own_version())
         if process and not checkpoint.gguf:
             process.begin(job)
         with _stage("read", report):
             config = checkpoint.config()
-            config.save_pretrained(folder)
+            if options.weights != "reference":
+                config.save_pretrained(folder)
             if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
                 process.begin(replace(job, config=str(folder)))
             shell = checkpoint.shell(config)
             spec = model_spec(config, shell, options.dtype)
             options = settled(options, spec)
             chosen = plan(shell, options)
-            copy_tokenizer(checkpoint, folder)
+            if options.weights != "reference":
+                copy_tokenizer(checkpoint, folder)
         with _stage("weights", report):
-            placements = place_weights(checkpoint, shell, folder, options.dtype)
+            placements = place_weights(checkpoint, shell, folder, options.dtype, options.weights)
             source = held_blocks(checkpoint, shell, options) if chosen else None
             del shell
         quantization = None
@@ -187,6 +193,8 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
 
 def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
     """Generation config beside config and tokenizer, so that the bundle is a model folder of its own."""
+    if folder.resolve() == checkpoint.folder.resolve():  # --weights reference
+        return tuple(file_entry(folder, folder / name) for name in MODEL_FILES if (folder / name).is_file())
     if checkpoint.gguf is None and (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
     own = {"prefill.onnx", "decode.onnx"}

@@ -233,6 +233,8 @@ class ExportOptions:
         keep: Kinds of layers that stay as they are (:mod:`exporter.quantize.plan`).
         quantizer: ``rtn`` or ``k_quant``, both ONNX Runtime's.
         accuracy_level: 0 computes with activations as they are; 4 lets the engine round them to int8.
+        weights: ``copy`` the checkpoint's files, ``link`` their blocks on disk (a clone: no space), or write the
+            bundle into the checkpoint's folder and ``reference`` them.
     """
 
     layout: Literal["dynamic", "static", "shared"] = "dynamic"
@@ -251,6 +253,7 @@ class ExportOptions:
     keep: tuple[str, ...] = ()
     quantizer: Literal["rtn", "k_quant"] = "rtn"
     accuracy_level: Literal[0, 4] = 0
+    weights: Literal["copy", "link", "reference"] = "copy"
 
     @property
     def bounded(self) -> bool:

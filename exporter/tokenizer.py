@@ -9,7 +9,7 @@ from pathlib import Path
 
 from exporter.checkpoint import Checkpoint
 
-__all__ = ["copy_tokenizer", "sample_text"]
+__all__ = ["MODEL_FILES", "copy_tokenizer", "sample_text"]
 
 _FILES = (
     "tokenizer.json",
@@ -19,6 +19,7 @@ _FILES = (
     "chat_template.jinja",
     "added_tokens.json",
 )
+MODEL_FILES = ("config.json", "generation_config.json", *_FILES)
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
