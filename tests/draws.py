@@ -20,6 +20,7 @@ _WINDOWED = ("mistral", "mixtral", "phi3", "starcoder2", "gemma2", "qwen2")
 _PLAIN = ("llama", "qwen3", "qwen3_moe", "granite", "smollm3", "olmo2", "cohere", "glm4", "stablelm", "deepseek_v3")
 _ROPED = ("llama", "qwen3", "smollm3", "mistral", "granite", "olmo2", "ministral")  # one rope for all layers
 _ROPED_BY_KIND = ("gemma3_text", "olmo3")
+_NO_HEAD_SIZE = ("stablelm",)  # it is hidden size over heads; the field would reach the rotary embedding alone
 _ONE_EXPERT_COUNT = ("qwen3_moe", "mixtral", "gpt_oss")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 _ROPES: tuple[Draw, ...] = (
@@ -43,7 +44,7 @@ _WAYS = (
 @st.composite
 def draws(draw: st.DrawFn) -> Draw:
     """A configuration, a case and options, as JSON."""
-    model_type = draw(st.sampled_from((*_PATTERNED, *_WINDOWED, *_PLAIN)))
+    model_type = draw(st.sampled_from((*_PLAIN, *_WINDOWED, *_PATTERNED, *["gemma4_text"] * 4)))  # it has most fields
     config = draw(_config(model_type))
     total = draw(st.integers(1, 24))
     case = draw(_case(total))
@@ -63,6 +64,8 @@ def _config(draw: st.DrawFn, model_type: str) -> Draw:
         "tie_word_embeddings": draw(st.booleans()),
         "hidden_size": 16 * draw(st.integers(1, 2)),
     }
+    if model_type in _NO_HEAD_SIZE:
+        del config["head_dim"]
     if model_type in (*_PATTERNED, *_WINDOWED):  # elsewhere the field is stray: the cache heeds it, the masks don't
         config["sliding_window"] = draw(st.integers(1, 9))
     if model_type in _PATTERNED:
@@ -186,7 +189,7 @@ def traits(draw: Draw) -> Iterator[tuple[str, str]]:
     yield "layers", "".join("s" if kind == S else "F" for kind in types) if types else str(config["num_hidden_layers"])
     yield "window", str(config.get("sliding_window", "none"))
     yield "heads / kv heads", f"{config['num_attention_heads']}/{config['num_key_value_heads']}"
-    yield "head size", str(config["head_dim"])
+    yield "head size", str(config.get("head_dim", "hidden / heads"))
     yield "full layers' head size", str(config.get("global_head_dim", "the same"))
     yield "vocabulary", "5 to 16" if config["vocab_size"] <= 16 else "17 to 40"
     yield "embeddings", "tied" if config["tie_word_embeddings"] else "not tied"

@@ -9,6 +9,7 @@ printed as the command that repeats it. A draw that takes too long is neither pa
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import signal
 import sys
@@ -111,7 +112,13 @@ def make_case(spec: ModelSpec, given_case: Draw) -> Case:
 
 
 def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
-    """The traced module, run eagerly in float64, against transformers in float64."""
+    """The traced module, run eagerly in float64, against transformers in float64.
+
+    The shared layout's decode step counts ring rows that hold nothing from the end, as ONNX may and torch may not: it
+    is compared as a graph only, and the dynamic layout here.
+    """
+    if options.layout == "shared":
+        options = replace(options, layout="dynamic")
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -214,15 +221,23 @@ def _graphs(config: Any, given_case: Draw, options: ExportOptions) -> None:
 
 
 def collect(count: int, start: int) -> list[Draw]:
-    """Draw without checking."""
+    """Draw without checking: each from a seed of its own, since hypothesis makes most examples out of earlier ones."""
     found: list[Draw] = []
-    _drawn(count, start, found.append, (Phase.generate,))
+    for number in range(count):
+        drawn: list[Draw] = []
+        _drawn(_seed(start, number), drawn.append, (Phase.generate,))
+        found.append(drawn[-1])
     return found
 
 
-def _drawn(count: int, start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...]) -> None:
+def _seed(start: int, number: int) -> int:
+    return 1_000_003 * start + number
+
+
+def _drawn(start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...]) -> None:
     @seed(start)
-    @settings(max_examples=count, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck))
+    # The first example is always the simplest one.
+    @settings(max_examples=2, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck))
     @given(draws())
     def run(draw: Draw) -> None:
         use(draw)
@@ -249,7 +264,7 @@ def shrunk(drawn: Sequence[Draw], outcomes: Sequence[Outcome], start: int, tried
             raise AssertionError(kind)
 
     try:
-        _drawn(at + 1, start, fail_again, (Phase.generate, Phase.shrink))
+        _drawn(_seed(start, at), fail_again, (Phase.generate, Phase.shrink))
     except AssertionError:
         pass
     return smallest
@@ -289,6 +304,7 @@ def main(count: int, graphs: bool, start: int, limit: float, config: str | None)
     outcomes: list[Outcome] = []
     for draw in drawn:
         outcomes.append(tried(draw))
+        gc.collect()
         if outcomes[-1].kind in ("failed", "out of time") or len(outcomes) % 20 == 0:
             last = outcomes[-1]
             click.echo(f"{len(outcomes)}/{len(drawn)} {last.kind} {last.words[:500]}", err=True)
@@ -310,6 +326,8 @@ def _quiet() -> None:
     import transformers
 
     torch.set_num_threads(1)
+    gc.freeze()
+    gc.disable()  # tracing makes millions of objects: a seventh of its time went into looking at them
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
