@@ -31,6 +31,13 @@ def cli() -> None:
 @click.option(
     "--profile", type=click.Choice(["bare", "portable", "modern", "ort"]), default="portable", show_default=True
 )
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "webgpu"]),
+    default="cpu",
+    show_default=True,
+    help="What profile ort picks operators for.",
+)
 @click.option("--sliding-cache", type=click.Choice(["bounded", "full"]), default="bounded", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--opset", type=int, help="Default-domain opset  [default: the profile's]")
@@ -119,8 +126,8 @@ def _export(model: str | None, output: Path | None, as_json: bool, tracer: Any, 
 
 
 def _way(options: dict[str, Any]) -> str:
-    """Profile, and the layout, dtype and quantisation where they are not the default."""
-    defaults = {"layout": "dynamic", "dtype": "float32", "quantize": "none"}
+    """Profile, and the layout, provider, dtype and quantisation where they are not the default."""
+    defaults = {"layout": "dynamic", "provider": "cpu", "dtype": "float32", "quantize": "none"}
     return "-".join([options["profile"], *(options[key] for key in defaults if options[key] != defaults[key])])
 
 

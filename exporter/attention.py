@@ -45,8 +45,8 @@ class Spelling:
     @classmethod
     def of(cls, spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor]) -> Spelling:
         """The form that suits a graph, told by its inputs (:mod:`exporter.ports`)."""
-        if options.profile != "ort":
-            return cls(operator=options.profile == "modern")
+        if options.profile != "ort" or options.groups_queries:  # a pass makes GroupQueryAttention of the operator
+            return cls(operator=options.profile in ("modern", "ort"))
         tokens = inputs["input_ids"].shape[1]
         few = tokens == 1
         if options.layout == "dynamic":  # its decode graph takes any number, mostly one

@@ -141,6 +141,8 @@ def export(
             quantization=quantization,
         )
         cases = default_cases(spec, sample_text(folder, 4096), limit, options.max_len)
+        if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
+            cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
         with _stage("vectors", report):
             recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(folder, cases)
             manifest = replace(manifest, cases=recording.cases, noise=recording.noise)

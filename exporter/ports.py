@@ -65,6 +65,11 @@ def settled(options: ExportOptions, model: ModelSpec) -> ExportOptions:
 def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
     if options.profile == "ort" and options.layout == "static":
         raise ExportError("--profile ort has the layouts dynamic and shared, not static; use --profile modern")
+    if options.provider != "cpu" and (options.profile, options.layout) != ("ort", "dynamic"):
+        raise ExportError(
+            f"--provider {options.provider} chooses among ONNX Runtime's operators: it needs --profile ort and the "
+            "dynamic layout"
+        )
     if options.layout == "shared" and options.profile != "ort":
         raise ExportError(f"--layout shared is for ONNX Runtime: it needs --profile ort, not {options.profile}")
     if options.profile == "bare" and options.layout != "dynamic":

@@ -228,6 +228,7 @@ class ExportOptions:
         max_len: Buffer rows of the static layout.
         chunk: Tokens per call of the static layout's prefill graph.
         batch: Rows of the static layout's batch.
+        provider: Execution provider that profile ``ort`` picks operators for.
         quantize: Weights of linear layers and embeddings in blocks of ``int4`` or ``int8``.
         block_size: Columns that share a scale.
         keep: Kinds of layers that stay as they are (:mod:`exporter.quantize.plan`).
@@ -254,6 +255,11 @@ class ExportOptions:
     quantizer: Literal["rtn", "k_quant"] = "rtn"
     accuracy_level: Literal[0, 4] = 0
     weights: Literal["copy", "link", "reference"] = "copy"
+
+    @property
+    def groups_queries(self) -> bool:
+        """Whether attention is ONNX Runtime's GroupQueryAttention; CUDA has it for half precision only."""
+        return self.profile == "ort" and self.provider != "cpu" and (self.provider, self.dtype) != ("cuda", "float32")
 
     @property
     def bounded(self) -> bool:

@@ -108,7 +108,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--share-site-packages", action="store_true", help="peers see this environment's packages")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="milliseconds per token against context, as SVG")
+    parser.add_argument("--from-json", type=Path, help="measure nothing: table and plot of what an earlier run wrote")
     given = parser.parse_args()
+    if given.from_json:
+        show(json.loads(given.from_json.read_text(encoding="utf-8")), given)
+        return 0
     given.cache.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     workers: list[Worker] = []
@@ -136,10 +141,27 @@ def main() -> int:
                 workers.remove(worker)
     for worker in workers:
         worker.stop()
+    show(results, given)
+    return 0
+
+
+def show(results: dict[str, dict[str, Any]], given: argparse.Namespace) -> None:
+    """Print the table; write the files that were asked for."""
+    for result in results.values():  # JSON has no numbers as keys
+        if "decode" in result:
+            result["decode"] = {int(context): seconds for context, seconds in result["decode"].items()}
     print(table(results, given.contexts))
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0
+    if given.plot:
+        from plot import draw
+
+        lines = {
+            name: [quantile(result["decode"][context], 0.1) for context in given.contexts]
+            for name, result in results.items()
+            if "failed" not in result
+        }
+        given.plot.write_text(draw(lines, given.contexts, "ms per token, fastest tenth"), encoding="utf-8")
 
 
 def visit(worker: Worker, result: dict[str, Any], contexts: list[int], steps: int) -> None:

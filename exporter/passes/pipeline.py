@@ -11,6 +11,7 @@ from exporter.capture import Captured, name_ports
 from exporter.errors import ExportError
 from exporter.lowering import default_opset
 from exporter.passes.divide import divide
+from exporter.passes.group_queries import group_queries
 from exporter.passes.lengths import vector_lengths
 from exporter.passes.lower import lower_to_float32
 from exporter.passes.nbits import quantize_products
@@ -52,6 +53,8 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
     if profile in ("modern", "ort"):
         fuse_norms(model)
         fuse_rotary(model, flat=profile == "ort")
+    if captured.options.groups_queries:
+        group_queries(model)
     if captured.lifted:
         lower_to_float32(model)
     plain_shapes(model)

@@ -26,10 +26,10 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
 
-    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> Any:
+    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: int | list[int]) -> Any:
         return self.several(op_type, 1, *inputs, **attributes)[0]
 
-    def several(self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: int) -> Any:
+    def several(self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: int | list[int]) -> Any:
         node = ir.node(op_type, list(inputs), attributes=attributes, num_outputs=count)
         self.nodes.append(node)
         return node.outputs
@@ -45,6 +45,7 @@ def spell_out(model: ir.Model) -> None:
     """Replace every such operator; the graph is float64 already."""
     _part_skips(model)
     _dequantise(model)
+    _ungroup(model)
     digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
     for node in list(model.graph):
         spell = _SPELLED.get(node.op_type) if node.domain == "" else None
@@ -114,6 +115,49 @@ def _part_skips(model: ir.Model) -> None:
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             new.name, old.name = old.name, None
         model.graph.remove(node, safe=True)
+
+
+def _ungroup(model: ir.Model) -> None:
+    """ONNX Runtime's GroupQueryAttention with a bias is plain attention over past and new rows."""
+    for node in list(model.graph):
+        if node.op_type != "GroupQueryAttention":
+            continue
+        build = _Builder()
+        heads, kv_heads = node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+        query = _heads(build, node.inputs[0], heads)
+        rows = [_heads(build, value, kv_heads) for value in node.inputs[1:3]]
+        if node.inputs[3] is not None:
+            rows = [build("Concat", old, new, axis=2) for old, new in zip(node.inputs[3:5], rows, strict=True)]
+        key, value = (_repeated(build, row, heads, kv_heads) for row in rows)
+        scores = build("MatMul", query, build("Transpose", key, perm=[0, 1, 3, 2]))
+        scores = build("Mul", scores, build.constant(node.attributes["scale"].as_float()))
+        cap = node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
+        if cap:
+            limit = build.constant(cap)
+            scores = build("Mul", build("Tanh", build("Div", scores, limit)), limit)
+        context = build("MatMul", build("Softmax", build("Add", scores, node.inputs[10]), axis=-1), value)
+        turned = build("Transpose", context, perm=[0, 2, 1, 3])
+        flat = build("Reshape", turned, build.constant(np.asarray([0, 0, -1], np.int64)))
+        for part, made in enumerate(build.nodes):
+            made.name = f"{node.name}/{made.op_type}_{part}"
+        model.graph.insert_before(node, build.nodes)
+        for old, new in zip(node.outputs, (flat, *rows), strict=True):
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            if old.name:
+                new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
+        model.graph.remove(node, safe=True)
+
+
+def _heads(build: _Builder, flat: ir.Value | None, heads: int) -> Any:
+    """(batch, sequence, heads x head_dim) to (batch, heads, sequence, head_dim)."""
+    parted = build("Reshape", flat, build.constant(np.asarray([0, 0, heads, -1], np.int64)))
+    return build("Transpose", parted, perm=[0, 2, 1, 3])
+
+
+def _repeated(build: _Builder, rows: Any, heads: int, kv_heads: int) -> Any:
+    """Every key-value head as often as queries share it."""
+    picks = np.repeat(np.arange(kv_heads, dtype=np.int64), heads // kv_heads)
+    return build("Gather", rows, build.constant(picks), axis=1)
 
 
 def _rotary(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:

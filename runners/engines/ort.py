@@ -17,6 +17,7 @@ __all__ = ["INSTALL", "OrtSession", "describe", "element_type", "open_session"]
 INSTALL = "pip install onnxruntime"
 TAKES = "every layout and profile"
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
+_OWN = "provider."  # before a setting of the provider itself
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -36,9 +37,26 @@ def describe() -> RunnerInfo:
 
 
 def open_session(bundle: Bundle, options: Mapping[str, str]) -> OrtSession:
-    """Open both graphs; settings ``threads``, ``level`` (none, basic, extended, all) and ``provider``."""
-    only(options, "threads", "level", "provider")
+    """Open both graphs.
+
+    Settings: ``threads``, ``level`` (none, basic, extended, all), ``provider`` (cpu, cuda, webgpu or what
+    else this build has) and ``provider.NAME`` for that provider's own, such as ``provider.device_id=0``.
+    """
+    only({key: value for key, value in options.items() if not key.startswith(_OWN)}, "threads", "level", "provider")
     return OrtSession(bundle, describe().version, options)
+
+
+def _provider(name: str, known: list[str], version: str) -> str:
+    """The execution provider of a name in any case, with or without its suffix."""
+    short = {item.removesuffix("ExecutionProvider").lower(): item for item in known}
+    wanted = name.lower().removesuffix("executionprovider")
+    if wanted not in short:
+        has = ", ".join(sorted(short))
+        raise EngineUnavailableError(
+            f"ort: provider {name!r} is not in this build of onnxruntime {version}, which has {has}; "
+            "install the build that has it (onnxruntime-gpu for cuda)"
+        )
+    return short[wanted]
 
 
 class OrtSession:
@@ -55,12 +73,11 @@ class OrtSession:
             raise EngineUnavailableError(f"ort: level {level!r} is unknown; known are {', '.join(_LEVELS)}")
         self._settings.intra_op_num_threads = threads
         self._settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
-        self._provider = options.get("provider", "CPU") + "ExecutionProvider"
-        if self._provider not in onnxruntime.get_available_providers():
-            known = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
-            raise EngineUnavailableError(f"ort: provider {options['provider']!r} is not in this build; it has {known}")
+        self._provider = _provider(options.get("provider", "cpu"), onnxruntime.get_available_providers(), version)
+        self._own = {key.removeprefix(_OWN): value for key, value in options.items() if key.startswith(_OWN)}
         self._sessions: dict[GraphKind, Any] = {}
         settings = {"provider": self._provider, "level": level, "threads": str(threads or "default")}
+        settings |= {f"{_OWN}{key}": value for key, value in self._own.items()}
         self.info = RunnerInfo("ort", version, settings)
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -80,7 +97,9 @@ class OrtSession:
         if graph not in self._sessions:
             path = str(self._bundle.graph_path(graph))
             try:
-                self._sessions[graph] = self._runtime.InferenceSession(path, self._settings, providers=[self._provider])
+                self._sessions[graph] = self._runtime.InferenceSession(
+                    path, self._settings, providers=[self._provider], provider_options=[self._own]
+                )
             except Exception as error:  # ONNX Runtime's exceptions share no base
                 raise EngineUnavailableError(f"ort cannot load {graph}.onnx: {str(error).splitlines()[0]}") from error
         return self._sessions[graph]
