@@ -66,6 +66,8 @@ def _config(draw: st.DrawFn, model_type: str) -> Draw:
     }
     if model_type in _NO_HEAD_SIZE:
         del config["head_dim"]
+        partial = draw(st.sampled_from((0.5, 1.0)))  # half a column, as 0.25 of 4 would give, fails in transformers
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": partial}
     if model_type in (*_PATTERNED, *_WINDOWED):  # elsewhere the field is stray: the cache heeds it, the masks don't
         config["sliding_window"] = draw(st.integers(1, 9))
     if model_type in _PATTERNED:
