@@ -182,4 +182,6 @@ def _attention_modules(model: Any) -> dict[int, Any]:
 def _head_sizes(attention: Any) -> tuple[int, int, int]:
     """(kv_heads, head_dim, value_head_dim) of an attention module with a key projection."""
     head_dim = int(attention.head_dim)
-    return attention.k_proj.weight.shape[0] // head_dim, head_dim, head_dim
+    kv_heads = attention.k_proj.weight.shape[0] // head_dim
+    values = getattr(attention, "v_proj", None)  # None where values are the keys
+    return kv_heads, head_dim, head_dim if values is None else values.weight.shape[0] // kv_heads

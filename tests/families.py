@@ -84,7 +84,7 @@ _VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-_MIXED = ("vaultgemma", "granite_swa", "granitemoe_swa", "cwm", "exaone_moe", "mimo_v2_flash", "cohere2_moe", "mellum")
+_MIXED = ("vaultgemma", "granite_swa", "granitemoe_swa", "cwm", "exaone_moe", "cohere2_moe", "mellum")
 _UNIFORM = ("ministral3", "granitemoeshared", "ernie4_5", "glm", "hunyuan_v1_dense", "minimax_m2", "nemotron", "opt")
 
 
@@ -249,6 +249,7 @@ FAMILIES: tuple[Family, ...] = (
         wrap={"model_type": "gemma3", "mm_tokens_per_image": 4, "vision_config": _VISION},
     ),
     *(Family(name, name, {"layer_types": [S, F, S]}) for name in _MIXED),
+    Family("mimo_v2_flash", "mimo_v2_flash", {"layer_types": [S, F, S], "v_head_dim": 12}),
     *(Family(name, name) for name in _UNIFORM),
     Family("mamba", "mamba", refused="linear_attention"),
     Family("jamba", "jamba", refused="linear_attention"),

@@ -83,6 +83,13 @@ def test_a_family_that_is_no_key_value_decoder_is_refused_by_name(family: Family
         described(tmp_path)
 
 
+def test_values_of_another_size_than_keys_have_their_own(tmp_path: Path) -> None:
+    """MiMo V2 Flash: 192 columns of a key, 128 of a value; twice the heads where it slides."""
+    make_config(next(family for family in FAMILIES if family.name == "mimo_v2_flash")).save_pretrained(tmp_path)
+    sizes = [(slot.kv_heads, slot.head_dim, slot.value_head_dim) for slot in described(tmp_path).slots]
+    assert sizes == [(4, 16, 12), (2, 16, 12), (4, 16, 12)]
+
+
 @pytest.mark.parametrize(
     ("model_type", "refused"), [("llama", True), ("granite", True), ("mistral", False), ("llama without", False)]
 )
