@@ -57,7 +57,7 @@ ENVIRONMENTS: dict[str, list[str]] = {
 # They ask for what is not used: torchvision, and JAX's libraries for training.
 WITHOUT_DEPENDENCIES = {name: [name] for name in ("onnx2pytorch", "onnx2torch", "jaxonnxruntime")}
 MARK = "installed.json"  # what an environment was made of; written last, so that a broken-off installation goes on
-NODE = ["onnxruntime-node", "onnxruntime-web", "@huggingface/transformers"]
+NODE = ["onnxruntime-node", "onnxruntime-web@1", "@huggingface/transformers"]  # @1: no pre-release
 
 DYNAMIC, STATIC, FULL, BARE = "dynamic", "static", "full", "bare"
 FLAGS = {

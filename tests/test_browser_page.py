@@ -63,7 +63,9 @@ def test_nothing_outside_is_served(address: str, path: str) -> None:
 @pytest.mark.skipif(not MODULES.exists(), reason="needs onnxruntime-web (make engines)")
 def test_headless_chromium_says_match_and_says_mismatch_of_a_changed_graph(tiny_copy: Path, tmp_path: Path) -> None:
     for address in serve(tiny_copy, MODULES):
-        assert "<title>match" in _dom(address, tmp_path)
+        page = _dom(address, tmp_path)
+        assert "<title>match" in page
+        assert '<td class="ok">2 of 2</td>' in page
         flip_exponent_bit(tiny_copy / "model.safetensors", "model.norm.weight")
         assert "<title>mismatch" in _dom(address, tmp_path)
 

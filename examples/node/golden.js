@@ -66,12 +66,16 @@ export async function replay({ ort, read, open, sha256 }, names, onCase) {
 
   const sessions = {};
   let failed = false;
+  const took = []; // milliseconds of each call of one token
   for (const { name, steps } of chosen) {
     let worst = 0;
     let caches = {}; // the engine's own, not the reference's: an error in one call must show in the next
     for (const step of steps) {
       sessions[step.graph] ??= await open(step.graph);
-      const outputs = await sessions[step.graph].run({ ...(await load(step.folder, step.inputs)), ...caches });
+      const feeds = { ...(await load(step.folder, step.inputs)), ...caches };
+      const started = performance.now();
+      const outputs = await sessions[step.graph].run(feeds);
+      if (feeds.input_ids.size === 1 && step.graph !== chosen[0].steps[0].graph) took.push(performance.now() - started);
       for (const [output, expected] of Object.entries(await load(step.folder, step.outputs))) {
         const apart = difference(outputs[output], expected);
         if (!(apart <= worst)) worst = apart;
@@ -82,5 +86,6 @@ export async function replay({ ort, read, open, sha256 }, names, onCase) {
     failed ||= !ok;
     onCase({ name, calls: steps.length, worst, ok });
   }
-  return { failed, cases: chosen.length, dtype, tolerance };
+  const decode = took.sort((a, b) => a - b)[took.length >> 1]; // their median; undefined where there was none
+  return { failed, cases: chosen.length, dtype, tolerance, decode };
 }
