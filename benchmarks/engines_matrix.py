@@ -127,7 +127,7 @@ SLOW = {
         "special-tokens",
         "text",
     ),
-    "jaxonnxruntime": ("prefill-*", "handoff-*", "batch-*", "chunk-[ce]*", "special-tokens"),
+    "jaxonnxruntime": ("[!d]*", "decode-[!a]*"),
     "onnx_reference": ("[!p]*", "prefill-1*", "prefill-2"),
 }
 

@@ -20,7 +20,7 @@ __all__ = ["INSTALL", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[jaxonnxruntime]'"
 TAKES = "the dynamic layout, compiled per shape"
-_SHAPES = 40  # seconds each
+_SHAPES = 128  # seconds each
 
 
 def describe() -> RunnerInfo:
