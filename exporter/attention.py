@@ -55,14 +55,22 @@ class Spelling:
 
 
 class Masks(dict[int, Tensor]):
-    """Additive masks (batch, 1, sequence, rows) by layer; knows which layers asked."""
+    """Additive masks (batch, 1, sequence, rows) by layer; knows which layers asked.
 
-    def __init__(self, spec: ModelSpec, masks: Mapping[int, Tensor]) -> None:
+    ``windows`` has the layers whose rows end with the call's own, after at most a window of others: what the blocks of
+    :mod:`exporter.banded` take. Sliding layers with a buffer of every row do not.
+    """
+
+    def __init__(self, spec: ModelSpec, options: ExportOptions, masks: Mapping[int, Tensor]) -> None:
         super().__init__(masks)
         self._spec = spec
         self._asked: set[int] = set()
         self._bands: dict[tuple[int, int], Tensor] = {}
-        self.windows = {layer.index: layer.window for layer in spec.layers if layer.window is not None}
+        self.windows = {
+            layer.index: layer.window
+            for layer in spec.layers
+            if layer.window is not None and (options.layout == "dynamic" or options.is_ring(spec.slots[layer.slot]))
+        }
 
     def __getitem__(self, index: int) -> Tensor:
         self._asked.add(index)

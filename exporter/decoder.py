@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         """
         dtype = next(self.model.parameters()).dtype
         cache = open_cache(self._spec, self._options, inputs, dtype)
-        masks = Masks(self._spec, cache.masks())
+        masks = Masks(self._spec, self._options, cache.masks())
         spelling = Spelling.of(self._spec, self._options, inputs)
         with lifted(self._lift), use(masks, spelling), use_tables(inputs):
             arguments = {self._cache_argument: cache, "use_cache": True}

@@ -112,7 +112,7 @@ def test_a_layer_that_makes_a_mask_of_its_own_is_refused(tmp_path: Path) -> None
     layer.layer_idx = 0  # type: ignore[assignment]
     rows = torch.zeros(1, 1, 2, 4)
     small_config("llama", {}).save_pretrained(tmp_path)
-    masks = Masks(described(tmp_path), {0: torch.zeros(1, 1, 2, 2)})
+    masks = Masks(described(tmp_path), ExportOptions(), {0: torch.zeros(1, 1, 2, 2)})
     with use(masks, Spelling()), pytest.raises(ExportError, match="mask of its own"):
         _attention(layer, rows, rows, rows, torch.zeros(1, 1, 2, 2))
 

@@ -69,10 +69,11 @@ class Cache(LayoutCache):
     def _held_now(self, slot: SlotSpec) -> Tensor:
         """Which ring rows hold a live token once this call's one token is written: (batch, window).
 
-        A row that holds none yet counts from the end of ``attention_mask`` (negative), where nothing is live: the mask
-        has at least ``window`` columns.
+        A row that holds none yet reads the column of its own number, a slot after this call's, where nothing is live:
+        the mask has at least ``window`` columns.
         """
-        return self.inputs["attention_mask"].gather(1, _held(slot, self._lengths[:, None]))
+        held = _held(slot, self._lengths[:, None])
+        return self.inputs["attention_mask"].gather(1, torch.maximum(held, _ring_rows(slot, held)))
 
     def _held_before(self, slot: SlotSpec, query: Tensor) -> tuple[Tensor, Tensor]:
         """(live, slot) of the ring's rows before the call, then of the call's tokens: (batch, window + sequence)."""
@@ -112,5 +113,9 @@ def _held(slot: SlotSpec, newest: Tensor) -> Tensor:
     The newest slot of its residue class; ``+ window`` keeps the dividend positive, since engines differ below 0.
     """
     assert slot.window is not None
-    row = torch.arange(slot.window, device=newest.device)
-    return newest - torch.remainder(newest + (slot.window - row), slot.window)
+    return newest - torch.remainder(newest + (slot.window - _ring_rows(slot, newest)), slot.window)
+
+
+def _ring_rows(slot: SlotSpec, like: Tensor) -> Tensor:
+    assert slot.window is not None
+    return torch.arange(slot.window, device=like.device)
