@@ -17,7 +17,6 @@ from exporter.banded import attend_banded, band_mask
 from exporter.lowering import translation_table
 from exporter.standard import attend
 
-
 HEADS, KV_HEADS, SIZE = 4, 2, 3
 
 
