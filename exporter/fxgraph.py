@@ -1,8 +1,8 @@
 """Makes a traced program translatable without re-tracing it.
 
 ``torch.onnx.export`` decomposes by tracing the program twice more, two thirds of an export's time. Decoders need
-little of that: casts spelled in one way, in-place arithmetic spelled out of place, no-ops removed. Whatever needs more
-is left to torch (see :func:`exporter.capture.capture`).
+little of that: casts spelled in one way or spelled out, in-place arithmetic spelled out of place, no-ops removed.
+Whatever needs more is left to torch (see :func:`exporter.capture.capture`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _CHECKS = {
     _aten._assert_async.msg,
     _aten.sym_constrain_range_for_size.default,
 }
+_ARITHMETIC = {_aten.div.Tensor, _aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor}
 _VIEWS = {"view", "slice", "select", "transpose", "expand", "unsqueeze", "squeeze", "permute", "reshape", "split"}
 
 
@@ -55,6 +56,8 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             graph.erase_node(node)
         elif node.target in _CASTS:
             _cast(graph, node)
+        elif node.target in _ARITHMETIC:
+            _promote(graph, node)
         elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             _out_of_place(node)
     graph.eliminate_dead_code()
@@ -110,6 +113,21 @@ def _cast(graph: Any, node: Any) -> None:
         return
     node.target = _aten._to_copy.default
     node.args, node.kwargs = (source,), {"dtype": dtype}
+
+
+def _promote(graph: Any, node: Any) -> None:
+    """Spell out the cast of whole numbers that meet fractions: Ministral 3 divides positions."""
+    dtype = node.meta["val"].dtype
+    if not dtype.is_floating_point:
+        return
+    for source in node.all_input_nodes:
+        value = source.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dtype.is_floating_point:
+            continue
+        with graph.inserting_before(node):
+            made = graph.call_function(_aten._to_copy.default, (source,), {"dtype": dtype})
+        made.meta = {**source.meta, "val": value.to(dtype)}
+        node.replace_input_with(source, made)
 
 
 def _out_of_place(node: Any) -> None:

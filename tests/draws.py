@@ -185,16 +185,19 @@ def traits(draw: Draw) -> Iterator[tuple[str, str]]:
     config, case, options = draw["config"], draw["case"], draw["options"]
     yield "model type", draw["model_type"]
     yield "exported as", f"{options['layout']} {options['profile']}"
-    yield "sliding caches", options["sliding_cache"]
-    yield "logits", options["logits"]
+    yield "sliding caches", options.get("sliding_cache", "bounded")
+    yield "logits", options.get("logits", "all")
     types = config.get("layer_types")
-    yield "layers", "".join("s" if kind == S else "F" for kind in types) if types else str(config["num_hidden_layers"])
+    yield (
+        "layers",
+        "".join("s" if kind == S else "F" for kind in types) if types else str(config.get("num_hidden_layers")),
+    )
     yield "window", str(config.get("sliding_window", "none"))
-    yield "heads / kv heads", f"{config['num_attention_heads']}/{config['num_key_value_heads']}"
+    yield "heads / kv heads", f"{config.get('num_attention_heads')}/{config.get('num_key_value_heads')}"
     yield "head size", str(config.get("head_dim", "hidden / heads"))
     yield "full layers' head size", str(config.get("global_head_dim", "the same"))
-    yield "vocabulary", "5 to 16" if config["vocab_size"] <= 16 else "17 to 40"
-    yield "embeddings", "tied" if config["tie_word_embeddings"] else "not tied"
+    yield "vocabulary", "5 to 16" if config.get("vocab_size", 96) <= 16 else "17 to 40"
+    yield "embeddings", "tied" if config.get("tie_word_embeddings") else "not tied"
     for kind in sorted(set(_ropes(config))):
         yield "rope", kind
     if config.get("num_kv_shared_layers"):

@@ -85,7 +85,7 @@ _VISION = {
     "patch_size": 14,
 }
 _MIXED = ("vaultgemma", "granite_swa", "granitemoe_swa", "cwm", "exaone_moe", "cohere2_moe", "mellum")
-_UNIFORM = ("ministral3", "granitemoeshared", "ernie4_5", "glm", "hunyuan_v1_dense", "minimax_m2", "nemotron", "opt")
+_UNIFORM = ("granitemoeshared", "ernie4_5", "glm", "hunyuan_v1_dense", "minimax_m2", "nemotron", "opt")
 
 
 def _gemma4(name: str, *layers: str, quick: bool = False, **settings: Any) -> Family:
@@ -249,6 +249,19 @@ FAMILIES: tuple[Family, ...] = (
         wrap={"model_type": "gemma3", "mm_tokens_per_image": 4, "vision_config": _VISION},
     ),
     *(Family(name, name, {"layer_types": [S, F, S]}) for name in _MIXED),
+    Family(
+        "ministral3",
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 16,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
     Family("mimo_v2_flash", "mimo_v2_flash", {"layer_types": [S, F, S], "v_head_dim": 12}),
     *(Family(name, name) for name in _UNIFORM),
     Family("mamba", "mamba", refused="linear_attention"),
