@@ -220,18 +220,14 @@ def _graphs(config: Any, given_case: Draw, options: ExportOptions) -> None:
     assert report.verdict == "match", first.sentence if first else report.verdict
 
 
-def collect(count: int, start: int) -> list[Draw]:
+def collect(numbers: range) -> list[Draw]:
     """Draw without checking: each from a seed of its own, since hypothesis makes most examples out of earlier ones."""
     found: list[Draw] = []
-    for number in range(count):
+    for number in numbers:
         drawn: list[Draw] = []
-        _drawn(_seed(start, number), drawn.append, (Phase.generate,))
+        _drawn(number, drawn.append, (Phase.generate,))
         found.append(drawn[-1])
     return found
-
-
-def _seed(start: int, number: int) -> int:
-    return 1_000_003 * start + number
 
 
 def _drawn(start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...]) -> None:
@@ -245,11 +241,10 @@ def _drawn(start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...]) -
     run()
 
 
-def shrunk(drawn: Sequence[Draw], outcomes: Sequence[Outcome], start: int, tried: Callable[[Draw], Outcome]) -> Draw:
-    """The smallest draw that hypothesis finds, within :data:`SHRINKING` seconds, to fail as the first failure does."""
-    known = {json.dumps(draw): outcome for draw, outcome in zip(drawn, outcomes, strict=True)}
-    at = next(index for index, outcome in enumerate(outcomes) if outcome.kind == "failed")
-    smallest, kind = drawn[at], outcomes[at].words.partition(":")[0]
+def shrunk(number: int, failed: Outcome, tried: Callable[[Draw], Outcome]) -> Draw:
+    """The smallest draw that hypothesis finds, within :data:`SHRINKING` seconds, to fail as draw ``number`` does."""
+    (smallest,) = collect(range(number, number + 1))
+    known, kind = {json.dumps(smallest): failed}, failed.words.partition(":")[0]
     end = time.monotonic() + SHRINKING
 
     def fail_again(draw: Draw) -> None:
@@ -264,7 +259,7 @@ def shrunk(drawn: Sequence[Draw], outcomes: Sequence[Outcome], start: int, tried
             raise AssertionError(kind)
 
     try:
-        _drawn(_seed(start, at), fail_again, (Phase.generate, Phase.shrink))
+        _drawn(number, fail_again, (Phase.generate, Phase.shrink))
     except AssertionError:
         pass
     return smallest
@@ -290,17 +285,17 @@ def summary(drawn: Sequence[Draw], outcomes: Sequence[Outcome]) -> list[str]:
 @click.command()
 @click.option("-n", "count", default=100, show_default=True, help="Draws.")
 @click.option("--graphs/--no-graphs", default=True, show_default=True, help="Export and judge the graphs too.")
-@click.option("--seed", "start", default=0, show_default=True)
+@click.option("--first", default=0, show_default=True, help="Number of the first draw, to run many in pieces.")
 @click.option("--limit", default=120.0, show_default=True, help="Seconds of processor time that a draw may take.")
 @click.option("--config", help="Repeat one draw, given as JSON.")
-def main(count: int, graphs: bool, start: int, limit: float, config: str | None) -> None:
+def main(count: int, graphs: bool, first: int, limit: float, config: str | None) -> None:
     """Draw, compare, say what was covered; exit 1 on a failure, 2 where a draw ran out of time."""
     _quiet()
 
     def tried(draw: Draw) -> Outcome:
         return attempt(draw, lambda draw: check(draw, graphs=graphs), limit)
 
-    drawn = [json.loads(config)] if config else collect(count, start)
+    drawn = [json.loads(config)] if config else collect(range(first, first + count))
     outcomes: list[Outcome] = []
     for draw in drawn:
         outcomes.append(tried(draw))
@@ -314,7 +309,7 @@ def main(count: int, graphs: bool, start: int, limit: float, config: str | None)
         last_failed = False
     click.echo("\n".join(summary(drawn, outcomes)))
     if last_failed:
-        worst = drawn[0] if config else shrunk(drawn[: len(outcomes)], outcomes, start, tried)
+        worst = drawn[0] if config else shrunk(first + len(outcomes) - 1, outcomes[-1], tried)
         click.echo(f"python -m tests.fuzz --config '{json.dumps(worst)}'")
     sys.exit(1 if last_failed else 2 if any(outcome.kind == "out of time" for outcome in outcomes) else 0)
 
