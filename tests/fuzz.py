@@ -112,13 +112,7 @@ def make_case(spec: ModelSpec, given_case: Draw) -> Case:
 
 
 def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
-    """The traced module, run eagerly in float64, against transformers in float64.
-
-    The shared layout's decode step counts ring rows that hold nothing from the end, as ONNX may and torch may not: it
-    is compared as a graph only, and the dynamic layout here.
-    """
-    if options.layout == "shared":
-        options = replace(options, layout="dynamic")
+    """The traced module, run eagerly in float64, against transformers in float64."""
     import torch
     from transformers import AutoModelForCausalLM
 
