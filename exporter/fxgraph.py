@@ -11,6 +11,7 @@ import operator
 from typing import Any
 
 import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 __all__ = ["UnsupportedError", "fold_scalars", "straighten"]
 
@@ -56,10 +57,11 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             graph.erase_node(node)
         elif node.target in _CASTS:
             _cast(graph, node)
-        elif node.target in _ARITHMETIC:
-            _promote(graph, node)
         elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             _out_of_place(node)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and _is_pointwise(node.target):
+            _promote(graph, node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
@@ -115,19 +117,35 @@ def _cast(graph: Any, node: Any) -> None:
     node.args, node.kwargs = (source,), {"dtype": dtype}
 
 
+def _is_pointwise(target: Any) -> bool:
+    return torch.Tag.pointwise in getattr(target, "tags", ()) and target is not _aten._to_copy.default
+
+
 def _promote(graph: Any, node: Any) -> None:
-    """Spell out the cast of whole numbers that meet fractions: Ministral 3 divides positions."""
-    dtype = node.meta["val"].dtype
-    if not dtype.is_floating_point:
-        return
-    for source in node.all_input_nodes:
-        value = source.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.dtype.is_floating_point:
-            continue
-        with graph.inserting_before(node):
-            made = graph.call_function(_aten._to_copy.default, (source,), {"dtype": dtype})
-        made.meta = {**source.meta, "val": value.to(dtype)}
-        node.replace_input_with(source, made)
+    """Spell out the casts that torch implies; ONNX has no operators of mixed types.
+
+    Whole numbers that meet fractions (Ministral 3 divides positions), and float16 that meets float32, become what
+    torch computes in.
+    """
+    conditions = {_aten.where.self: 0, _aten.masked_fill.Scalar: 1, _aten.masked_fill.Tensor: 1}
+    spared = conditions.get(node.target)
+    places = [
+        place
+        for place, arg in enumerate(node.args)
+        if place != spared and isinstance(arg, torch.fx.Node) and isinstance(arg.meta.get("val"), torch.Tensor)
+    ]
+    values = [node.args[place].meta["val"] for place in places]
+    wanted = node.meta["val"].dtype
+    if not wanted.is_floating_point:  # a comparison, or whole numbers alone
+        if len({value.dtype for value in values}) < 2 or not any(value.is_floating_point() for value in values):
+            return
+        wanted = elementwise_dtypes(*values, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT)[1]
+    for place, value in zip(places, values, strict=True):
+        if value.dtype != wanted:
+            with graph.inserting_before(node):
+                cast = graph.call_function(_aten._to_copy.default, (node.args[place],), {"dtype": wanted})
+            cast.meta = {**node.meta, "val": value.to(wanted)}
+            node.update_arg(place, cast)
 
 
 def _out_of_place(node: Any) -> None:

@@ -21,6 +21,7 @@ _OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 23}
 _SQRT_2_OVER_PI = 0.7978845608028653558798921198687
 _SQRT_1_OVER_2 = 0.7071067811865475244008443621048
 _GELU_CUBIC = 0.044715
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _probe(value: Any, name: str) -> Any:
@@ -78,6 +79,12 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
+def _softmax(self: Any, dim: int, dtype: int = -1) -> Any:
+    """Softmax in the dtype asked for; torch's translation casts its result only, so that half types lose digits."""
+    wide = self if dtype in (-1, self.dtype) else op.Cast(self, to=dtype)
+    return op.Softmax(wide, axis=dim)
+
+
 def _layer_norm(
     input: Any,
     normalized_shape: Sequence[int],
@@ -86,11 +93,24 @@ def _layer_norm(
     eps: float = 1e-05,
     cudnn_enable: bool = True,
 ) -> Any:
-    """Layer norm in plain operators, with an epsilon that is no float32 attribute (8e-11 on logits)."""
+    """Layer norm in plain operators, with an epsilon that is no float32 attribute (8e-11 on logits).
+
+    In float32 for half types, as torch's own kernel: 1e-5 is no normal float16, and squares overflow from 256 on.
+    """
+    own = input.dtype
+    if own in _HALF:
+        x, w, b = (None if part is None else op.Cast(part, to=int(ir.DataType.FLOAT)) for part in (input, weight, bias))
+        return op.Cast(_plain_layer_norm(x, w, b, normalized_shape, eps, ir.DataType.FLOAT), to=int(own))
+    return _plain_layer_norm(input, weight, bias, normalized_shape, eps, own)
+
+
+def _plain_layer_norm(
+    input: Any, weight: Any, bias: Any, normalized_shape: Sequence[int], eps: float, kind: Any
+) -> Any:
     axes = op.Constant(value_ints=list(range(-len(normalized_shape), 0)))
     centered = op.Sub(input, op.ReduceMean(input, axes, keepdims=1))
     variance = op.ReduceMean(op.Mul(centered, centered), axes, keepdims=1)
-    normal = op.Div(centered, op.Sqrt(op.Add(variance, _constant(eps, input))))
+    normal = op.Div(centered, op.Sqrt(op.Add(variance, op.Constant(value=ir.tensor(eps, dtype=kind)))))
     scaled = normal if weight is None else op.Mul(normal, weight)
     return scaled if bias is None else op.Add(scaled, bias)
 
@@ -142,6 +162,7 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.rsqrt.default: _rsqrt,
         aten.dropout.default: _dropout,
         aten.scalar_tensor.default: _scalar_tensor,
+        aten.softmax.int: _softmax,
     }
     if profile in ("modern", "ort"):
         import exporter.banded  # registers kvparity::band_mask and kvparity::banded_attention

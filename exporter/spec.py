@@ -266,6 +266,11 @@ class ExportOptions:
         """Whether sliding caches keep at most window - 1 rows."""
         return self.sliding_cache == "bounded"
 
+    @property
+    def coarse(self) -> bool:
+        """Whether the bundle computes with fewer bits than float32."""
+        return self.dtype != "float32"
+
     def held_rows(self, slot: SlotSpec, total: int) -> int:
         """Rows of memory that a slot takes once ``total`` tokens were seen."""
         if self.layout == "shared" and slot.window is not None and self.is_ring(slot):

@@ -23,7 +23,7 @@ from exporter.cases import Case, Step
 from exporter.errors import TraceError
 from exporter.spec import DECODE, PREFILL, SlotSpec, present_name
 
-__all__ = ["Recorder", "Vectors", "cache_key", "expected_outputs"]
+__all__ = ["Recorder", "Vectors", "cache_key", "deltas_of", "expected_outputs"]
 
 Array = npt.NDArray[np.generic]
 _DELTA = "float64_delta/"
@@ -41,7 +41,8 @@ class Vectors:
     Attributes:
         case: The tokens and calls.
         arrays: ``logits`` and ``cache.N.key/value`` over the whole case, by key.
-        deltas: float64 result minus ``arrays``, float32, by the same keys; empty where none was recorded.
+        deltas: float64 result minus ``arrays``, by the same keys; empty where none was recorded. In float32, which
+            keeps the result to 1e-13 where ``arrays`` are off by 1e-6; in float64 for bundles that compute coarser.
     """
 
     case: Case
@@ -112,6 +113,18 @@ class Vectors:
         floats = {key: data[key] for key in data if key == "logits" or key.startswith("cache.")}
         deltas = {key.removeprefix(_DELTA): data[key] for key in data if key.startswith(_DELTA)}
         return Vectors(case, floats, deltas)
+
+
+def deltas_of(wide: Mapping[str, Array], arrays: Mapping[str, Array], *, coarse: bool) -> dict[str, Array]:
+    """What :class:`Vectors` keeps of a float64 result.
+
+    Args:
+        wide: The float64 result.
+        arrays: What the reference computed in the bundle's dtype.
+        coarse: Whether that rounds to fewer bits than float32: a difference of 1e-2 in float32 is off by 5e-10.
+    """
+    dtype = np.float64 if coarse else np.float32
+    return {key: (wide[key] - values.astype(np.float64)).astype(dtype) for key, values in arrays.items()}
 
 
 def expected_outputs(

@@ -11,11 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from exporter.capture import capture
+from exporter.capture import Captured, capture
 from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
 from exporter.errors import ExportError
@@ -41,9 +41,15 @@ class _Model:
 
     def trace(self, kind: GraphKind, placements: Placements) -> None:
         """Trace, clean up and write one graph; ``placements`` is called once the graph is there."""
-        graph = graph_spec(kind, self.spec, self.options)
-        captured = capture(self.shell, self.spec, graph, self.options)
-        finish(captured, placements(), Path(self.job.output) / f"{kind}.onnx", self.job.version)
+        wide = None
+        if self.options.dtype != "float32":  # float32 bundles are traced in float64 as it is
+            wide = _read_model(replace(self.job, options=replace(self.job.options, dtype="float32"))).capture(kind)
+        captured = self.capture(kind)
+        finish(captured, placements(), Path(self.job.output) / f"{kind}.onnx", self.job.version, wide)
+
+    def capture(self, kind: GraphKind) -> Captured:
+        """Trace one graph."""
+        return capture(self.shell, self.spec, graph_spec(kind, self.spec, self.options), self.options)
 
 
 def trace(job: Job, placements: Mapping[str, Placement]) -> None:

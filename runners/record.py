@@ -15,7 +15,7 @@ import numpy as np
 from exporter.bundle import Bundle, CaseEntry, Recording, file_entry, unrecorded_case
 from exporter.cases import Case
 from exporter.spec import PREFILL, ExportOptions, ModelSpec
-from exporter.vectors import Recorder, Vectors
+from exporter.vectors import Recorder, Vectors, deltas_of
 from runners.base import Array, Session
 from runners.layouts.dynamic import Player
 
@@ -47,7 +47,7 @@ def record_cases(
     """
     from runners.engines.torch_eager import reference_session
 
-    chosen = _within(cases, bundle.model, budget_mb * 1_000_000, float64)
+    chosen = _within(cases, bundle, budget_mb * 1_000_000, float64)
     folder = bundle.root / "cases"
     recorded: dict[str, Vectors] = {}
     own = bundle.options.dtype
@@ -61,7 +61,7 @@ def record_cases(
                 recorded[case.name] = Vectors(case, arrays)
             else:
                 base = recorded[case.name].arrays
-                deltas = {key: (arrays[key] - base[key].astype(np.float64)).astype(np.float32) for key in arrays}
+                deltas = deltas_of(arrays, base, coarse=bundle.options.coarse)
                 recorded[case.name] = Vectors(case, base, deltas)
     entries: list[CaseEntry] = []
     for case in cases:
@@ -120,10 +120,11 @@ def _at_once(case: Case) -> Case:
     return replace(case, chunks=(case.total,), first=PREFILL)
 
 
-def _within(cases: Sequence[Case], model: ModelSpec, budget: int, float64: bool) -> list[Case]:
+def _within(cases: Sequence[Case], bundle: Bundle, budget: int, float64: bool) -> list[Case]:
     """The cases, in order, that fit the budget together."""
+    model = bundle.model
     cache = sum(slot.kv_heads * (slot.head_dim + slot.value_head_dim) for slot in model.slots)
-    per_slot = (model.vocab_size + cache) * (8 if float64 else 4)
+    per_slot = (model.vocab_size + cache) * (4 + (8 if bundle.options.coarse else 4) * float64)
     chosen: list[Case] = []
     for case in cases:
         size = case.batch * case.total * per_slot

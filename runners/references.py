@@ -8,13 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
-import numpy as np
-
 from exporter.bundle import Bundle, CaseEntry
 from exporter.cases import Case
 from exporter.errors import BundleError
 from exporter.spec import PREFILL
-from exporter.vectors import Vectors
+from exporter.vectors import Vectors, deltas_of
 from runners.base import Array, Session, need
 
 __all__ = ["References", "open_pytorch", "select_cases"]
@@ -100,8 +98,7 @@ class References:
         if not self._float64:
             return Vectors(case, single)
         double = self._play(replace(case, chunks=(case.total,), first=PREFILL), "float64")
-        deltas = {key: (double[key] - values.astype(np.float64)).astype(np.float32) for key, values in single.items()}
-        return Vectors(case, single, deltas)
+        return Vectors(case, single, deltas_of(double, single, coarse=self._bundle.options.coarse))
 
     def _play(self, case: Case, dtype: str) -> dict[str, Array]:
         from runners.record import reference_arrays

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from exporter.spec import FLOAT64_CONSTANTS
 
-__all__ = ["lower_to_float32"]
+__all__ = ["MOST", "lower_to_float32"]
 
-_MOST = 1024  # elements of a constant whose float64 values are kept
+MOST = 1024  # elements of a constant whose float64 values are kept
 
 
 def lower_to_float32(model: ir.Model) -> None:
@@ -26,7 +26,7 @@ def lower_to_float32(model: ir.Model) -> None:
         if value.const_value is not None and value.const_value.dtype == ir.DataType.DOUBLE:
             wide = np.asarray(value.const_value.numpy(), np.float64)
             narrow = wide.astype(np.float32)
-            if wide.size <= _MOST and not np.array_equal(narrow.astype(np.float64), wide):
+            if wide.size <= MOST and not np.array_equal(narrow.astype(np.float64), wide):
                 kept[name] = [float(x).hex() for x in wide.ravel()]
             value.const_value = ir.tensor(narrow, name=name)
     values = [*model.graph.inputs, *model.graph.initializers.values()]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from exporter.spec import FLOAT64_EPSILON
+from exporter.spec import FLOAT64_CONSTANTS, FLOAT64_EPSILON
 
 __all__ = ["fuse_norms"]
 
@@ -42,7 +42,7 @@ def _keep_epsilons(model: ir.Model) -> None:
 
 def _fuse(model: ir.Model, mean: ir.Node) -> None:
     source = _squared(mean)
-    scaled = _scaled(mean, source) if source is not None else None
+    scaled = _scaled(model, mean, source) if source is not None else None
     if source is None or scaled is None:
         return
     last, epsilon = scaled
@@ -70,16 +70,27 @@ def _squared(mean: ir.Node) -> ir.Value | None:
     return source if axes.numpy().ravel().tolist() in ([-1], [rank - 1]) else None
 
 
-def _scaled(mean: ir.Node, source: ir.Value) -> tuple[ir.Node, float] | None:
+def _scaled(model: ir.Model, mean: ir.Node, source: ir.Value) -> tuple[ir.Node, float] | None:
     """The node of x * Reciprocal(Sqrt(mean + epsilon)), and epsilon."""
     add = _only_user(mean, "Add")
-    constants = [value.const_value for value in add.inputs if value is not None] if add is not None else []
-    epsilon = next((tensor for tensor in constants if tensor is not None and tensor.size == 1), None)
+    constants = [value for value in add.inputs if value is not None] if add is not None else []
+    epsilon = next(
+        (value for value in constants if value.const_value is not None and value.const_value.size == 1), None
+    )
     root = _only_user(add, "Sqrt")
     product = _only_user(_only_user(root, "Reciprocal"), "Mul")
     if product is None or epsilon is None or source not in product.inputs:
         return None
-    return product, float(epsilon.numpy().ravel()[0])
+    return product, _exact(model, epsilon)
+
+
+def _exact(model: ir.Model, value: ir.Value) -> float:
+    """A constant with the digits that it was traced with (:mod:`exporter.passes.digits`)."""
+    digits = json.loads(model.metadata_props.get(FLOAT64_CONSTANTS, "{}")).get(value.name)
+    if digits is not None:
+        return float.fromhex(digits[0])
+    assert value.const_value is not None
+    return float(value.const_value.numpy().ravel()[0])
 
 
 def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from exporter.capture import Captured, name_ports
 from exporter.errors import ExportError
 from exporter.lowering import default_opset
+from exporter.passes.digits import keep_digits
 from exporter.passes.divide import divide
 from exporter.passes.group_queries import group_queries
 from exporter.passes.lengths import vector_lengths
@@ -33,7 +34,9 @@ __all__ = ["finish"]
 _DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 
 
-def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, version: str) -> None:
+def finish(
+    captured: Captured, placements: Mapping[str, Placement], path: Path, version: str, wide: Captured | None = None
+) -> None:
     """Run every pass and write the graph.
 
     Args:
@@ -41,14 +44,19 @@ def finish(captured: Captured, placements: Mapping[str, Placement], path: Path, 
         placements: Where each weight lies in the bundle.
         path: The ``.onnx`` file to write, beside the weights.
         version: Of kvparity, for the producer field.
+        wide: The same graph traced in float64, for the digits of a half-type graph's constants.
 
     Raises:
         ExportError: The graph needs a weight that the bundle does not have.
     """
     model = captured.model
-    drop_casts(model)
-    name_probes(model)
-    simplify(model, captured.weights)
+    for traced in (captured, wide):
+        if traced is not None:
+            drop_casts(traced.model)
+            name_probes(traced.model)
+            simplify(traced.model, traced.weights)
+    if wide is not None:
+        keep_digits(model, wide.model)
     profile = captured.options.profile
     if profile in ("modern", "ort"):
         fuse_norms(model)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
-__all__ = ["drop_casts", "simplify"]
+__all__ = ["drop_casts", "dtype_of", "simplify"]
 
 _LIMIT = 4096  # elements: larger constants are left alone
 _ROUNDS = 4  # folding shape arithmetic settles in two or three
+TORCHLIB_OPSET = 18  # as in exporter.capture, which would bring torch here
 _OPEN_END = np.iinfo(np.int64).max
 
 
@@ -66,7 +68,7 @@ def _drop_castlike(model: ir.Model) -> None:
         value, like = node.inputs[0], node.inputs[1]
         assert value is not None
         assert like is not None
-        dtype = _dtype(like)
+        dtype = dtype_of(like)
         if dtype is None:
             continue
         cast = ir.node("Cast", [value], attributes={"to": int(dtype)})
@@ -82,7 +84,7 @@ def _drop_noop_casts(model: ir.Model) -> None:
             continue
         source = node.inputs[0]
         assert source is not None
-        if _dtype(source) == node.attributes["to"].as_int() and not node.outputs[0].is_graph_output():
+        if dtype_of(source) == node.attributes["to"].as_int() and not node.outputs[0].is_graph_output():
             node.outputs[0].replace_all_uses_with(source)
             model.graph.remove(node, safe=True)
 
@@ -120,9 +122,18 @@ def _elements(value: ir.Value | None) -> list[float] | None:
     return np.asarray(tensor.numpy()).ravel().tolist()
 
 
-def _dtype(value: ir.Value) -> ir.DataType | None:
-    """The dtype of a value; torch's translation leaves out that of a Softmax before a cast."""
+def dtype_of(value: ir.Value) -> ir.DataType | None:
+    """The dtype of a value; where torch's translation leaves it out, that of the inputs that share its type."""
     producer = value.producer()
-    if value.dtype is None and producer is not None and producer.op_type == "Softmax":
-        return producer.inputs[0].dtype if producer.inputs[0] is not None else None
-    return value.dtype
+    if value.dtype is not None or producer is None or producer.domain not in ("", "ai.onnx"):
+        return value.dtype
+    if producer.op_type == "Cast":
+        return ir.DataType(producer.attributes["to"].as_int())
+    schema = onnx.defs.get_schema(producer.op_type, TORCHLIB_OPSET, "")
+    own = schema.outputs[0].type_str
+    for place, source in enumerate(producer.inputs):
+        formal = schema.inputs[min(place, len(schema.inputs) - 1)]
+        found = dtype_of(source) if source is not None and formal.type_str == own else None
+        if found is not None:
+            return found
+    return None
