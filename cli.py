@@ -252,8 +252,17 @@ def bench(
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE|CHECKPOINT")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option(
+    "--range",
+    "range_dtype",
+    type=click.Choice(["auto", "float16", "bfloat16", "float32"]),
+    is_flag=False,
+    flag_value="auto",
+    help="Play cases and show how far values reach in a dtype: what overflows, what is lost.",
+)
+@click.option("-c", "--case", "cases", multiple=True, help="With --range: case name or glob pattern; repeatable.")
 @click.option("--allow-modified", is_flag=True, help="Show a bundle whose files differ from the manifest.")
-def inspect(bundle: Path, as_json: bool, allow_modified: bool) -> None:
+def inspect(bundle: Path, as_json: bool, range_dtype: str | None, cases: tuple[str, ...], allow_modified: bool) -> None:
     """Show what is in BUNDLE, or what architecture features a CHECKPOINT exercises."""
     from exporter.bundle import Bundle
     from exporter.survey import is_checkpoint, print_checkpoint
@@ -263,7 +272,12 @@ def inspect(bundle: Path, as_json: bool, allow_modified: bool) -> None:
         print_checkpoint(bundle, as_json=as_json)
         return
     opened = Bundle.open(bundle, allow_modified=allow_modified)
-    if as_json:
+    if range_dtype is not None:
+        from runners.ranges import measure_ranges, print_ranges, ranges_json
+
+        report = measure_ranges(opened, range_dtype, cases)
+        click.echo(ranges_json(report)) if as_json else print_ranges(report, str(bundle))
+    elif as_json:
         click.echo(inspect_json(opened))
     else:
         print_inspection(opened, str(bundle))
