@@ -47,10 +47,10 @@ def cli() -> None:
 @click.option("--logits", type=click.Choice(["all", "last"]), default="all", show_default=True)
 @click.option(
     "--quantize",
-    type=click.Choice(["none", "int4", "int8"]),
+    type=click.Choice(["none", "int4", "int8", "int8-dynamic"]),
     default="none",
     show_default=True,
-    help="Weights of linear layers and embeddings in blocks; a GGUF file's own where they fit.",
+    help="Linear layers, experts and embeddings in blocks, a GGUF file's own where they fit; or products of integers.",
 )
 @click.option("--block-size", type=int, default=32, show_default=True, help="Columns that share a scale.")
 @click.option("--keep", metavar="KIND,…", default="", help="Kinds of layers that stay as they are, such as embed.")

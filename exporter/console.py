@@ -17,7 +17,7 @@ __all__ = ["Progress", "print_bundle"]
 _WHAT = {
     "read": "config read, layers and cache slots known",
     "weights": "one copy of the weights placed",
-    "quantize": "linear layers and embeddings rounded to blocks",
+    "quantize": "linear layers, experts and embeddings rounded to blocks",
     "trace": "prefill and decode graphs traced",
     "check": "ports, operators, external data checked",
     "vectors": "reference vectors recorded from PyTorch",

@@ -32,7 +32,6 @@ _CHECKS = {
     _aten._assert_async.msg,
     _aten.sym_constrain_range_for_size.default,
 }
-_ARITHMETIC = {_aten.div.Tensor, _aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor}
 _VIEWS = {"view", "slice", "select", "transpose", "expand", "unsqueeze", "squeeze", "permute", "reshape", "split"}
 
 

@@ -53,10 +53,11 @@ class Quantization:
         bits: Codes' bits by kind of layer; where a kind has several, the largest.
         quantised: How many weights.
         elements: How many numbers they hold.
-        kept: Kinds of linear layers and embeddings that stay as they are.
+        kept: Kinds of matrices that stay as they are: those to be kept, and those that have no quantised form.
         from_source: How many have exactly the values that the source, a GGUF file, holds quantised; None for others.
         bytes_before: Size of the weights file without quantisation.
         quality: What it cost; None where it was not measured.
+        dynamic: Kinds whose products are of integers: one scale per row, activations rounded to eight bits per call.
     """
 
     bits: dict[str, int]
@@ -66,6 +67,7 @@ class Quantization:
     from_source: int | None
     bytes_before: int
     quality: Quality | None = None
+    dynamic: tuple[str, ...] = ()
 
     def lines(self, bytes_after: int) -> list[str]:
         """What a reader wants to know, a sentence each.
@@ -78,6 +80,8 @@ class Quantization:
         kept = f"; as they were: {', '.join(self.kept)}" if self.kept else ""
         share = bytes_after / self.bytes_before
         lines = [f"quantised {self.quantised} weights, the file {share:.3f} of its size; {kinds}{kept}"]
+        if self.dynamic:
+            lines.append(f"products of integers, activations rounded to int8 call by call: {', '.join(self.dynamic)}")
         if self.from_source is not None:
             lines.append(
                 f"{self.from_source} of {self.quantised} hold exactly the GGUF file's values, "

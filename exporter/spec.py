@@ -229,7 +229,8 @@ class ExportOptions:
         chunk: Tokens per call of the static layout's prefill graph.
         batch: Rows of the static layout's batch.
         provider: Execution provider that profile ``ort`` picks operators for.
-        quantize: Weights of linear layers and embeddings in blocks of ``int4`` or ``int8``.
+        quantize: Weights of linear layers, experts and embeddings in blocks of ``int4`` or ``int8``; ``int8-dynamic``
+            has one scale per row, rounds activations too, and multiplies integers.
         block_size: Columns that share a scale.
         keep: Kinds of layers that stay as they are (:mod:`exporter.quantize.plan`).
         quantizer: ``rtn`` or ``k_quant``, both ONNX Runtime's.
@@ -249,7 +250,7 @@ class ExportOptions:
     batch: int | None = None
     provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
     extra: dict[str, str] = field(default_factory=dict)
-    quantize: Literal["none", "int4", "int8"] = "none"
+    quantize: Literal["none", "int4", "int8", "int8-dynamic"] = "none"
     block_size: int = 32
     keep: tuple[str, ...] = ()
     quantizer: Literal["rtn", "k_quant"] = "rtn"
@@ -269,7 +270,7 @@ class ExportOptions:
     @property
     def coarse(self) -> bool:
         """Whether the bundle computes with fewer bits than float32."""
-        return self.dtype != "float32"
+        return self.dtype != "float32" or self.quantize == "int8-dynamic"
 
     def held_rows(self, slot: SlotSpec, total: int) -> int:
         """Rows of memory that a slot takes once ``total`` tokens were seen."""

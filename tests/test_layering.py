@@ -24,6 +24,7 @@ SHARED = {
     "lift",
     "blocks",
     "quantization",
+    "rounding",
 }
 
 

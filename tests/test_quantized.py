@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ import cli
 from exporter.blocks import Blocks, dequantize, pack, unpack
 from exporter.bundle import Bundle
 from exporter.spec import ExportOptions
+from runners.base import RunnerSpec
+from runners.judge import JudgeOptions, judge
 from tests.conftest import TINY
+from tests.families import by_name, save_checkpoint, small_config
 
 torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -95,8 +99,107 @@ def operators(bundle: Bundle) -> set[str]:
 
 
 @pytest.mark.parametrize(
+    ("name", "quantize", "kept"),
+    [
+        ("gemma4 26B-A4B-shaped", "int4", ()),
+        ("gpt_oss", "int8-dynamic", ("experts.down_proj_bias", "experts.gate_up_proj_bias", "router")),
+    ],
+)
+def test_experts_are_quantised_what_stays_is_named_and_a_wrong_code_is_seen(
+    name: str, quantize: str, kept: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Two layouts of experts: (rows, columns) and, in gpt-oss, (columns, rows)."""
+    from exporter.checkpoint import resolve
+    from exporter.export import export
+    from runners.record import record_cases
+
+    family = by_name(name)
+    config = small_config(family.model_type, {**family.settings, "moe_intermediate_size": 32, "intermediate_size": 32})
+    checkpoint = resolve(str(save_checkpoint(config, tmp_path / "hf")))
+    options = ExportOptions(quantize=quantize, block_size=16)  # type: ignore[arg-type]
+    bundle = export(checkpoint, tmp_path / "b", options, record=record_cases, limit=24, in_process=True)
+    asked = JudgeOptions((RunnerSpec("ort"),), cases=("prefill-8", "decode-far"), tol="auto", exact=True)
+    assert judge(bundle, asked).verdict == "match"
+    quantization = bundle.manifest.quantization
+    assert quantization is not None
+    assert "experts" in quantization.bits
+    assert quantization.kept == kept
+    assert set(quantization.dynamic) == (set(quantization.bits) - {"experts"} if "dynamic" in quantize else set())
+    assert all(word in " ".join(quantization.lines(1)) for word in kept)
+    weight = "experts" if name.startswith("gemma4") else "mlp.experts"
+    assert {"GatherBlockQuantized"} <= operators(bundle)
+    change(bundle.root / "model.safetensors", f"model.layers.0.{weight}.down_proj.blocks")
+    assert judge(Bundle.open(bundle.root, allow_modified=True), asked).verdict == "mismatch"
+
+
+def test_rows_and_products_are_those_of_quantize_dynamic(tmp_path: Path) -> None:
+    """Codes, scales and the integer product, bit for bit; the twin is one code of one row."""
+    ir, onnxruntime = pytest.importorskip("onnx_ir"), pytest.importorskip("onnxruntime")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from exporter.passes.integers import multiply_integers
+    from exporter.quantize.kernels import quantize_rows
+
+    random = np.random.default_rng(0)
+    weight, x = (random.standard_normal(shape).astype(np.float32) for shape in ((24, 32), (3, 32)))
+
+    def constant(name: str, array: np.ndarray) -> Any:  # type: ignore[type-arg]
+        tensor = ir.tensor(array, name=name)
+        return ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+
+    def product(*constants: Any) -> Any:
+        source = ir.Value(name="x", shape=ir.Shape(["n", 32]), type=ir.TensorType(ir.DataType.FLOAT))
+        node = ir.node("MatMul", [source, constants[0]], name="product")
+        node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = ir.Shape(["n", 24])
+        graph = ir.Graph([source], node.outputs, nodes=[node], initializers=constants, opset_imports={"": 18}, name="g")
+        return ir.Model(graph, ir_version=8)
+
+    def run(model: bytes) -> np.ndarray:  # type: ignore[type-arg]
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {"x": x})[0])
+
+    ir.save(product(constant("w", np.ascontiguousarray(weight.T))), tmp_path / "float.onnx")
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "theirs.onnx", per_channel=True, weight_type=QuantType.QInt8)
+    theirs = {
+        name: value.const_value.numpy() for name, value in ir.load(tmp_path / "theirs.onnx").graph.initializers.items()
+    }
+    blocks = quantize_rows(weight)
+    assert np.array_equal(blocks.codes.astype(np.int16).T - 128, theirs["w_quantized"])
+    assert np.array_equal(blocks.scales[:, 0], theirs["w_scale"])
+    expected = run((tmp_path / "theirs.onnx").read_bytes())
+    for codes, same in ((blocks.codes, True), (blocks.codes ^ np.eye(24, 32, dtype=np.uint8), False)):
+        ours = product(constant("codes", codes), constant("scales", blocks.scales[:, 0]))
+        node = ours.graph.node(0)
+        multiply_integers(ours, node, *ours.graph.initializers.values())
+        assert np.array_equal(run(ir.to_proto(ours).SerializeToString()), expected) is same
+
+
+def test_pytorch_rounds_activations_as_dynamic_quantize_linear_does() -> None:
+    ir, onnxruntime = pytest.importorskip("onnx_ir"), pytest.importorskip("onnxruntime")
+    from exporter.rounding import rounded
+
+    x = ir.Value(name="x", shape=ir.Shape(["n"]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+    for output, kind in zip(node.outputs, (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8), strict=True):
+        output.type = ir.TensorType(kind)
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18}, name="g")
+    model = ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    for array in (random.standard_normal(999), np.abs(random.standard_normal(99)), np.zeros(3), -np.ones(4)):
+        given = array.astype(np.float32)
+        codes, scale, zero = session.run(None, {"x": given})
+        expected = (codes.astype(np.float32) - np.float32(zero)) * scale
+        assert np.abs(rounded(torch.from_numpy(given)).numpy() - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--quantize", "int8-dynamic", "--dtype", "float16"], "DynamicQuantizeLinear takes float32 only"),
+        (["--quantize", "int8-dynamic", "--quantizer", "k_quant"], "--quantizer is for weights in blocks"),
+        (["--quantize", "int8-dynamic", "--accuracy-level", "4"], "--accuracy-level is for weights in blocks"),
         (["--block-size", "32"], "--keep embed_tokens_per_layer,per_layer_projection"),
         (["--block-size", "48"], "expected a power of two"),
         (["--keep", "q_prj"], "no such kind of layer"),

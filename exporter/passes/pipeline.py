@@ -74,7 +74,7 @@ def finish(
         divide(model)
         vector_lengths(model)
         repeat_by_concat(model)
-    quantize_products(model, placements, captured.options.accuracy_level)
+    quantize_products(model, placements, captured.options)
     to_opset(model, captured.options.opset or default_opset(captured.options))
     probes = find_probes(model)
     tidy(model, version, probes.values())

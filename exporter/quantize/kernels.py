@@ -10,8 +10,9 @@ import numpy.typing as npt
 from exporter.blocks import Blocks, dequantize, pack, unpack
 from exporter.errors import ExportError
 
-__all__ = ["quantize_weight"]
+__all__ = ["quantize_rows", "quantize_weight"]
 
+_INT8 = 3  # onnx.TensorProto.INT8
 _ELEMENTS = 1 << 24  # of a slab of rows
 
 
@@ -36,6 +37,23 @@ def quantize_weight(weight: npt.NDArray[Any], bits: int, block_size: int, algori
         for start in range(0, rows, step)
     ]
     return Blocks(*(np.concatenate([slab[part] for slab in slabs]) for part in range(3)))
+
+
+def quantize_rows(weight: npt.NDArray[Any]) -> Blocks:
+    """Quantise (rows, columns) to eight bits with one scale per row and no zero point, as ``quantize_dynamic`` does.
+
+    ONNX Runtime's codes are signed; 128 is added, so that a row is a block like any other.
+    """
+    try:
+        from onnxruntime.quantization.quant_utils import quantize_data
+    except ImportError as error:
+        raise ExportError("--quantize needs ONNX Runtime's quantisers: pip install onnxruntime") from error
+    rows, columns = weight.shape
+    codes, scales = np.zeros((rows, columns), np.uint8), np.zeros((rows, 1), np.float32)
+    for row in range(rows):
+        _, scales[row], signed = quantize_data(np.asarray(weight[row], np.float32), _INT8, symmetric=True)
+        codes[row] = signed.astype(np.int16) + 128
+    return Blocks(codes, scales, None)
 
 
 def _rtn(weight: npt.NDArray[np.float32], bits: int, block_size: int) -> tuple[Any, Any, Any]:

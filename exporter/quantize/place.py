@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
 from exporter.quantize.file import FILE, write_tensors
-from exporter.quantize.kernels import quantize_weight
+from exporter.quantize.kernels import quantize_rows, quantize_weight
 from exporter.spec import ExportOptions
 from exporter.weights import Placement, numpy_dtype
 
@@ -59,11 +59,15 @@ def place_quantized(
             if name not in chosen:
                 write(name, array)
                 continue
-            blocks = source(name, array) if source is not None else None
-            if blocks is None:
-                blocks = quantize_weight(array, bits, options.block_size, options.quantizer)
-            else:
+            by_row = options.quantize == "int8-dynamic" and array.ndim == 2
+            blocks = source(name, array) if source is not None and array.ndim == 2 and not by_row else None
+            if blocks is not None:
                 exact.append(name)
+            elif by_row:
+                blocks = quantize_rows(array)
+            else:
+                flat = array.reshape(-1, array.shape[-1])  # experts one after the other
+                blocks = quantize_weight(flat, bits, options.block_size, options.quantizer)
             write(name + BLOCKS, blocks.codes)
             write(name + SCALES, blocks.scales.astype(numpy_dtype(options.dtype)))
             if blocks.zero_points is not None:

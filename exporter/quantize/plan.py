@@ -1,6 +1,6 @@
-"""Which weights are quantised: those of linear layers and embeddings, except the kinds that are to be kept.
+"""Which weights are quantised: those of linear layers, experts and embeddings, except the kinds that are to be kept.
 
-The kind of a weight is the last part of its module's path (``q_proj``, ``embed_tokens``, ``per_layer_projection``);
+The kind of a weight is the last part of its module's path (``q_proj``, ``embed_tokens``, ``experts``);
 ``embed``, ``attention`` and ``mlp`` stand for several.
 """
 
@@ -39,7 +39,8 @@ def plan(shell: Any, options: ExportOptions) -> tuple[str, ...]:
     chosen = [name for name in shapes if not any(_is(name, kind) for kind in options.keep)]
     if not chosen:
         raise ExportError("--keep leaves nothing to quantise; keep fewer kinds or leave --quantize out")
-    _check_fit({name: shapes[name][1] for name in chosen}, options.block_size)
+    blocked = [name for name in chosen if options.quantize != "int8-dynamic" or len(shapes[name]) > 2]
+    _check_fit({name: shapes[name][-1] for name in blocked}, options.block_size)
     return tuple(chosen)
 
 
@@ -49,21 +50,33 @@ def _check(options: ExportOptions) -> None:
         raise ExportError(f"{way}: profile bare promises plain float operators; use --profile ort, portable or modern")
     if options.dtype == "bfloat16":
         raise ExportError(f"{way}: ONNX Runtime's CPU multiplies quantised weights in float32 and float16 only")
+    if options.quantize == "int8-dynamic":
+        if options.dtype != "float32":
+            raise ExportError(f"{way}: ONNX's DynamicQuantizeLinear takes float32 only; leave --dtype out")
+        for option, value in (
+            ("--quantizer", options.quantizer != "rtn"),
+            ("--accuracy-level", options.accuracy_level),
+        ):
+            if value:
+                raise ExportError(f"{way}: {option} is for weights in blocks, --quantize int4 or int8; leave it out")
     size = options.block_size
     if size < 16 or size & (size - 1):
         raise ExportError(f"--block-size {size}: expected a power of two of at least 16, as MatMulNBits takes it")
 
 
-def _shapes(shell: Any) -> dict[str, tuple[int, int]]:
-    """(rows, columns) by canonical name; a tied table once, under the name of the embedding."""
+def _shapes(shell: Any) -> dict[str, tuple[int, ...]]:
+    """(rows, columns), or (experts, rows, columns), by canonical name; a tied table once, as the embedding."""
     from torch import nn
 
     seen: set[int] = set()
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path, module in shell.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding) and id(module.weight) not in seen:
             seen.add(id(module.weight))
             found[f"{path}.weight"] = (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and parameter.is_floating_point():
+                found[f"{path}.{name}"] = tuple(int(size) for size in parameter.shape)
     return found
 
 

@@ -53,15 +53,15 @@ def reference_model(config: Any, folder: Path, placements: Mapping[str, Placemen
 
 
 def quantised_tensors(
-    folder: Path, placements: Mapping[str, Placement], columns: Mapping[str, int]
+    folder: Path, placements: Mapping[str, Placement], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Name and float32 value of every quantised weight; ``columns`` are those of the weights."""
+    """Name and float32 value of every quantised weight; ``shapes`` are those of the weights."""
     for name in quantized_names(placements):
         parts = [placements.get(name + part) for part in (BLOCKS, SCALES, ZERO_POINTS)]
         codes, scales, points = (None if place is None else np.array(read_placed(folder, place)) for place in parts)
         assert codes is not None
         assert scales is not None
-        yield name, dequantize(Blocks(codes, scales, points), columns[name], np.float32)
+        yield name, dequantize(Blocks(codes, scales, points), shapes[name][-1], np.float32).reshape(shapes[name])
 
 
 def logits_of(model: Any, windows: Ids) -> Iterator[npt.NDArray[np.float32]]:
@@ -74,7 +74,13 @@ def logits_of(model: Any, windows: Ids) -> Iterator[npt.NDArray[np.float32]]:
 
 
 def quality_of(
-    model: Any, changed: Iterable[tuple[str, npt.NDArray[Any]]], windows: Ids, text: str, *, real: bool
+    model: Any,
+    changed: Iterable[tuple[str, npt.NDArray[Any]]],
+    windows: Ids,
+    text: str,
+    *,
+    real: bool,
+    rounding: bool = False,
 ) -> Quality:
     """Run a model, change its weights, run it again.
 
@@ -84,8 +90,11 @@ def quality_of(
         windows: (windows, context) token ids.
         text: What they are, in words.
         real: Whether they are text, so that perplexity means something.
+        rounding: Whether linear layers with changed weights round what they are given as well.
     """
     import torch
+
+    from exporter.rounding import round_inputs
 
     with tempfile.TemporaryFile() as file:
         for logits in logits_of(model, windows):
@@ -93,8 +102,12 @@ def quality_of(
         file.flush()
         state = model.state_dict()
         with torch.no_grad():
+            names = []
             for name, value in changed:
                 state[name].copy_(torch.from_numpy(value))
+                names.append(name)
+        if rounding:
+            round_inputs(model, names)
         file.seek(0)
         sums = _Sums()
         for window, after in zip(windows, logits_of(model, windows), strict=True):

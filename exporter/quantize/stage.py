@@ -47,13 +47,13 @@ def quantize_weights(
         text: A text file to measure on; None takes stories.
         source: See :func:`exporter.quantize.place.place_quantized`.
     """
-    columns = {name: placements[name].shape[1] for name in chosen}
+    shapes = {name: placements[name].shape for name in chosen}
     before = sum((folder / location).stat().st_size for location in {place.location for place in placements.values()})
     name, windows, real = _windows(folder, spec, text)
     model = reference_model(config, folder, placements)
     placed = place_quantized(folder, placements, chosen, options, source)
-    changed = quantised_tensors(folder, placed.placements, columns)
-    quality = quality_of(model, changed, windows, name, real=real)
+    changed = quantised_tensors(folder, placed.placements, shapes)
+    quality = quality_of(model, changed, windows, name, real=real, rounding=options.quantize == "int8-dynamic")
     return placed.placements, _describe(placed, placements, chosen, before, options, quality)
 
 
@@ -91,17 +91,24 @@ def _describe(
     quality: Quality,
 ) -> Quantization:
     bits: dict[str, int] = {}
+    integers = options.quantize == "int8-dynamic"
     for name in chosen:
         kind = name.split(".")[-2]
-        rows, columns = placements[name].shape
-        codes = 8 * placed.placements[f"{name}.blocks"].length // (rows * columns)
+        codes = 8 * placed.placements[f"{name}.blocks"].length // int(np.prod(placements[name].shape))
         bits[kind] = max(bits.get(kind, 0), codes)
     return Quantization(
         bits=dict(sorted(bits.items())),
         quantised=len(chosen),
         elements=sum(int(np.prod(placements[name].shape)) for name in chosen),
-        kept=tuple(sorted(options.keep)),
+        kept=tuple(sorted({_kind(n) for n, place in placements.items() if len(place.shape) > 1 and n not in chosen})),
+        dynamic=tuple(sorted({_kind(n) for n in chosen if len(placements[n].shape) == 2})) if integers else (),
         from_source=None if placed.kept_exactly is None else len(placed.kept_exactly),
         bytes_before=before,
         quality=quality,
     )
+
+
+def _kind(name: str) -> str:
+    """Kind of a weight; a parameter that is no module's ``weight`` goes by its own name."""
+    path = name.split(".")
+    return path[-2] if path[-1] == "weight" else f"{path[-2]}.{path[-1]}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from exporter.blocks import Blocks, dequantize
 from exporter.spec import FLOAT64_EPSILON
@@ -70,10 +71,14 @@ def _dequantise(model: ir.Model) -> None:
             plain = [turned, ir.node("MatMul", [node.inputs[0], turned.outputs[0]], name=node.name)]
         elif node.op_type == "GatherBlockQuantized":
             codes, ids, scales, *points = node.inputs
-            blocks = scales.const_value.shape.numpy()[1] if scales is not None and scales.const_value is not None else 0
+            blocks = (
+                scales.const_value.shape.numpy()[-1] if scales is not None and scales.const_value is not None else 0
+            )
             columns = blocks * node.attributes["block_size"].as_int()
             table = _table(model, node, [codes, scales, *points], columns)
             plain = [ir.node("Gather", [table, ids], attributes={"axis": 0}, name=node.name)]
+        elif node.op_type == "MatMulInteger":
+            node, plain = _integers(model, node)
         else:
             continue
         new, old = plain[-1].outputs[0], node.outputs[0]
@@ -81,8 +86,30 @@ def _dequantise(model: ir.Model) -> None:
         model.graph.insert_before(node, plain)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
+    common.RemoveUnusedNodesPass()(model)
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]  # codes: a model of 2 GB more can't be handed over
+    for value in model.graph.initializers.values():  # codes that rows are looked up in
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
+
+
+def _integers(model: ir.Model, node: ir.Node) -> tuple[ir.Node, list[ir.Node]]:
+    """The last node of a product of integers, and the product of what the integers stand for, nothing rounded."""
+    (cast,) = node.outputs[0].uses()
+    (last,) = cast.node.outputs[0].uses()
+    factors = next(value for value in last.node.inputs if value is not cast.node.outputs[0])
+    source, codes = _source(node.inputs[0], 0), _source(node.inputs[1], 0)
+    table = _table(model, node, [codes, _source(factors, 1)], int(codes.shape.numpy()[1]))
+    back = ir.node("Transpose", [table], attributes={"perm": [1, 0]}, name=f"{node.name}/transpose")
+    return last.node, [back, ir.node("MatMul", [source, back.outputs[0]], name=node.name)]
+
+
+def _source(value: ir.Value | None, place: int) -> Any:
+    """An input of the node that makes a value."""
+    node = None if value is None else value.producer()
+    assert node is not None
+    return node.inputs[place]
 
 
 def _table(model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], columns: int) -> ir.Value:
@@ -95,8 +122,11 @@ def _table(model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], col
         codes, factors, points = [*arrays, None][:3]
         assert codes is not None
         assert factors is not None
-        blocks = Blocks(codes.reshape(len(codes), -1), factors, points)
-        tensor = ir.tensor(dequantize(blocks, columns), name=name)
+        leading = factors.shape[:-1] if factors.ndim > 1 else factors.shape
+        rows = int(np.prod(leading))
+        points = None if points is None else points.reshape(rows, -1)
+        blocks = Blocks(codes.reshape(rows, -1), factors.reshape(rows, -1), points)
+        tensor = ir.tensor(dequantize(blocks, columns).reshape(*leading, columns), name=name)
         shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         model.graph.register_initializer(ir.Value(name=name, const_value=tensor, shape=shape, type=kind))
     return model.graph.initializers[name]

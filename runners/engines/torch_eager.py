@@ -18,6 +18,7 @@ from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, qua
 from exporter.bundle import Bundle
 from exporter.errors import BundleError
 from exporter.lift import lifted
+from exporter.rounding import round_inputs
 from exporter.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
 from runners.base import Array, RunnerInfo, need, only
 from runners.engines._streamed import stream_weights
@@ -71,6 +72,9 @@ def _load(bundle: Bundle, dtype: str, *, streamed: bool = False) -> Any:
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     model = model.to(getattr(torch, dtype)).eval()
+    if bundle.options.quantize == "int8-dynamic" and dtype != "float64":  # float64 is what rounding is measured from
+        names = [key.removesuffix(BLOCKS) for key in _files(bundle) if key.endswith(BLOCKS)]
+        round_inputs(model, names)
     if streamed:
         unset = stream_weights(model, files, getattr(torch, dtype))
     else:
@@ -117,7 +121,8 @@ def _state(bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str) ->
         assert codes is not None
         assert scales is not None
         wide = np.float64 if dtype == "float64" else np.float32
-        state[name] = torch.from_numpy(dequantize(Blocks(codes, scales, points), shapes[name][1], wide))
+        state[name] = torch.from_numpy(dequantize(Blocks(codes, scales, points), shapes[name][-1], wide))
+        state[name] = state[name].reshape(shapes[name])
     return state
 
 
