@@ -126,8 +126,7 @@ def _promote(graph: Any, node: Any) -> None:
     Whole numbers that meet fractions (Ministral 3 divides positions), and float16 that meets float32, become what
     torch computes in.
     """
-    conditions = {_aten.where.self: 0, _aten.masked_fill.Scalar: 1, _aten.masked_fill.Tensor: 1}
-    spared = conditions.get(node.target)
+    spared = {_aten.where: 0, _aten.masked_fill: 1}.get(node.target.overloadpacket)  # a condition
     places = [
         place
         for place, arg in enumerate(node.args)
