@@ -293,7 +293,8 @@ def main(count: int, graphs: bool, first: int, limit: float, config: str | None)
     outcomes: list[Outcome] = []
     for draw in drawn:
         outcomes.append(tried(draw))
-        gc.collect()
+        if len(outcomes) % 8 == 0:
+            gc.collect()
         if outcomes[-1].kind in ("failed", "out of time") or len(outcomes) % 20 == 0:
             last = outcomes[-1]
             click.echo(f"{len(outcomes)}/{len(drawn)} {last.kind} {last.words[:500]}", err=True)
