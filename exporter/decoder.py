@@ -79,7 +79,7 @@ def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:
     ``rotary_emb.sliding_attention.cos`` for rotary tables; ``layers.3.per_layer_input`` for what a layer is given
     besides the hidden states.
     """
-    base = getattr(model, model.base_model_prefix, model)
+    base = _stack(model)
     for path, module in base.named_modules():
         if "rotary" in path:
             module.register_forward_hook(_named_tables(path), with_kwargs=True)
@@ -89,6 +89,16 @@ def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:
         module = base.layers[layer.index]
         module.register_forward_pre_hook(_named_inputs(module, f"layers.{layer.index}"), with_kwargs=True)
     model.get_output_embeddings().register_forward_hook(_named("lm_head"))
+
+
+def _stack(model: Any) -> Any:
+    """The module that holds the list of layers: the base model, or its decoder as in OPT."""
+    base = getattr(model, model.base_model_prefix, model)
+    found = (module for module in base.modules() if isinstance(getattr(module, "layers", None), nn.ModuleList))
+    stack = next(found, None)
+    if stack is None:
+        raise ExportError(f"{type(model).__name__} has no list of layers, so its values cannot be named")
+    return stack
 
 
 def _named(path: str) -> Callable[..., Any]:

@@ -117,6 +117,22 @@ def test_a_layer_that_makes_a_mask_of_its_own_is_refused(tmp_path: Path) -> None
         _attention(layer, rows, rows, rows, torch.zeros(1, 1, 2, 2))
 
 
+def test_values_are_named_by_the_layers_wherever_the_list_of_layers_is() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from exporter.decoder import _stack
+
+    for name, path in (("opt", "model.decoder"), ("llama", "model")):
+        family = next(family for family in FAMILIES if family.name == name)
+        model = AutoModelForCausalLM.from_config(make_config(family))
+        assert _stack(model) is model.get_submodule(path)
+    bare = torch.nn.Linear(2, 2)
+    bare.base_model_prefix = "model"  # type: ignore[assignment]
+    with pytest.raises(ExportError, match="no list of layers"):
+        _stack(bare)
+
+
 def test_what_a_bundle_does_not_prove_names_the_window_that_no_case_reaches(tiny_bundle: Bundle) -> None:
     window = tiny_bundle.model.window
     assert window is not None

@@ -64,6 +64,7 @@ class WatchedModel:
         from transformers import AttentionInterface, AttentionMaskInterface
 
         base = getattr(model, model.base_model_prefix, model)
+        base = next((module for module in base.modules() if hasattr(module, "layers")), base)  # OPT's decoder is inside
         for path, module in base.named_modules():
             if "rotary" in path:
                 module.register_forward_hook(self._tables(path), with_kwargs=True)
