@@ -61,6 +61,18 @@ def test_one_buffer_gives_what_growing_caches_give(
     assert np.abs(logits(bound, chunks, ids)[0] - expected[0]).max() > 1e-3
 
 
+def test_one_graph_in_memory_at_a_time_changes_nothing(shared_bundle: Bundle) -> None:
+    chunks = [120, 1, 1, 7, 1, 300, 1]
+    ids = np.random.default_rng(2).integers(3, shared_bundle.model.vocab_size, sum(chunks))
+    low = open_decoder(shared_bundle, RunnerSpec("ort", {**ONE_THREAD, "memory": "low"}))
+    expected = logits(open_decoder(shared_bundle, RunnerSpec("ort", ONE_THREAD)), chunks, ids)
+    for actual, wanted in zip(logits(low, chunks, ids), expected, strict=True):
+        assert np.array_equal(actual, wanted)
+    assert len(low._session._sessions) == 1  # type: ignore[attr-defined]
+    ids[0] += 1
+    assert np.abs(logits(low, chunks, ids)[-1] - expected[-1]).max() > 1e-3
+
+
 def test_texts_of_different_lengths_share_a_batch(shared_bundle: Bundle) -> None:
     """``past_lengths`` is by row: two texts at 40 and 200 tokens, decoded in one call, give what each gives alone."""
     from exporter.spec import DECODE, PREFILL, past_name, present_name

@@ -32,7 +32,8 @@ class OrtSharedDecoder:
         self._model, self._options = bundle.model, bundle.options
         self._session = open_session(bundle, options)
         self._dtype = numpy_dtype(bundle.options.dtype)
-        self._decode = self._session.native(DECODE)
+        self._low = self._session.low_memory
+        self._decode: Any = None if self._low else self._session.native(DECODE)
         self._buffers: dict[str, npt.NDArray[Any]] = {}
         self._binding: Any = None
         self._mask = np.zeros((1, 0), np.int64)
@@ -62,6 +63,9 @@ class OrtSharedDecoder:
             return self._feed_many(ids, start)
         self._id[0, 0] = ids[0]
         self._position[0, 0] = start
+        if self._binding is None:
+            self._decode = self._session.native(DECODE)
+            self._binding = self._bind(DECODE, self._id, self._position, self._logits)
         self._decode.run_with_iobinding(self._binding)
         return self._logits[0, 0]
 
@@ -72,6 +76,8 @@ class OrtSharedDecoder:
         self._session.close()
 
     def _feed_many(self, ids: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float32]:
+        if self._low:  # a session lives as long as its bindings
+            self._decode = self._binding = None
         tokens = np.ascontiguousarray(ids, np.int64)[None]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]
         count = 1 if self._options.logits == "last" else len(ids)
@@ -115,7 +121,7 @@ class OrtSharedDecoder:
             self._buffers[name] = np.zeros((1, slot.kv_heads, rows, slot.dim(part)), self._dtype)
             if before is not None:
                 self._buffers[name][:, :, : before.shape[2]] = before
-        self._binding = self._bind(DECODE, self._id, self._position, self._logits)
+        self._binding = None
 
 
 def _place(bind: Any, name: str, array: npt.NDArray[Any]) -> None:

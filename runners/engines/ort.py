@@ -40,9 +40,11 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> OrtSession:
     """Open both graphs.
 
     Settings: ``threads``, ``level`` (none, basic, extended, all), ``provider`` (cpu, cuda, webgpu or what
-    else this build has) and ``provider.NAME`` for that provider's own, such as ``provider.device_id=0``.
+    else this build has), ``provider.NAME`` for that provider's own, such as ``provider.device_id=0``, and ``memory=low``
+    to hold one graph at a time: each has its own copy of the weights, laid out for its products.
     """
-    only({key: value for key, value in options.items() if not key.startswith(_OWN)}, "threads", "level", "provider")
+    given = {key: value for key, value in options.items() if not key.startswith(_OWN)}
+    only(given, "threads", "level", "provider", "memory")
     return OrtSession(bundle, describe().version, options)
 
 
@@ -75,6 +77,9 @@ class OrtSession:
         self._settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
         self._provider = _provider(options.get("provider", "cpu"), onnxruntime.get_available_providers(), version)
         self._own = {key.removeprefix(_OWN): value for key, value in options.items() if key.startswith(_OWN)}
+        if options.get("memory", "all") not in ("all", "low"):
+            raise EngineUnavailableError(f"ort: memory {options['memory']!r} is unknown; known are all, low")
+        self.low_memory = options.get("memory") == "low"
         self._sessions: dict[GraphKind, Any] = {}
         settings = {"provider": self._provider, "level": level, "threads": str(threads or "default")}
         settings |= {f"{_OWN}{key}": value for key, value in self._own.items()}
@@ -96,6 +101,8 @@ class OrtSession:
     def _session(self, graph: GraphKind) -> Any:
         if graph not in self._sessions:
             path = str(self._bundle.graph_path(graph))
+            if self.low_memory:
+                self._sessions.clear()
             try:
                 self._sessions[graph] = self._runtime.InferenceSession(
                     path, self._settings, providers=[self._provider], provider_options=[self._own]
