@@ -40,8 +40,8 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> OrtSession:
     """Open both graphs.
 
     Settings: ``threads``, ``level`` (none, basic, extended, all), ``provider`` (cpu, cuda, webgpu or what
-    else this build has), ``provider.NAME`` for that provider's own, such as ``provider.device_id=0``, and ``memory=low``
-    to hold one graph at a time: each has its own copy of the weights, laid out for its products.
+    else this build has), ``provider.NAME`` for that provider's own, such as ``provider.device_id=0``, and
+    ``memory=low`` to hold one graph at a time: each has its own copy of the weights, laid out for its products.
     """
     given = {key: value for key, value in options.items() if not key.startswith(_OWN)}
     only(given, "threads", "level", "provider", "memory")
