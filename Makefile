@@ -46,7 +46,8 @@ fuzz: $(READY)  ## N random small decoders x random cases, exported, exact to 1e
 	$(BIN)/python -m tests.fuzz -n $(N)
 
 bench: $(READY)  ## decode speed beside PyTorch and other exporters, each in an environment of its own
-	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers
+	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers \
+		--json $(VENV)/peers.json --plot $(VENV)/peers.svg
 	$(BIN)/python benchmarks/floor.py $(VENV)/peers/kvparity_ort
 
 setup: $(READY)
