@@ -127,7 +127,7 @@ SLOW = {
         "special-tokens",
         "text",
     ),
-    "jaxonnxruntime": ("[!d]*", "decode-[!a]*"),
+    "jaxonnxruntime": ("prefill-*", "handoff-*", "batch-*", "chunk-[ce]*", "special-tokens"),
     "onnx_reference": ("[!p]*", "prefill-1*", "prefill-2"),
 }
 
