@@ -29,3 +29,14 @@ def test_one_row_measured_anew_leaves_the_others(tmp_path: Path) -> None:
     lines = [line for line in page.read_text().splitlines() if line.startswith(("| gemma4", "| gemma "))]
     assert [("new" in line, "old" in line) for line in lines] == [(False, True), (True, False), (False, True)]
     assert f"Measured at commit a; b ({FAMILIES[1].name})." in page.read_text()
+
+
+def test_every_family_has_a_row_and_every_cell_of_it_is_measured() -> None:
+    from benchmarks.families import OTHERS, ROWS, read_rows
+
+    rows = read_rows(ROWS)
+    assert rows.keys() == {family.name for family in FAMILIES}
+    for row in rows.values():
+        if not row.refused:
+            assert row.cells.keys() == {"compare", "exact", "decode", "batch", *OTHERS}, row.family
+            assert not [cell for cell in row.cells.values() if "**" in cell or "not judged" in cell or cell == "–"]
