@@ -61,6 +61,16 @@ def test_one_buffer_gives_what_growing_caches_give(
     assert np.abs(logits(bound, chunks, ids)[0] - expected[0]).max() > 1e-3
 
 
+def test_a_short_conversation_does_not_pay_for_the_long_one_before(shared_bundle: Bundle) -> None:
+    """Attention looks at every row of a buffer, so the buffers of 900 tokens must not stay for the next 5."""
+    decoder = open_decoder(shared_bundle, RunnerSpec("ort", ONE_THREAD))
+    ids = np.random.default_rng(3).integers(3, shared_bundle.model.vocab_size, 901)
+    logits(decoder, [900, 1], ids)
+    assert decoder._mask.shape[1] > 900  # type: ignore[attr-defined]
+    logits(decoder, [5, 1], ids)
+    assert decoder._mask.shape[1] <= 256  # type: ignore[attr-defined]
+
+
 def test_one_graph_in_memory_at_a_time_changes_nothing(shared_bundle: Bundle) -> None:
     chunks = [120, 1, 1, 7, 1, 300, 1]
     ids = np.random.default_rng(2).integers(3, shared_bundle.model.vocab_size, sum(chunks))

@@ -43,8 +43,9 @@ class OrtSharedDecoder:
         self._total = 0
 
     def reset(self) -> None:
-        """Forget the conversation; buffers stay."""
-        self._mask[:] = 0
+        """Forget the conversation, and its buffers: the next one attends to as many rows as it needs."""
+        self._buffers, self._binding = {}, None
+        self._mask = np.zeros((1, 0), np.int64)
         self._total = 0
 
     def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
