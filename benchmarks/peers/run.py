@@ -161,7 +161,7 @@ def show(results: dict[str, dict[str, Any]], given: argparse.Namespace) -> None:
             for name, result in results.items()
             if "failed" not in result
         }
-        given.plot.write_text(draw(lines, given.contexts, "ms per token, fastest tenth"), encoding="utf-8")
+        draw(lines, given.contexts, "ms per token, fastest tenth", given.plot)
 
 
 def visit(worker: Worker, result: dict[str, Any], contexts: list[int], steps: int) -> None:
