@@ -13,7 +13,7 @@ import os
 import selectors
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from runners.base import numpy_dtype
 
-__all__ = ["Frame", "HungError", "decode_tensors", "encode", "read_exactly", "read_frame", "write_all"]
+__all__ = ["Frame", "HungError", "decode_tensors", "encode", "read_exactly", "read_frame", "requests", "write_all"]
 
 Array = npt.NDArray[np.generic]
 Frame = tuple[dict[str, Any], dict[str, Array]]
@@ -58,6 +58,15 @@ def read_frame(read: Callable[[int], bytes]) -> Frame:
     (length,) = _LENGTH.unpack(read(_LENGTH.size))
     header = json.loads(read(length))
     return header, decode_tensors(header.pop("tensors", []), read)
+
+
+def requests(descriptor: int) -> Iterator[Frame]:
+    """Frames of a pipe until the other side closes it: what an engine's process serves."""
+    while True:
+        try:
+            yield read_frame(lambda count: read_exactly(descriptor, count))
+        except EOFError:
+            return
 
 
 def read_exactly(descriptor: int, count: int, deadline: float | None = None) -> bytes:

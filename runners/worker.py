@@ -17,7 +17,7 @@ from typing import Any
 from exporter.bundle import Bundle
 from exporter.errors import KvparityError
 from runners.base import Array, Engine, RunnerInfo, Session, load_engine
-from runners.wire import encode, read_exactly, read_frame, write_all
+from runners.wire import encode, requests, write_all
 
 __all__ = ["main"]
 
@@ -28,11 +28,7 @@ def main(name: str) -> int:
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     state = _State(name)
-    while True:
-        try:
-            header, tensors = read_frame(lambda count: read_exactly(0, count))
-        except EOFError:
-            return 0
+    for header, tensors in requests(0):
         if header["op"] == "close":
             state.close()
             return 0
@@ -41,6 +37,7 @@ def main(name: str) -> int:
         except Exception as error:  # an engine may raise anything, and all of it is reported
             answer, outputs = {"error": {"kind": type(error).__name__, "message": _message(error)}}, {}
         write_all(answers, encode(answer, outputs))
+    return 0
 
 
 class _State:

@@ -12,17 +12,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import numpy as np  # noqa: E402
 from synthetic import Decoder  # noqa: E402
 
-from runners.wire import encode, read_exactly, read_frame, write_all  # noqa: E402
+from runners.wire import encode, requests, write_all  # noqa: E402
 
 
 def main(mode: str) -> int:
     session = Decoder()
     calls = 0
-    while True:
-        try:
-            header, tensors = read_frame(lambda count: read_exactly(0, count))
-        except EOFError:
-            return 0
+    for header, tensors in requests(0):
         if header["op"] == "close":
             return 0
         if header["op"] != "run":
@@ -36,6 +32,7 @@ def main(mode: str) -> int:
             write_all(1, encode({"error": {"kind": "RuntimeError", "message": "kernel not found"}}))
             continue
         write_all(1, encode({"seconds": 0.25}, session.run(header["graph"], tensors)))
+    return 0
 
 
 def misbehave(mode: str) -> None:

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from exporter.errors import EngineUnavailableError
-from runners.wire import encode, read_exactly, read_frame, write_all
+from runners.wire import encode, requests, write_all
 
 __all__ = ["Relay", "chromium", "main", "make_server"]
 
@@ -128,11 +128,7 @@ def main(modules: str, *flags: str) -> int:
 
 def _relay(relay: Relay, browser: subprocess.Popen[bytes]) -> int:
     parent = os.getppid()
-    while True:
-        try:
-            header, tensors = read_frame(lambda count: read_exactly(0, count))
-        except EOFError:
-            return 0
+    for header, tensors in requests(0):
         if header["op"] == "close":
             return 0
         if header["op"] == "open":
@@ -148,6 +144,7 @@ def _relay(relay: Relay, browser: subprocess.Popen[bytes]) -> int:
                 if browser.poll() is not None:
                     print(f"the browser ended with code {browser.returncode}", file=sys.stderr)
                     return 1
+    return 0
 
 
 if __name__ == "__main__":

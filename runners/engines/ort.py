@@ -11,6 +11,7 @@ from exporter.bundle import Bundle
 from exporter.errors import EngineUnavailableError
 from exporter.spec import GraphKind
 from runners.base import Array, RunnerInfo, need, only
+from runners.engines._session import one_of
 
 __all__ = ["INSTALL", "OrtSession", "describe", "element_type", "open_session"]
 
@@ -77,9 +78,7 @@ class OrtSession:
         self._settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
         self._provider = _provider(options.get("provider", "cpu"), onnxruntime.get_available_providers(), version)
         self._own = {key.removeprefix(_OWN): value for key, value in options.items() if key.startswith(_OWN)}
-        if options.get("memory", "all") not in ("all", "low"):
-            raise EngineUnavailableError(f"ort: memory {options['memory']!r} is unknown; known are all, low")
-        self.low_memory = options.get("memory") == "low"
+        self.low_memory = one_of("ort", options, "memory", "all", "low") == "low"
         self._sessions: dict[GraphKind, Any] = {}
         settings = {"provider": self._provider, "level": level, "threads": str(threads or "default")}
         settings |= {f"{_OWN}{key}": value for key, value in self._own.items()}
