@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 from onnxscript import opset23 as op
 
-__all__ = ["band_mask", "banded_attention"]
+from exporter.spec import blocked_score
 
-_FAR = -1e9  # what masks are filled with, exporter.layouts
+__all__ = ["band_mask", "banded_attention"]
 
 
 class _Cut(NamedTuple):
@@ -57,7 +57,7 @@ def band_mask(mask: Any, window: int) -> Any:
     """
     cut = _cut(_size(mask, 2), _size(mask, 3), window)
     nothing, one, rest = _ints(0), _ints(1), _ints(-1)
-    far = op.Constant(value=ir.tensor(_FAR, dtype=mask.dtype))
+    far = op.Constant(value=ir.tensor(blocked_score(mask.dtype.name.lower()), dtype=mask.dtype))
     pads = _joined(nothing, nothing, nothing, cut.front, nothing, nothing, cut.tail, cut.tail)
     wide = op.Pad(mask, pads, far)
     length = op.Add(cut.before, cut.padded)

@@ -15,6 +15,7 @@ from exporter.spec import (
     Port,
     RopeSpec,
     SlotSpec,
+    blocked_score,
     mask_name,
     past_name,
     present_name,
@@ -88,7 +89,7 @@ def host_inputs(model: ModelSpec, options: ExportOptions) -> tuple[HostInput, ..
     """Inputs that the host computes, in port order; none unless the profile is ``bare``."""
     if options.profile != "bare":
         return ()
-    blocked = -65504.0 if options.dtype == "float16" else -1e9
+    blocked = blocked_score(options.dtype)
     found = [
         HostInput(mask_name(window), "mask", _MASK + ("" if window is None else _WINDOW), window, blocked)
         for window in dict.fromkeys(layer.window for layer in model.layers)

@@ -22,6 +22,7 @@ __all__ = [
     "Port",
     "RopeSpec",
     "SlotSpec",
+    "blocked_score",
     "mask_name",
     "past_name",
     "present_name",
@@ -33,6 +34,11 @@ FLOAT64_CONSTANTS = "kvparity.float64_constants"  # a graph's metadata: {initial
 FLOAT64_EPSILON = "kvparity.float64_epsilon"  # the same: {a norm's float32 epsilon: its float64 value}, both in hex
 PREFILL: GraphKind = "prefill"
 DECODE: GraphKind = "decode"
+
+
+def blocked_score(dtype: str) -> float:
+    """What a mask adds where a query may not look: far below any score, and finite in the dtype of that name."""
+    return -65504.0 if dtype == "float16" else -1e9
 
 
 def past_name(slot: int, part: str) -> str:

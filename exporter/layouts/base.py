@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exporter.probe import probe
-from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, mask_name, past_name
+from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, blocked_score, mask_name, past_name
 
 __all__ = ["LayoutCache", "Pair", "additive", "open_cache"]
 
@@ -91,7 +91,7 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
     Finite, so that a fully masked row gives numbers and not NaN.
     """
-    blocked = max(torch.finfo(dtype).min, -1e9)
+    blocked = blocked_score(str(dtype).removeprefix("torch."))
     return torch.where(seen[:, None], torch.zeros((), dtype=dtype), torch.full((), blocked, dtype=dtype))
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from exporter.layouts.base import LayoutCache, Pair
-from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
+from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, blocked_score
 from exporter.standard import tensor_scatter
 
 __all__ = ["Cache"]
@@ -59,7 +59,7 @@ class Cache(LayoutCache):
 
     def _blocked(self, seen: Tensor) -> Tensor:
         """0 where a query may look, far below 0 elsewhere."""
-        blocked = torch.full((), max(torch.finfo(self.dtype).min, -1e9), dtype=self.dtype)
+        blocked = torch.full((), blocked_score(str(self.dtype).removeprefix("torch.")), dtype=self.dtype)
         return torch.where(seen == 0, blocked, torch.zeros((), dtype=self.dtype))
 
     def _all_rows(self) -> tuple[Tensor, Tensor]:
