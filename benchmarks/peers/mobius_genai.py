@@ -10,6 +10,7 @@ import mobius_onnx
 import numpy as np
 
 REQUIREMENTS = ["torch==2.13.0", "mobius-onnx==0.1.0", "onnxruntime==1.32.0", "onnxruntime-genai==0.18.0"]
+EXPORT_OF = "mobius_onnx"
 export = mobius_onnx.export
 
 

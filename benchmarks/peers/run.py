@@ -4,214 +4,239 @@
 
 Each peer is a file beside this one: REQUIREMENTS, ``export(checkpoint, folder)`` and ``open(folder)``, which gives an
 object with ``reset()`` and ``feed(ids) -> logits``. Rounds visit every peer in turn, so that a busy moment of the
-machine meets them all. A peer that fails is listed with its last line.
+machine meets them all; where they do not fit into memory at once, group by group, with kvparity_ort and the floor in
+each. A peer that fails is listed with its last line. Exits 1 when a bundle of ours fails compare.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import subprocess
 import sys
 import time
-import venv
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# PyTorch comes first: what the others answer is compared with what it answers.
+from judged import judge
+from processes import HERE, Worker, environment
+from table import REFERENCE, Outcome, exit_code, quantile, text
+
+FLOOR, TRUTH = "floor", "torch_eager"
 PEERS = (
-    *("torch_eager", "torch_sdpa", *sorted(path.stem for path in HERE.glob("kvparity_*.py"))),
-    *("mobius_onnx", "mobius_genai", "genai_builder", "transformers_onnx", "transformers_fused"),
-    *("optimum_onnx", "llamacpp"),
+    *(REFERENCE, *sorted({path.stem for path in HERE.glob("kvparity_*.py")} - {REFERENCE}), "genai_builder"),
+    *(TRUTH, "torch_sdpa", "mobius_onnx", "mobius_genai", "transformers_onnx", "transformers_fused", "optimum_onnx"),
+    *("llamacpp_f32", "llamacpp"),
 )
+PREFILL = 512
 
 
-class Worker:
-    """A peer's process: one JSON request per line in, one JSON answer per line out."""
+class Run:
+    """One run: what was asked, and what was measured so far."""
 
-    def __init__(self, name: str, python: str, checkpoint: Path, folder: Path, threads: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        self.name = name
-        self._log = (folder.parent / f"{name}.log").open("w+", encoding="utf-8")
-        command = [python, str(HERE / "worker.py"), name, str(checkpoint), str(folder), str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
-        )
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._given = given
+        self._cache: Path = given.cache.resolve()
+        self._peers: dict[str, dict[str, Any]] = {}
+        self._floor: dict[str, Any] = {}
 
-    def ask(self, **request: Any) -> Any:
-        """Send a request, wait for its answer; raises RuntimeError with the peer's last line where it died."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def outcome(self) -> Outcome:
+        """Measure everything."""
+        given = self._given
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._write_reference()
+        group: list[Worker] = []
+        for name in given.peer or PEERS:
+            worker = self._opened(name)
+            if worker is None:
+                continue
+            group += [worker, *(self._opened_floor() if name == REFERENCE else ())]
+            if given.prepare:
+                group = self._kept(group, ())
+            elif sum(self._about(worker)["resident_mb"] for worker in group) > given.most_mb:
+                self._play(group)
+                group = self._kept(group, (REFERENCE, FLOOR))
+        if group and (len(self._peers) == 1 or any(worker.name not in (REFERENCE, FLOOR) for worker in group)):
+            self._play(group)
+        self._kept(group, ())
+        made = {name: self._cache / name for name in self._peers if name.startswith("kvparity")}
+        bundles = {name: folder for name, folder in made.items() if "failed" not in self._peers[name]}
+        verdicts = {name: judge(folder, given.tol, given.case) for name, folder in bundles.items()}
+        return Outcome(tuple(given.contexts), given.goals, self._peers, self._floor, verdicts)
+
+    def _about(self, worker: Worker) -> dict[str, Any]:
+        return self._floor if worker.name == FLOOR else self._peers[worker.name]
+
+    def _worker(self, name: str) -> tuple[Worker, dict[str, Any]]:
+        given = self._given
+        checkpoint = given.gguf if name.startswith("llamacpp") else given.checkpoint
+        if checkpoint is None:
+            raise RuntimeError("plays GGUF files only, and this checkpoint is none")
+        environments = (given.environments or self._cache).resolve()
+        python = environment(name, environments, given.share_site_packages)
+        worker = Worker(name, python, checkpoint.resolve(), self._cache, given.threads)
+        return worker, worker.ask(do="open")
+
+    def _opened(self, name: str) -> Worker | None:
+        started = time.perf_counter()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self._process.wait()
-            self._log.seek(0)
-            lines = [text for text in self._log.read().splitlines() if text.strip()] or ["died without a word"]
-            raise RuntimeError(reason(lines)[:160])
-        return json.loads(line)
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-
-def reason(lines: list[str]) -> str:
-    """The line that says why; where an export was a process of its own, its error and not that it had one."""
-    errors = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception)\b", line)]
-    return next((line for line in reversed(errors) if not line.startswith("subprocess.")), lines[-1])
-
-
-def environment(name: str, cache: Path, shared: bool) -> str:
-    """The python of a peer's environment, made once; the current one for peers that need nothing else."""
-    wanted = requirements(name)
-    if not wanted:
-        return sys.executable
-    folder = cache / f"venv-{name.split('_')[0]}"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True, system_site_packages=False)
-        if shared:
-            site = next((folder / "lib").glob("python3*")) / "site-packages"
-            (site / "base.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
-        extra = ["--no-deps"] if shared else []
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *extra, *wanted], check=True)
-    return str(python)
-
-
-def requirements(name: str) -> list[str]:
-    """REQUIREMENTS of a peer's file, read without importing it."""
-    import ast
-
-    for node in ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "REQUIREMENTS":
-            return list(ast.literal_eval(node.value))
-    return []
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--cache", type=Path, required=True, help="environments and exports are kept here")
-    parser.add_argument("--peer", action="append", choices=PEERS, help="default: all")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 512, 1000])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--share-site-packages", action="store_true", help="peers see this environment's packages")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="milliseconds per token against context, as SVG")
-    parser.add_argument("--from-json", type=Path, help="measure nothing: table and plot of what an earlier run wrote")
-    given = parser.parse_args()
-    if given.from_json:
-        show(json.loads(given.from_json.read_text(encoding="utf-8")), given)
-        return 0
-    given.cache.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
-    workers: list[Worker] = []
-    for name in given.peer or PEERS:
-        if name == "llamacpp" and given.checkpoint.suffix != ".gguf":  # do not compile it for nothing
-            results[name] = {"failed": "plays GGUF files only"}
-            continue
-        try:
-            python = environment(name, given.cache.resolve(), given.share_site_packages)
-            worker = Worker(name, python, given.checkpoint.resolve(), given.cache.resolve() / name, given.threads)
-            started = time.perf_counter()
-            results[name] = {**worker.ask(do="open"), "decode": {c: [] for c in given.contexts}, "prefill": []}
-            print(f"{name}: ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
-            workers.append(worker)
+            worker, answer = self._worker(name)
+            decode: dict[str, list[float]] = {str(context): [] for context in self._given.contexts}
+            self._peers[name] = {**answer, "decode": decode, "prefill": [], "beside": {}, **self._off(worker)}
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            results[name] = {"failed": str(error)}
-            print(f"{name}: {error}", file=sys.stderr)
-    check(workers, results, given.cache / "reference.npy")
-    for _ in range(given.rounds):
-        for worker in list(workers):
+            self._fail(name, error)
+            return None
+        print(f"{name}: ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
+        return worker
+
+    def _opened_floor(self) -> list[Worker]:
+        try:
+            worker, answer = self._worker(FLOOR)
+        except RuntimeError as error:
+            print(f"{FLOOR}: {error}", file=sys.stderr)
+            return []
+        self._floor = {**answer, "decode": [], "prefill": [], "copy": []}
+        return [worker]
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self._peers[name] = {"failed": str(error)}
+        print(f"{name}: {error}", file=sys.stderr)
+
+    def _reference(self) -> Path:
+        return self._cache / "reference-{}-{}.npy".format(*self._given.walk)
+
+    def _write_reference(self) -> None:
+        """What PyTorch answers on a prompt and the steps after it, once for all peers."""
+        prompt, steps = self._given.walk
+        if not self._reference().exists():
+            worker, _ = self._worker(TRUTH)
+            worker.ask(do="save", file=str(self._reference()), prompt=prompt, steps=steps)
+            worker.stop()
+
+    def _off(self, worker: Worker) -> dict[str, float]:
+        """Largest logit difference to PyTorch eager over the walk; kept beside the export, until that is made anew."""
+        prompt, steps = self._given.walk
+        note = self._cache / f"{worker.name}.off-{prompt}-{steps}.json"
+        if worker.name == TRUTH:
+            return {}
+        if not note.exists():
+            answer = worker.ask(do="check", file=str(self._reference()), prompt=prompt, steps=steps)
+            note.write_text(json.dumps(answer))
+        return {"off": json.loads(note.read_text())}
+
+    def _kept(self, group: list[Worker], names: tuple[str, ...]) -> list[Worker]:
+        for worker in group:
+            if worker.name not in names:
+                worker.stop()
+        return [worker for worker in group if worker.name in names]
+
+    def _play(self, group: list[Worker]) -> None:
+        """Time the peers of one group, interleaved."""
+        given = self._given
+        print(f"playing {', '.join(worker.name for worker in group)}", file=sys.stderr)
+        before = {id(seconds): len(seconds) for worker in group for seconds in self._lists(worker).values()}
+        for _ in range(given.rounds):
+            for context in given.contexts:
+                if context == PREFILL:
+                    self._visit(group, "prefill", do="prefill", tokens=PREFILL)
+                for _ in range(given.turns):
+                    self._visit(group, str(context), do="decode", context=context, steps=given.steps)
+            if PREFILL not in given.contexts:
+                self._visit(group, "prefill", do="prefill", tokens=PREFILL)
+        self._compare_with_reference(group, before)
+
+    def _visit(self, group: list[Worker], what: str, **request: Any) -> None:
+        for worker in list(group):
             try:
-                visit(worker, results[worker.name], given.contexts, given.steps)
+                answer = worker.ask(**request)
+                self._lists(worker)[what].extend(answer if isinstance(answer, list) else [answer])
+                if worker.name == FLOOR and what == "prefill":
+                    self._floor["copy"] += worker.ask(do="copy", times=3)
             except RuntimeError as error:
-                results[worker.name] = {"failed": str(error)}
-                workers.remove(worker)
-    for worker in workers:
-        worker.stop()
-    show(results, given)
-    return 0
+                self._fail(worker.name, error)
+                worker.stop()
+                group.remove(worker)
+
+    def _lists(self, worker: Worker) -> dict[str, list[float]]:
+        about = self._about(worker)
+        if worker.name == FLOOR:  # the same products whatever the cache holds
+            return {"prefill": about["prefill"], **dict.fromkeys(map(str, self._given.contexts), about["decode"])}
+        return {"prefill": about["prefill"], **about["decode"]}
+
+    def _compare_with_reference(self, group: list[Worker], before: dict[int, int]) -> None:
+        """Note what the reference took in the same group, so that groups can be compared."""
+        reference = next((worker for worker in group if worker.name == REFERENCE), None)
+        if reference is None:
+            return
+        lists = self._lists(reference)
+        beside = {what: quantile(seconds[before[id(seconds)] :], 0.1) for what, seconds in lists.items()}
+        for worker in group:
+            if worker is not reference and worker.name != FLOOR:
+                self._peers[worker.name]["beside"] = beside
+        self._peers[REFERENCE]["beside"] = {what: quantile(seconds, 0.1) for what, seconds in lists.items()}
 
 
-def show(results: dict[str, dict[str, Any]], given: argparse.Namespace) -> None:
-    """Print the table; write the files that were asked for."""
-    for result in results.values():  # JSON has no numbers as keys
-        if "decode" in result:
-            result["decode"] = {int(context): seconds for context, seconds in result["decode"].items()}
-    print(table(results, given.contexts))
+def show(outcome: Outcome, given: argparse.Namespace) -> int:
+    """Print the tables and write the files that were asked for; the exit code."""
+    print(text(outcome))
     if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
     if given.plot:
         from plot import draw
 
-        lines = {
-            name: [quantile(result["decode"][context], 0.1) for context in given.contexts]
-            for name, result in results.items()
-            if "failed" not in result
-        }
-        draw(lines, given.contexts, "ms per token, fastest tenth", given.plot)
+        whats = list(map(str, outcome.contexts))
+        lines = {name: [outcome.low(name, what) for what in whats] for name in outcome.peers}
+        drawn = {name: [low for low in line if low is not None] for name, line in lines.items()}
+        whole = {name: line for name, line in drawn.items() if len(line) == len(whats)}
+        draw(whole, outcome.contexts, "ms per token, fastest tenth", given.plot)
+    return exit_code(outcome)
 
 
-def visit(worker: Worker, result: dict[str, Any], contexts: list[int], steps: int) -> None:
-    """Time one peer once."""
-    result["prefill"].append(worker.ask(do="prefill", tokens=512))
-    for context in contexts:
-        result["decode"][context] += worker.ask(do="decode", context=context, steps=steps)
+def read(path: Path) -> Outcome:
+    """What an earlier run wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return replace(Outcome(**found), contexts=tuple(found["contexts"]))
 
 
-def check(workers: list[Worker], results: dict[str, dict[str, Any]], reference: Path) -> None:
-    """Largest logit difference to PyTorch eager over 300 steps from 100 tokens on."""
-    if not workers or workers[0].name != "torch_eager":
-        return
-    workers[0].ask(do="save", file=str(reference.resolve()))
-    for worker in list(workers[1:]):
-        try:
-            results[worker.name]["off"] = worker.ask(do="check", file=str(reference.resolve()))
-        except RuntimeError as error:
-            results[worker.name] = {"failed": str(error)}
-            workers.remove(worker)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--gguf", type=Path, help="the same checkpoint as a GGUF file, for llama.cpp")
+    parser.add_argument("--cache", type=Path, required=True, help="environments and exports are kept here")
+    parser.add_argument("--environments", type=Path, help="environments are kept here instead")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="default: all")
+    parser.add_argument("--goals", choices=("tiny", "real"), default="tiny")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 512, 1000])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=1, help="visits of every peer per context and round")
+    parser.add_argument("--steps", type=int, default=16, help="decode steps per visit")
+    parser.add_argument("--walk", type=int, nargs=2, default=[100, 300], help="prompt and steps that Δ is taken over")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--most-mb", type=float, default=6000.0, help="memory of the peers alive at once")
+    parser.add_argument("--tol", action="append", help="tolerances of compare; one must pass  [default: 1e-4]")
+    parser.add_argument("--case", action="append", help="cases of compare  [default: all]")
+    parser.add_argument("--share-site-packages", action="store_true", help="peers see this environment's packages")
+    parser.add_argument("--prepare", action="store_true", help="export, check, judge, one peer at a time; time nothing")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="milliseconds per token against context, as SVG")
+    parser.add_argument("--from-json", type=Path, help="measure nothing: table and plot of what an earlier run wrote")
+    parser.add_argument("--onto", type=Path, help="keep the peers of an earlier run that this one does not measure")
+    given = parser.parse_args()
+    given.tol, given.case = given.tol or ["1e-4"], given.case or []
+    return given
 
 
-def quantile(values: list[float], share: float) -> float:
-    """A quantile of timings in milliseconds; the nearest value, no interpolation."""
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)] * 1000
-
-
-def table(results: dict[str, dict[str, Any]], contexts: list[int]) -> str:
-    """Markdown: median, and the fastest tenth, which a busy machine disturbs least; ratios to the best peer."""
-    peers = [r for name, r in results.items() if "failed" not in r and not name.startswith("kvparity")]
-    lines = [
-        "| | export s | peak MB | bundle MB | load s | max Δ past the window | "
-        + " | ".join(f"ms @{c} (fastest tenth)" for c in contexts)
-        + " | prefill 512 ms |"
-    ]
-    lines.append("|---" * (7 + len(contexts)) + "|")
-    for name, result in results.items():
-        if "failed" in result:
-            lines.append(f"| {name} | fails: {result['failed']} |" + " |" * (5 + len(contexts)))
-            continue
-        cells = [name, f"{result['export_s']:.1f}", f"{result['peak_mb']:.0f}", f"{result['mb']:.1f}"]
-        cells += [f"{result['load_s']:.2f}", f"{result['off']:.1e}" if "off" in result else "reference"]
-        for context in contexts:
-            low = quantile(result["decode"][context], 0.1)
-            best = min((quantile(peer["decode"][context], 0.1) for peer in peers), default=low)
-            median = quantile(result["decode"][context], 0.5)
-            cells.append(f"{median:.3f} ({low:.3f}) {low / best:.2f}x")
-        cells.append(f"{quantile(result['prefill'], 0.5):.1f} ({quantile(result['prefill'], 0.1):.1f})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def main() -> int:
+    given = arguments()
+    if given.from_json:
+        return show(read(given.from_json), given)
+    outcome = Run(given).outcome()
+    if given.onto:
+        old = read(given.onto)
+        peers, judged = {**old.peers, **outcome.peers}, {**old.judged, **outcome.judged}
+        outcome = replace(outcome, peers=peers, judged=judged, floor=outcome.floor or old.floor)
+    return show(outcome, given)
 
 
 if __name__ == "__main__":
