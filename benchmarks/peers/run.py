@@ -141,7 +141,7 @@ class Run:
                 if context == PREFILL:
                     self._visit(group, "prefill", do="prefill", tokens=PREFILL)
                 for _ in range(given.turns):
-                    self._visit(group, str(context), do="decode", context=context, steps=given.steps)
+                    self._visit(group, str(context), do="decode", context=context, steps=given.steps, warm=given.warm)
             if PREFILL not in given.contexts:
                 self._visit(group, "prefill", do="prefill", tokens=PREFILL)
         self._compare_with_reference(group, before)
@@ -210,7 +210,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 512, 1000])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--turns", type=int, default=1, help="visits of every peer per context and round")
-    parser.add_argument("--steps", type=int, default=16, help="decode steps per visit")
+    parser.add_argument("--steps", type=int, default=20, help="decode steps per visit")
+    parser.add_argument("--warm", type=int, default=16, help="steps before them that are not counted")
     parser.add_argument("--walk", type=int, nargs=2, default=[100, 300], help="prompt and steps that Δ is taken over")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most-mb", type=float, default=6000.0, help="memory of the peers alive at once")

@@ -93,7 +93,7 @@ class Talk:
             return time.perf_counter() - start
         if request["do"] == "copy":
             return copies(request["times"])
-        return self.steps(request["context"], request["steps"])
+        return self.steps(request["context"], request["steps"], request["warm"])
 
     def feed_to(self, length: int, anew: bool = False) -> Any:
         """Logits after the token before ``length``; the conversation goes on where it is shorter, unless begun anew."""
@@ -110,11 +110,12 @@ class Talk:
             rows.append(np.array(self.feed_to(length), np.float32))
         return np.stack(rows)
 
-    def steps(self, context: int, count: int) -> list[float]:
-        """Seconds of decode steps at a context; the first, whose caches others used meanwhile, is not counted."""
-        if not context <= self._at <= context + DRIFT - count - 1:
-            self.feed_to(context)
-        self.feed_to(self._at + 1)
+    def steps(self, context: int, count: int, warm: int) -> list[float]:
+        """Seconds of decode steps at a context, after ``warm`` steps that refill the caches which others used."""
+        if not context <= self._at <= context + DRIFT - count - warm:
+            self.feed_to(context - warm)
+        for _ in range(warm):
+            self.feed_to(self._at + 1)
         seconds = []
         for _ in range(count):
             start = time.perf_counter()
