@@ -60,7 +60,7 @@ def exported(peer: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
         return {"export_s": 0.0, "peak_mb": 0.0}
     key = peer.key() if hasattr(peer, "key") else ""
     if not note.exists() or json.loads(note.read_text()).get("key", "") != key:
-        for left in folder.parent.glob(f"{folder.name}.*.json"):  # what was found out about an earlier one
+        for left in folder.parent.glob(f"{folder.name}.off-*.json"):  # what was found out about an earlier one
             left.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         start = time.perf_counter()
