@@ -22,7 +22,7 @@ from exporter.errors import BundleError
 from exporter.spec import GraphKind
 from runners.base import Array, RunnerInfo
 from runners.engines.exact import open_model, widen
-from runners.locate.graphs import expose, probes_of
+from runners.locate.graphs import expose, open_graph, probes_of
 from runners.references import select_cases
 from runners.sequence import play
 
@@ -196,11 +196,8 @@ class _Session:
         self._graphs.clear()
 
     def _open(self, graph: GraphKind) -> tuple[list[str], Any, dict[str, str], set[str]]:
-        import onnx_ir as ir
-
-        path = self._bundle.graph_path(graph)
-        kinds = _kinds(path) if self._bundle.options.dtype != "float32" else {}
-        model = ir.load(path)
+        model = open_graph(self._bundle, graph)
+        kinds = _kinds(model) if self._bundle.options.dtype != "float32" else {}
         blocked = _from_masks(model)
         widen(model)
         probes = {value: probe for probe, value in probes_of(model).items() if not probe.startswith("mask.")}
@@ -213,15 +210,15 @@ class _Session:
         return names, run, labels, blocked
 
 
-def _kinds(path: Any) -> dict[str, str]:
+def _kinds(model: Any) -> dict[str, str]:
     """Float dtype of every value of a graph, as shape inference finds it."""
     import onnx
     import onnx_ir as ir
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
     kinds = {
         value.name: ir.DataType(value.type.tensor_type.elem_type).name.lower()
-        for value in (*model.graph.value_info, *model.graph.output)
+        for value in (*proto.graph.value_info, *proto.graph.output)
     }
     names = {"float": "float32"}
     return {name: names.get(kind, kind) for name, kind in kinds.items() if names.get(kind, kind) in _LARGEST}

@@ -16,6 +16,7 @@ SHARED = {
     "spec",
     "ports",
     "host_inputs",
+    "names",
     "cases",
     "vectors",
     "bundle",

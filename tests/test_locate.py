@@ -20,6 +20,7 @@ from runners.diff.location import Location
 from runners.diff.records import Report
 from runners.judge import judge
 from runners.locate import entry
+from runners.locate.graphs import open_graph
 from runners.options import JudgeOptions
 from runners.report.html import html_report
 from runners.report.json_file import json_report
@@ -48,7 +49,7 @@ def broken(node: str, error: float) -> Opener:
         root = bundle.root / f"broken-{node.replace('/', '-')}"
         root.mkdir(exist_ok=True)
         for kind in bundle.manifest.graphs:
-            model = ir.load(bundle.graph_path(kind))
+            model = open_graph(bundle, kind)
             for value in model.graph.initializers.values():
                 value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
             editor = Editor(model, bundle.model, kind)
@@ -89,7 +90,8 @@ def test_a_norm_off_by_1e_5_passes_the_gate_fails_exactness_and_is_named(subject
     found = only(report, "exact")
     assert verdicts == {"gate": "match", "exact": "mismatch"}
     assert (found.fault, found.probe, found.layer) == ("export", "layers.2.input_layernorm", 2)
-    assert found.node.startswith("layers.2.input_layernorm/Mul")
+    assert found.node.startswith("layers.2.input_layernorm/Mul")  # mutants are written with long names
+    assert (found.module, found.op_type) == ("layers.2.input_layernorm", "Mul")
     assert "by a factor of 1.00001" in found.why
 
 

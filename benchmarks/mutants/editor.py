@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporter.names import kept_probes
 from exporter.spec import FLOAT64_CONSTANTS, ModelSpec
-from runners.locate.graphs import kept_probes
 
 __all__ = ["Editor", "NotApplicableError"]
 

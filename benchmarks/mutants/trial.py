@@ -23,6 +23,7 @@ from runners.diff.names import KINDS
 from runners.engines.exact import ExactSession
 from runners.identities import Played, identities, judge_identity, play_whole
 from runners.locate.export_fault import Watcher, export_fault
+from runners.locate.graphs import open_graph
 from runners.locate.search import make_call
 from runners.sequence import play
 
@@ -110,7 +111,7 @@ def mutated(bundle: Bundle, mutant: Mutant | None) -> Iterator[Bundle]:
             (root / entry.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.root / entry.path, root / entry.path)
         for kind in bundle.manifest.graphs:
-            model = ir.load(bundle.graph_path(kind))
+            model = open_graph(bundle, kind)
             if mutant is not None and kind in mutant.graphs:
                 mutant.edit(Editor(model, bundle.model, kind))
             ir.save(model, root / bundle.graph(kind).file.path)

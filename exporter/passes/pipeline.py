@@ -10,6 +10,7 @@ import onnx_ir as ir
 from exporter.capture import Captured, name_ports
 from exporter.errors import ExportError
 from exporter.lowering import default_opset
+from exporter.names import shorten_names
 from exporter.passes.digits import keep_digits
 from exporter.passes.divide import divide
 from exporter.passes.group_queries import group_queries
@@ -19,7 +20,7 @@ from exporter.passes.nbits import quantize_products
 from exporter.passes.norms import fuse_norms
 from exporter.passes.opset import to_opset
 from exporter.passes.plain import plain_shapes
-from exporter.passes.probes import find_probes, keep_probes, name_probes
+from exporter.passes.probes import find_probes, name_probes
 from exporter.passes.repeat import repeat_by_concat
 from exporter.passes.reshapes import drop_reshapes
 from exporter.passes.rotary import fuse_rotary
@@ -79,8 +80,8 @@ def finish(
     probes = find_probes(model)
     tidy(model, version, probes.values())
     name_ports(model, captured.graph)  # passes may have put other values in a port's place
-    keep_probes(model, probes)
     _point_at_weights(model, captured.weights, placements)
+    shorten_names(model, {name: str(value.name) for name, value in probes.items()}, placements)
     ir.save(model, path)
 
 

@@ -1,22 +1,16 @@
-"""Turns probe nodes into value names, and keeps in the file which values are probes.
+"""Turns probe nodes into value names.
 
 Requires: every probe is an Identity whose output carries the probe's name in its metadata.
-Ensures: no probe node is left; the value that it named carries the name unless it is a graph port; the model's
-metadata lists every probe that survived all passes with its value, in execution order.
+Ensures: no probe node is left; the value that it named carries the name unless it is a graph port.
 """
 
 from __future__ import annotations
-
-import json
-from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from exporter.lowering import PROBE
 
-__all__ = ["PROBES", "find_probes", "keep_probes", "name_probes"]
-
-PROBES = "kvparity.probes"
+__all__ = ["find_probes", "name_probes"]
 
 
 def name_probes(model: ir.Model) -> None:
@@ -62,12 +56,3 @@ def find_probes(model: ir.Model) -> dict[str, ir.Value]:
             if name is not None:
                 found.setdefault(name, value)
     return found
-
-
-def keep_probes(model: ir.Model, probes: Mapping[str, ir.Value]) -> None:
-    """Write which values are probes into the model's metadata; call it once values have their last names.
-
-    A JSON list in execution order: the name where value and probe share it, ``[probe, value]`` else.
-    """
-    entries = [name if name == value.name else [name, value.name] for name, value in probes.items()]
-    model.metadata_props[PROBES] = json.dumps(entries, separators=(",", ":"))

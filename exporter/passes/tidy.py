@@ -15,6 +15,8 @@ from itertools import count
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from exporter.names import number
+
 __all__ = ["tidy"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -60,10 +62,10 @@ def tidy(model: ir.Model, version: str, kept: Collection[ir.Value] = ()) -> None
 
 
 def _shorten(model: ir.Model, kept: Collection[ir.Value]) -> None:
-    """Number the values that are neither probes nor ports: ``v12``. Their names are a tenth of a small graph."""
+    """Number the values that are neither probes nor ports, in base 36: names are a tenth of a small graph."""
     known = {value.name for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]}
     known |= {value.name for value in kept}
-    names = (name for number in count() if (name := f"v{number}") not in known)
+    names = (name for index in count() if (name := number(index)) not in known)
     for node in model.graph:
         for output in node.outputs:
             if output.name and output not in kept and not output.is_graph_output():

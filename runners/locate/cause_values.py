@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from exporter.names import file_name
 from runners.locate.probe_diff import ProbeDiff
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def cast_away(evidence: Evidence) -> Said:
     for node in found.nodes if found is not None else ():
         low = node.op_type == "Cast" and node.attributes["to"].as_int() in _HALF
         if low and node in found.guilty:  # type: ignore[union-attr]
-            return "half-precision", f"node {node.name} casts to a narrower type"
+            return "half-precision", f"node {file_name(node)} casts to a narrower type"
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from exporter.bundle import Bundle
+from exporter.names import file_name
 from exporter.spec import GraphKind, ModelSpec
 from runners.base import Array
 from runners.diff.location import Location
@@ -103,7 +104,7 @@ def describe(
         layer_kind=model.layers[layer].kind if layer is not None else None,
         module=str(node.name or "").split("/")[0] if node is not None and "/" in str(node.name) else guilty.probe,
         probe=guilty.probe,
-        node=str(node.name) if node is not None else "",
+        node=file_name(node) if node is not None else "",
         op_type=str(node.op_type) if node is not None else "",
         index=guilty.index,
         expected=None if guilty.expected is None else number(guilty.expected),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,34 +9,31 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle
+from exporter.names import kept_probes, spell_out
 from exporter.spec import GraphKind
 from runners.base import Array
 from runners.engines.exact import open_model, widen
 
-__all__ = ["GIVEN", "Segment", "cut", "evaluate", "expose", "kept_probes", "load_graph", "probes_of", "segment_of"]
+__all__ = ["GIVEN", "Segment", "cut", "evaluate", "expose", "load_graph", "open_graph", "probes_of", "segment_of"]
 
-PROBES = "kvparity.probes"
 GIVEN = "/given"  # suffix of the input that stands in for a cut value
+
+
+def open_graph(bundle: Bundle, kind: GraphKind) -> Any:
+    """A graph of a bundle as an onnx_ir model, with the long names of modules."""
+    import onnx_ir as ir
+
+    model = ir.load(bundle.graph_path(kind))
+    spell_out(model)
+    return model
 
 
 def load_graph(bundle: Bundle, kind: GraphKind, *, wide: bool = True) -> Any:
     """A graph of a bundle as an onnx_ir model, in float64 where ``wide``."""
-    import onnx_ir as ir
-
-    model = ir.load(bundle.graph_path(kind))
+    model = open_graph(bundle, kind)
     if wide:
         widen(model)
     return model
-
-
-def kept_probes(model: Any) -> dict[str, str]:
-    """What a graph's metadata says: probe name to value name.
-
-    A JSON list of names, or of ``[probe, value]`` where they differ; earlier bundles have a map.
-    """
-    kept = json.loads(model.metadata_props.get(PROBES, "[]"))
-    pairs = kept.items() if isinstance(kept, dict) else ((k, k) if isinstance(k, str) else k for k in kept)
-    return {str(probe): str(value) for probe, value in pairs}
 
 
 def probes_of(model: Any) -> dict[str, str]:
