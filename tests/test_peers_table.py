@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.peers.plot import spread
 from benchmarks.peers.table import Goal, Outcome, exit_code, goals, memory_limit, text
 
 MATCH = {"tol": "1e-4", "verdict": "match", "cases": "27 of 27", "worst": "1.8e-05"}
@@ -89,6 +91,15 @@ def test_weights_of_four_bits_are_no_peer_of_float32() -> None:
     assert "50.0 (50.0) 1.67x" in text(real(llamacpp_f32=peer(30, 30, 30)))
 
 
+def test_a_peer_that_computes_something_else_is_not_the_best() -> None:
+    fast = peer(0.1, 0.1, 0.1, prefill=5)
+    assert found(tiny(peers={"mobius_onnx": fast}), "decode at 64 tokens").note == "kvparity_shared : mobius_onnx"
+    wrong = tiny(peers={"mobius_onnx": {**fast, "off": 1.8}})
+    assert found(wrong, "decode at 64 tokens").note == "kvparity_shared : mobius_genai"
+    assert "| mobius_onnx | 6.0 | 500 | 11.0 | 0.20 | 1.8e+00, wrong | 0.100 (0.100) 0.25x |" in text(wrong)
+    assert found(tiny(peers={"kvparity_shared": {**fast, "off": 1.8}}), "decode at 64").note.startswith("kvparity_ort")
+
+
 def test_groups_are_compared_through_the_reference_in_each() -> None:
     alone = real(genai_builder=peer(50, 60, 70))
     beside = {"kvparity_ort": peer(60, 61, 62, beside={"64": 60.0})}
@@ -141,3 +152,10 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_text(json.dumps(asdict(tiny())))
     found = json.loads(path.read_text())
     assert text(replace(Outcome(**found), contexts=tuple(found["contexts"]))) == text(tiny())
+
+
+def test_labels_stand_apart_and_around_the_ends_of_their_lines() -> None:
+    assert spread([0.0, 5.0], 1.0) == [0.0, 5.0]
+    assert spread([1.0, 1.0, 1.3, 9.0], 1.0) == pytest.approx([0.1, 1.1, 2.1, 9.0])
+    heights = spread([0.0, 0.9, 1.0, 1.1, 2.1, 2.2], 1.0)
+    assert min(after - before for before, after in pairwise(heights)) > 0.999

@@ -10,6 +10,7 @@ __all__ = ["REFERENCE", "Goal", "Outcome", "exit_code", "goals", "quantile", "te
 
 REFERENCE = "kvparity_ort"  # it is in every group of peers, so that groups can be compared
 OTHER_CLASS = ("llamacpp",)  # reads the GGUF file's 4-bit weights: no peer of float32 decoders
+WRONG = 0.1  # logits further from PyTorch's are another model's; rounding stays under 0.03 on what we measured
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class Outcome:
         return low if low is None else low / float(self.peers[name].get("beside", {}).get(what, 1.0))
 
     def best(self, what: str, wanted: Callable[[str], bool]) -> tuple[float, str] | None:
-        """The smallest relative time among peers that a rule takes, and whose it is."""
-        times = [(self.relative(name, what), name) for name in self.peers if wanted(name)]
+        """The smallest relative time among peers that a rule takes and that compute the model, and whose it is."""
+        right = [name for name, result in self.peers.items() if result.get("off", 0.0) <= WRONG]
+        times = [(self.relative(name, what), name) for name in right if wanted(name)]
         return min(((time, name) for time, name in times if time is not None), default=None)
 
 
@@ -184,7 +186,7 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
     exported = result["export_s"] > 0
     cells = [f"{result['export_s']:.1f}" if exported else "–", f"{result['peak_mb']:.0f}" if exported else "–"]
     cells += [f"{result['mb']:.1f}" if result["mb"] else "–", f"{result['load_s']:.2f}"]
-    cells.append("reference" if name == "torch_eager" else f"{result['off']:.1e}" if "off" in result else "–")
+    cells.append("reference" if name == "torch_eager" else _difference(result.get("off")))
     for what in (*map(str, outcome.contexts), "prefill"):
         low, best = outcome.low(name, what), outcome.best(what, theirs)
         if low is None:
@@ -195,6 +197,10 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
         median = quantile(seconds_of(result, what), 0.5)
         cells.append(f"{median:.{digits}f} ({low:.{digits}f}) {share:.2f}x")
     return cells
+
+
+def _difference(off: float | None) -> str:
+    return "–" if off is None else f"{off:.1e}" if off <= WRONG else f"{off:.1e}, wrong"
 
 
 def _floor(outcome: Outcome) -> str:
