@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.peers.plot import spread
-from benchmarks.peers.table import Goal, Outcome, exit_code, goals, memory_limit, text
+from benchmarks.peers.table import Goal, Outcome, exit_code, goals, memory_limit, put, text
 
 MATCH = {"tol": "1e-4", "verdict": "match", "cases": "27 of 27", "worst": "1.8e-05"}
 MISMATCH = {**MATCH, "verdict": "mismatch", "cases": "26 of 27", "worst": "1.1e-04 (present.0.value of text)"}
@@ -139,6 +139,18 @@ def test_the_page_holds_peers_floor_goals_and_verdicts() -> None:
         "| kvparity_ort | --tol auto: match | 27 of 27 | 1.8e-05 |",
     ):
         assert line in page
+
+
+def test_a_page_gets_the_tables_of_its_model_and_keeps_the_rest() -> None:
+    page = "a\n<!-- tiny -->\nold\n<!-- /tiny -->\nb\n<!-- real -->\nkept\n<!-- /real -->\nc\n"
+    made = put(tiny(), page)
+    assert "old" not in made
+    assert made.startswith(f"a\n<!-- tiny -->\n\n{text(tiny())}\n\n<!-- /tiny -->\nb\n")
+    assert made.endswith("<!-- real -->\nkept\n<!-- /real -->\nc\n")
+    assert put(tiny(), made) == made
+    assert "old" in put(real(), page)
+    with pytest.raises(ValueError):
+        put(tiny(), "no such place\n")
 
 
 def test_every_table_has_as_many_cells_as_its_head() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from judged import judge
 from processes import HERE, Worker, environment
-from table import REFERENCE, Outcome, exit_code, quantile, text
+from table import REFERENCE, Outcome, exit_code, put, quantile, text
 
 FLOOR, TRUTH = "floor", "torch_eager"
 PEERS = (
@@ -180,6 +180,8 @@ class Run:
 def show(outcome: Outcome, given: argparse.Namespace) -> int:
     """Print the tables and write the files that were asked for; the exit code."""
     print(text(outcome))
+    if given.into:
+        given.into.write_text(put(outcome, given.into.read_text(encoding="utf-8")), encoding="utf-8")
     if given.json:
         given.json.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
     if given.plot:
@@ -221,6 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help="export, check, judge, one peer at a time; time nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="milliseconds per token against context, as SVG")
+    parser.add_argument("--into", type=Path, help="put the tables into a page, between <!-- GOALS --> and its end")
     parser.add_argument("--from-json", type=Path, help="measure nothing: table and plot of what an earlier run wrote")
     parser.add_argument("--onto", type=Path, help="keep the peers of an earlier run that this one does not measure")
     given = parser.parse_args()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["REFERENCE", "Goal", "Outcome", "exit_code", "goals", "quantile", "text"]
+__all__ = ["REFERENCE", "Goal", "Outcome", "exit_code", "goals", "put", "quantile", "text"]
 
 REFERENCE = "kvparity_ort"  # it is in every group of peers, so that groups can be compared
 OTHER_CLASS = ("llamacpp",)  # reads the GGUF file's 4-bit weights: no peer of float32 decoders
@@ -169,6 +169,13 @@ def text(outcome: Outcome) -> str:
     """Everything as Markdown."""
     parts = [_peers(outcome), _floor(outcome), _goals(outcome), _judged(outcome)]
     return "\n\n".join(part for part in parts if part)
+
+
+def put(outcome: Outcome, page: str) -> str:
+    """A page with the tables of this model replaced, between ``<!-- tiny -->`` and its end, or ``real``."""
+    begin, end = f"<!-- {outcome.goals} -->\n", f"<!-- /{outcome.goals} -->\n"
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text(outcome)}\n\n{end}{rest.split(end)[1]}"
 
 
 def _peers(outcome: Outcome) -> str:
