@@ -1,4 +1,4 @@
-"""Asks compare about our bundles, in a process of its own, once per bundle and state of the sources."""
+"""Asks compare about our bundles, in a process of its own, once per bundle and state of what plays it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def judge(folder: Path, tolerances: Sequence[str], cases: Sequence[str]) -> list
     Returns:
         Per tolerance asked: ``tol``, ``verdict``, how many ``cases`` matched of all, and the ``worst`` difference.
     """
-    key = hashlib.sha256((folder / "manifest.json").read_bytes() + sources("exporter", "runners").encode()).hexdigest()
+    # The manifest has the digest of every file of the bundle.
+    key = hashlib.sha256((folder / "manifest.json").read_bytes() + sources("runners").encode()).hexdigest()
     records: list[dict[str, Any]] = []
     for tol in tolerances:
         note = folder.parent / f"{folder.name}.judged-{tol}.json"
