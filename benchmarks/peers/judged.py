@@ -62,7 +62,7 @@ def _compare(folder: Path, tol: str, cases: Sequence[str], report: Path) -> dict
     matched = sum(record["verdict"] == "match" for record in records)
     first = found["first_divergence"]
     worst = max((result["max_abs_diff"] for result in found["results"] if _finite(result)), default="–")
-    where = f" ({first['tensor']} of {first['case']})" if first else ""
+    where = f", the first in {first['tensor']} of {first['case']}" if first else ""
     shown = f"{worst:.1e}{where}" if isinstance(worst, float) else "–"
     return {"tol": tol, "verdict": verdict, "cases": f"{matched} of {len(records)}", "worst": shown}
 

@@ -22,6 +22,10 @@ class Worker:
     def __init__(self, name: str, python: str, checkpoint: Path, cache: Path, threads: int) -> None:
         variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self.name = name
+        self._folders = {
+            str(checkpoint): checkpoint.name,
+            str(cache): cache.name,
+        }  # tables name no folders of a machine
         self._log = (cache / f"{name}.log").open("w+", encoding="utf-8")
         folder = cache / (constant(name, "EXPORT_OF") or name)
         command = [python, str(HERE / "worker.py"), name, str(checkpoint), str(folder), str(threads)]
@@ -43,7 +47,10 @@ class Worker:
             status = self._process.wait()
             self._log.seek(0)
             lines = [text for text in self._log.read().splitlines() if text.strip()]
-            raise RuntimeError(reason(lines or [f"died without a word, status {status}"])[:LINE])
+            why = reason(lines or [f"died without a word, status {status}"])
+            for path, short in self._folders.items():
+                why = why.replace(path, short)
+            raise RuntimeError(why[:LINE])
         return json.loads(line)
 
     def stop(self) -> None:

@@ -193,7 +193,7 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
     exported = result["export_s"] > 0
     cells = [f"{result['export_s']:.1f}" if exported else "–", f"{result['peak_mb']:.0f}" if exported else "–"]
     cells += [f"{result['mb']:.1f}" if result["mb"] else "–", f"{result['load_s']:.2f}"]
-    cells.append("reference" if name == "torch_eager" else _difference(result.get("off")))
+    cells.append("reference" if name == "torch_eager" else _difference(name, result.get("off")))
     for what in (*map(str, outcome.contexts), "prefill"):
         low, best = outcome.low(name, what), outcome.best(what, theirs)
         if low is None:
@@ -206,8 +206,10 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
     return cells
 
 
-def _difference(off: float | None) -> str:
-    return "–" if off is None else f"{off:.1e}" if off <= WRONG else f"{off:.1e}, wrong"
+def _difference(name: str, off: float | None) -> str:
+    if off is None:
+        return "–"
+    return f"{off:.1e}, 4-bit" if name in OTHER_CLASS else f"{off:.1e}, wrong" if off > WRONG else f"{off:.1e}"
 
 
 def _floor(outcome: Outcome) -> str:
