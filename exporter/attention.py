@@ -34,24 +34,29 @@ class Spelling:
     Attributes:
         operator: As ONNX's Attention, where a layer asks for nothing that it lacks.
         grouped: A group's queries are rows of one head. ONNX Runtime multiplies head by head: with few queries this
-            reads a key-value head once instead of once per query head; with many it gains nothing.
+            reads a key-value head once instead of once per query head, and no product has one row, which it sums in an
+            order of its own; with many it gains nothing.
+        by_token: How the rows of a group lie (:func:`exporter.grouping.grouped_attention`).
         banded: Sliding layers multiply blocks near the diagonal only, whatever the number of tokens.
     """
 
     operator: bool = False
     grouped: bool = False
+    by_token: bool = False
     banded: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor]) -> Spelling:
         """The form that suits a graph, told by its inputs (:mod:`exporter.ports`)."""
-        if options.profile != "ort" or options.groups_queries:  # a pass makes GroupQueryAttention of the operator
-            return cls(operator=options.profile in ("modern", "ort"))
+        operator = options.profile in ("modern", "ort")
+        if options.groups_queries:  # a pass makes GroupQueryAttention of the operator
+            return cls(operator)
         tokens = inputs["input_ids"].shape[1]
         few = tokens == 1
         if options.layout == "dynamic":  # its decode graph takes any number, mostly one
             few = any(past_name(slot.slot, part) in inputs for slot, part in spec.cache_names())
-        return cls(operator=True, grouped=few, banded=not few and not isinstance(tokens, int))
+        own = options.profile == "ort"
+        return cls(operator, grouped=few, by_token=own, banded=own and not few and not isinstance(tokens, int))
 
 
 class Masks(dict[int, Tensor]):
@@ -132,7 +137,8 @@ def _attention(
         eager = _operator if standard else sys.modules[type(module).__module__].eager_attention_forward
         mask = attention_mask if masks is None else _of_queries(masks[index], query.shape[2])
         if spelling.grouped and can_group(module, query, key):
-            output, weights = grouped_attention(module, query, key, value, mask, eager=eager, **kwargs)
+            kwargs |= {"eager": eager, "by_token": spelling.by_token}
+            output, weights = grouped_attention(module, query, key, value, mask, **kwargs)
         else:
             output, weights = eager(module, query, key, value, mask, **kwargs)
     return probe(output, f"layers.{index}.self_attn.context"), weights

@@ -4,6 +4,10 @@ Full slots keep slot ``s`` in row ``s``; sliding slots are rings that keep it in
 with Where and Gather, because engines get scatters wrong (MNN's ScatterElements is off by 0.94), and with TensorScatter
 in the modern profile. A row that this call must not read may hold anything, NaN too: it is replaced by zeros before
 arithmetic, because NaN times a masked 0 is NaN.
+
+Layers see the rows of a ring in the order of their slots, from the oldest that the call's first token sees, as growing
+caches hold them. A sum of float32 depends on the order of its terms, so this makes both layouts give the same bits for
+the same calls (docs/bundle.md); in the ring's own order they differ by rounding, 1.4e-5 on logits.
 """
 
 from __future__ import annotations
@@ -39,14 +43,15 @@ class _Rows:
         written: Rows that the call writes.
         source: Which of the call's tokens each written row takes.
         keys: Slot of every row that a layer sees, (rows,); negative where there is none.
-        joined: Whether layers see the old buffer followed by the call's rows; else the written buffer.
+        order: Where layers find those rows: in the old buffer followed by the call's rows if there are several, in the
+            written buffer if there is one; None where they see the written buffer as it is.
     """
 
     old: Tensor
     written: Tensor
     source: Tensor
     keys: Tensor
-    joined: bool
+    order: Tensor | None
 
 
 class Cache(LayoutCache):
@@ -96,15 +101,20 @@ class Cache(LayoutCache):
     def _full(self, capacity: int) -> _Rows:
         row = torch.arange(capacity, device=self._position.device)
         written = torch.logical_and(row >= self._first, row <= self._last)
-        return _Rows(row < self._first, written, self._token(row), row, joined=False)
+        return _Rows(row < self._first, written, self._token(row), row, order=None)
 
     def _ring(self, capacity: int, window: int) -> _Rows:
         """One token overwrites the one row that it can't see; more would overwrite rows that the first still sees."""
         before, after = held_slots(capacity, self._first - 1), held_slots(capacity, self._last)
         old = torch.logical_and(before >= 0, before > self._first - window)
-        joined = self._position.shape[0] > 1
-        keys = torch.cat([torch.where(old, before, -1), self._position]) if joined else after
-        return _Rows(old, after >= self._first, self._token(after), keys, joined=joined)
+        tokens = self._position.shape[0]
+        oldest = _at_least_0(self._first - (window - 1))
+        slots = oldest + torch.arange(window - 1 + tokens, device=self._position.device)
+        order = torch.remainder(slots, capacity)
+        if tokens > 1:
+            order = torch.where(slots < self._first, order, capacity + self._token(slots))
+        keys = torch.where(slots <= self._last, slots, -1)
+        return _Rows(old, after >= self._first, self._token(after), keys, order)
 
     def _token(self, slots: Tensor) -> Tensor:
         last = torch.full((), self._position.shape[0] - 1, dtype=slots.dtype)
@@ -118,7 +128,10 @@ class Cache(LayoutCache):
         else:
             taken = new if new.shape[2] == 1 else new.index_select(2, rows.source)
             present = torch.where(rows.written[None, None, :, None], taken, clean)
-        return (torch.cat([clean, new], dim=2) if rows.joined else present), present
+        if rows.order is None:
+            return present, present
+        joined = torch.cat([clean, new], dim=2) if new.shape[2] > 1 else present
+        return joined.index_select(2, rows.order), present
 
     def _scatter(self, clean: Tensor, new: Tensor) -> Tensor:
         """The buffer after TensorScatter wrote the call's rows; a padded tail is written with what was there."""
