@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from exporter.passes.match import add_constant, made_by
+from exporter.passes.match import add_constant, add_target, made_by
 
 __all__ = ["group_queries"]
 
@@ -81,7 +81,7 @@ def _replace(
         {"num_heads": heads, "kv_num_heads": kv_heads, "scale": 1.0, "softcap": softcap},
         outputs=3,
     )
-    target = add_constant(model, f"shape_0_0_{heads}_{size}", [0, 0, heads, size])
+    target = add_target(model, 0, 0, heads, size)
     parted = _add(model, node, "Reshape", [fused.outputs[0], target])
     swapped = _add(model, node, "Transpose", [parted.outputs[0]], {"perm": _SWAP})
     pairs = [(node.outputs[0], swapped.outputs[0])]
@@ -124,7 +124,7 @@ def _flat(model: ir.Model, node: ir.Node, rows: ir.Value) -> ir.Value:
         source = turned.inputs[0]
     else:
         source = _add(model, node, "Transpose", [rows], {"perm": _SWAP}).outputs[0]
-    return _add(model, node, "Reshape", [source, add_constant(model, f"shape_0_0_{width}", [0, 0, width])]).outputs[0]
+    return _add(model, node, "Reshape", [source, add_target(model, 0, 0, width)]).outputs[0]
 
 
 def _lengths(model: ir.Model, node: ir.Node, mask: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["add_constant", "constant", "made_by", "replace"]
+__all__ = ["add_constant", "add_target", "constant", "made_by", "replace", "reshape_target", "same_size"]
 
 
 def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -35,6 +35,25 @@ def add_constant(model: ir.Model, name: str, array: Any) -> ir.Value:
             )
         )
     return model.graph.initializers[name]
+
+
+def add_target(model: ir.Model, *sizes: int) -> ir.Value:
+    """The constant target of a Reshape or Expand; made once."""
+    return add_constant(model, "shape_" + "_".join(str(size).replace("-", "m") for size in sizes), sizes)
+
+
+def reshape_target(data: ir.Shape, out: ir.Shape) -> list[int] | None:
+    """Sizes, 0 for "as the input at this place", -1 for "what is left"; None where two are left."""
+    sizes = [
+        size if isinstance(size, int) else 0 if place < len(data) and same_size(data[place], size) else -1
+        for place, size in enumerate(out)
+    ]
+    return sizes if sizes.count(-1) <= 1 else None
+
+
+def same_size(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    """Whether two sizes are known to be equal; two unknown ones are not."""
+    return one == other and getattr(one, "value", one) is not None
 
 
 def replace(

@@ -8,13 +8,10 @@ Ensures: no Transpose of a Transpose that restores the order; no Transpose that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from exporter.passes.match import add_constant, constant, made_by, replace
+from exporter.passes.match import add_target, constant, made_by, replace, reshape_target, same_size
 
 __all__ = ["drop_reshapes"]
 
@@ -73,27 +70,9 @@ def _say_reshape(model: ir.Model, node: ir.Node) -> None:
     source, out = node.inputs[0], node.outputs[0]
     if source is None or source.shape is None or out.shape is None or not _moves_ones(source.shape, _order(node)):
         return
-    target = _target(list(source.shape), list(out.shape))
+    target = reshape_target(source.shape, out.shape)
     if target is not None:
-        replace(model, node, "Reshape", [source, _shape(model, target)])
-
-
-def _shape(model: ir.Model, target: list[int]) -> ir.Value:
-    name = "shape_" + "_".join(str(size).replace("-", "m") for size in target)
-    return add_constant(model, name, np.asarray(target, np.int64))
-
-
-def _target(source: Sequence[_Size], out: Sequence[_Size]) -> list[int] | None:
-    """A constant Reshape target, or None where two sizes are unknown."""
-    target = [
-        size if isinstance(size, int) else 0 if place < len(source) and _same(source[place], size) else -1
-        for place, size in enumerate(out)
-    ]
-    return target if target.count(-1) <= 1 else None
-
-
-def _same(one: _Size, other: _Size) -> bool:
-    return one == other and getattr(one, "value", one) is not None
+        replace(model, node, "Reshape", [source, add_target(model, *target)])
 
 
 def _look_through(model: ir.Model, node: ir.Node) -> bool:
@@ -102,11 +81,11 @@ def _look_through(model: ir.Model, node: ir.Node) -> bool:
     source = inner.inputs[0] if inner is not None else None
     if constant(node.inputs[1]) is None or source is None or source.shape is None or out.shape is None:
         return False
-    target = _target(list(source.shape), list(out.shape))
+    target = reshape_target(source.shape, out.shape)
     if target is None:
         return False
     node.replace_input_with(0, source)
-    node.replace_input_with(1, _shape(model, target))
+    node.replace_input_with(1, add_target(model, *target))
     return True
 
 
@@ -114,7 +93,7 @@ def _drop_if_same(node: ir.Node) -> None:
     source, out = node.inputs[0], node.outputs[0]
     if source is None or source.shape is None or out.shape is None or out.is_graph_output():
         return
-    if len(source.shape) == len(out.shape) and all(map(_same, source.shape, out.shape)):
+    if len(source.shape) == len(out.shape) and all(map(same_size, source.shape, out.shape)):
         out.replace_all_uses_with(source)
 
 

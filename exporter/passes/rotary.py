@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from exporter.passes.match import add_constant, replace
+from exporter.passes.match import add_target, replace
 
 __all__ = ["fuse_rotary"]
 
@@ -65,13 +65,13 @@ def _rotate_flat(model: ir.Model, add: ir.Node, source: ir.Value, tables: tuple[
     batch, sequence, heads, size = source.shape
     assert isinstance(heads, int)
     assert isinstance(size, int)
-    joined = ir.node("Reshape", [source, add_constant(model, f"shape_0_0_{heads * size}", [0, 0, heads * size])])
+    joined = ir.node("Reshape", [source, add_target(model, 0, 0, heads * size)])
     rotary = ir.node("RotaryEmbedding", [joined.outputs[0], *tables], attributes={"num_heads": heads})
     for node in (joined, rotary):
         node.outputs[0].type, node.outputs[0].shape = source.type, ir.Shape([batch, sequence, heads * size])
         node.metadata_props.update(add.metadata_props)
     model.graph.insert_before(add, [joined, rotary])
-    parted = add_constant(model, f"shape_0_0_{heads}_{size}", [0, 0, heads, size])
+    parted = add_target(model, 0, 0, heads, size)
     replace(model, add, "Reshape", [rotary.outputs[0], parted])
 
 
