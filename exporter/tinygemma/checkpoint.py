@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from exporter.errors import ExportError
+from exporter.folders import swap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,21 +44,9 @@ def replacing(out: Path) -> Iterator[Path]:
         yield new
         out.mkdir(exist_ok=True)
         for entry in sorted(new.iterdir()):
-            _swap(entry, out / entry.name, old / entry.name)
+            swap(entry, out / entry.name, old / entry.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """Moves `target` (if any) to `old` and `new` to `target`; puts the old one back if that fails."""
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
 
 
 def save_hf(folder: Path, model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -94,7 +83,9 @@ def _generation_config(config: dict[str, object]) -> dict[str, object]:
 def require_plotting() -> None:
     """Raises ExportError if the loss curve could not be drawn; asked before the training, not after it."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ExportError("train: matplotlib, which draws the loss curve, is not installed: pip install matplotlib")
+        raise ExportError(
+            "train: matplotlib, which draws the loss curve, is not installed: pip install matplotlib (extra `train`)"
+        )
 
 
 def save_curve(folder: Path, curve: Sequence[LossPoint]) -> None:

@@ -20,10 +20,10 @@ TAKES = "every layout and profile"
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 _OWN = "provider."  # before a setting of the provider itself
 _LEVELS = {
+    "all": "ORT_ENABLE_ALL",
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
 }
 
 
@@ -71,9 +71,7 @@ class OrtSession:
         self._bundle, self._runtime = bundle, onnxruntime
         self._settings = onnxruntime.SessionOptions()
         self._settings.log_severity_level = 3
-        threads, level = int(options.get("threads", "0")), options.get("level", "all")
-        if level not in _LEVELS:
-            raise EngineUnavailableError(f"ort: level {level!r} is unknown; known are {', '.join(_LEVELS)}")
+        threads, level = int(options.get("threads", "0")), one_of("ort", options, "level", *_LEVELS)
         self._settings.intra_op_num_threads = threads
         self._settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
         self._provider = _provider(options.get("provider", "cpu"), onnxruntime.get_available_providers(), version)
