@@ -1,13 +1,10 @@
-"""A bundle on disk: manifest, graphs, weights, vectors; written whole or not at all, read only when unchanged."""
+"""A bundle on disk: manifest, graphs, weights, vectors; read only when unchanged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +17,7 @@ from exporter.spec import ExportOptions, GraphKind, GraphSpec, HostInput, ModelS
 from exporter.vectors import Vectors
 
 __all__ = [
+    "MANIFEST",
     "SCHEMA_VERSION",
     "Bundle",
     "CaseEntry",
@@ -28,8 +26,6 @@ __all__ = [
     "Manifest",
     "Recording",
     "file_entry",
-    "new_folder",
-    "sync",
 ]
 
 SCHEMA_VERSION = 1
@@ -279,56 +275,3 @@ def _check_unmodified(root: Path, path: Path, entry: FileEntry) -> None:
             f"{root}: {entry.path} was modified: sha256 {found[:12]}…, expected {entry.sha256[:12]}…; "
             "pass --allow-modified to use it"
         )
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder that becomes ``target`` when the block ends without an error.
-
-    An earlier ``target`` is replaced only then; after an error or a kill it is untouched. Folders left by a killed
-    run are removed by the next one.
-
-    Raises:
-        BundleError: ``target`` exists and is neither empty nor a bundle, or its parent cannot be written.
-    """
-    target = target.absolute()
-    if target.exists() and not (target.is_dir() and ((target / MANIFEST).exists() or not any(target.iterdir()))):
-        raise BundleError(f"{target}: exists and is not a bundle; choose another folder with -o")
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise BundleError(f"{target.parent}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield temporary
-        sync(temporary)
-        _replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sync(folder: Path, *parts: Path) -> None:
-    """Have everything in a folder, or these parts of it, on the disk."""
-    found = [path for part in parts or (folder,) if part.exists() for path in (part, *part.rglob("*"))]
-    for path in [*found, folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _replace(new: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

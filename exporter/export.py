@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.bundle import (
+    MANIFEST,
     SCHEMA_VERSION,
     Bundle,
     FileEntry,
@@ -20,7 +21,6 @@ from exporter.bundle import (
     Manifest,
     Recording,
     file_entry,
-    new_folder,
     unrecorded_case,
     write_manifest,
 )
@@ -29,6 +29,7 @@ from exporter.check import check_graph
 from exporter.checkpoint import Checkpoint
 from exporter.describe import model_spec
 from exporter.errors import ExportError, KvparityError
+from exporter.folders import new_folder
 from exporter.in_place import beside_weights, refuse_reference
 from exporter.lowering import default_opset
 from exporter.needs import needs
@@ -91,7 +92,7 @@ def export(
     """
     if options.weights == "reference":
         refuse_reference(checkpoint, target, options)
-    made = beside_weights(target) if options.weights == "reference" else new_folder(target)
+    made = beside_weights(target) if options.weights == "reference" else new_folder(target, MANIFEST)
     with made as folder, _tracing(tracer, in_process) as process:
         job = Job(checkpoint.source, str(checkpoint.folder), options, str(folder), _own_version())
         if process and not checkpoint.gguf:

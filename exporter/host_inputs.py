@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from exporter.dtypes import numpy_dtype
 from exporter.spec import HostInput, RopeSpec
 
 __all__ = ["compute", "table", "visible"]
@@ -33,16 +34,8 @@ def compute(
             array = np.where(seen[:, None], 0.0, item.blocked)
         else:
             array = table(item.rope, item.kind, positions, "float64" if dtype == "float64" else "float32")
-        found[item.name] = array.astype(_numpy_dtype(dtype))
+        found[item.name] = array.astype(numpy_dtype(dtype))
     return found
-
-
-def _numpy_dtype(name: str) -> np.dtype[np.generic]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def visible(attention_mask: Array, queries: int, rows: int, window: int | None) -> npt.NDArray[np.bool_]:

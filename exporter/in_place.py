@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.bundle import MANIFEST, sync
+from exporter.bundle import MANIFEST
 from exporter.checkpoint import Checkpoint
 from exporter.errors import ExportError
+from exporter.folders import sync
 from exporter.spec import ExportOptions
 
 __all__ = ["beside_weights", "refuse_reference"]

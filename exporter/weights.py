@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.checkpoint import Checkpoint, StoredTensor, read_safetensors_header
+from exporter.dtypes import numpy_dtype
 from exporter.errors import ExportError
 
 __all__ = ["Placement", "WeightName", "clone", "place_weights", "weight_names", "write_safetensors"]
@@ -213,15 +214,6 @@ def _reader(tensor: StoredTensor) -> Parts:
             yield np.fromfile(tensor.file, kind, count, offset=tensor.offset + start * kind.itemsize)
 
     return read
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Numpy dtype of a name, bfloat16 included."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def cast_array(array: Array, dtype: str) -> Array:

@@ -25,7 +25,6 @@ __all__ = [
     "Session",
     "engine_names",
     "load_engine",
-    "numpy_dtype",
     "parse_runner",
 ]
 
@@ -142,15 +141,6 @@ def parse_runner(text: str) -> RunnerSpec:
             raise EngineUnavailableError(f"runner {text!r}: setting {setting!r} has no value; write key=value")
         options[key] = value
     return RunnerSpec(name, options)
-
-
-def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """Numpy dtype of a port's dtype name, bfloat16 included."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def engine_names() -> tuple[str, ...]:

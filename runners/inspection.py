@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.bundle import Bundle
+from exporter.dtypes import numpy_dtype
 from exporter.features import coverage_lines, unproven
 from exporter.spec import GraphKind
-from runners.base import numpy_dtype
 
 __all__ = ["inspect_json", "print_inspection"]
 

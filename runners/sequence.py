@@ -11,9 +11,9 @@ from exporter.bundle import Bundle
 from exporter.cases import Case, Step
 from exporter.errors import TraceError
 from exporter.vectors import Vectors, expected_outputs
-from runners.base import Array, CaseSession, Session, numpy_dtype
+from runners.base import Array, CaseSession, Session
 
-__all__ = ["Player", "StepResult", "numpy_dtype", "open_player", "play"]
+__all__ = ["Player", "StepResult", "open_player", "play"]
 
 
 @dataclass(frozen=True, eq=False)

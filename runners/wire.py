@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runners.base import numpy_dtype
+from exporter.dtypes import numpy_dtype
 
 __all__ = ["Frame", "HungError", "decode_tensors", "encode", "read_exactly", "read_frame", "requests", "write_all"]
 

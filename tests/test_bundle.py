@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter.bundle import Bundle, FileEntry, inside, new_folder, write_manifest
+from exporter.bundle import MANIFEST, Bundle, FileEntry, inside, write_manifest
 from exporter.errors import BundleError
+from exporter.folders import new_folder
 
 
 def test_a_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:
     target = tmp_path / "b"
-    with new_folder(target) as folder:
+    with new_folder(target, MANIFEST) as folder:
         (folder / "manifest.json").write_text("{}")
         assert not target.exists()
     assert (target / "manifest.json").is_file()
@@ -27,7 +28,7 @@ def test_an_error_leaves_the_previous_bundle_as_it_was(tmp_path: Path) -> None:
     (target / "manifest.json").write_text("old")
 
     def half_way() -> None:
-        with new_folder(target) as folder:
+        with new_folder(target, MANIFEST) as folder:
             (folder / "manifest.json").write_text("new")
             raise RuntimeError("half way")
 
@@ -40,14 +41,14 @@ def test_an_error_leaves_the_previous_bundle_as_it_was(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     (tmp_path / ".b.tmp").mkdir()
     (tmp_path / ".b.tmp" / "half").write_text("x")
-    with new_folder(tmp_path / "b") as folder:
+    with new_folder(tmp_path / "b", MANIFEST) as folder:
         (folder / "manifest.json").write_text("{}")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "manifest.json"]
 
 
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(BundleError, match="not a bundle"), new_folder(tmp_path):
+    with pytest.raises(BundleError, match="not a bundle"), new_folder(tmp_path, MANIFEST):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

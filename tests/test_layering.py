@@ -16,6 +16,7 @@ SHARED = {
     "spec",
     "ports",
     "host_inputs",
+    "dtypes",
     "names",
     "cases",
     "vectors",

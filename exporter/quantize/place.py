@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
+from exporter.dtypes import numpy_dtype
 from exporter.quantize.file import FILE, write_tensors
 from exporter.quantize.kernels import quantize_rows, quantize_weight
 from exporter.spec import ExportOptions
-from exporter.weights import Placement, numpy_dtype
+from exporter.weights import Placement
 
 __all__ = ["Placed", "place_quantized"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.bundle import Bundle
+from exporter.dtypes import numpy_dtype
 from exporter.errors import TraceError
 from exporter.spec import DECODE, past_name, present_name
-from runners.base import numpy_dtype
 from runners.engines.ort import open_session
 
 __all__ = ["OrtDecoder"]

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.bundle import Bundle
+from exporter.dtypes import numpy_dtype
 from exporter.errors import TraceError
 from exporter.spec import DECODE, PREFILL, GraphKind, past_name, present_name
-from runners.base import numpy_dtype
 from runners.engines.ort import element_type, open_session
 from runners.layouts.shared import BLOCK, capacity_for
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
+from exporter.dtypes import numpy_dtype
 from exporter.errors import EngineUnavailableError, TraceError
 from exporter.spec import GraphKind, Port
-from runners.base import Array, RunnerInfo, numpy_dtype
+from runners.base import Array, RunnerInfo
 
 __all__ = [
     "GraphSession",

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from exporter.cases import Step
+from exporter.dtypes import numpy_dtype
 from exporter.errors import TraceError
 from exporter.host_inputs import compute
 from exporter.ports import host_inputs
 from exporter.spec import DECODE, ExportOptions, ModelSpec, SlotSpec, past_name, present_name
-from runners.base import Array, Session, numpy_dtype
+from runners.base import Array, Session
 
 __all__ = ["Player"]
 

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.cases import Step
+from exporter.dtypes import numpy_dtype
 from exporter.errors import TraceError
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
-from runners.base import Array, Session, numpy_dtype
+from runners.base import Array, Session
 
 __all__ = ["Player"]
 

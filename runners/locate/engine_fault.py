@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle
+from exporter.dtypes import numpy_dtype
 from runners.base import RunnerSpec, Session
 from runners.diff.location import Location
 from runners.engines.exact import widen
@@ -82,8 +83,6 @@ def engine_fault(bundle: Bundle, call: Call, spec: RunnerSpec, opener: Opener, l
 
 
 def _narrow(bundle: Bundle, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    from runners.sequence import numpy_dtype
-
     dtype = numpy_dtype(bundle.options.dtype)
     return {name: array.astype(dtype) if array.dtype.kind not in "iub" else array for name, array in feeds.items()}
 
@@ -108,8 +107,6 @@ def _compare(
     opener: Opener,
 ) -> _Cut:
     """Cut a graph at the named values and run it on the engine, in float64, and in float32."""
-    from runners.sequence import numpy_dtype
-
     kind, dtype = call.step.graph, numpy_dtype(bundle.options.dtype)
     given = {value + GIVEN: values[value].astype(dtype) for value in names.values()}
     narrow = _cut_graph(bundle, kind, names.values(), dtype)
