@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,29 +100,26 @@ class Abbreviations:
 
     def weight(self, name: str) -> str:
         """The short name of a weight that is called by its path from the base model on; the path if there is none."""
-        module, attribute = name, ""
-        while "." in module:
-            module, _, last = module.rpartition(".")
-            attribute = f".{last}{attribute}"
-            short = self.value(module)
-            if short != module:
-                return short + attribute
-        return name
+        return _of_module(name, self.value)
 
     def path_of_weight(self, name: str) -> str:
         """The path that a weight's short name stands for; any other name as it is."""
-        module, attribute = name, ""
-        while "." in module:
-            module, _, last = module.rpartition(".")
-            attribute = f".{last}{attribute}"
-            path = self.path_of_value(module)
-            if path != module:
-                return path + attribute
-        return name
+        return _of_module(name, self.path_of_value)
 
     def _path(self, names: dict[str, str], layer: str, _: str, short: str, name: str) -> str:
         inner = next((inner for inner, known in names.items() if known == short), None) if layer.isdigit() else None
         return name if inner is None else ".".join(part for part in (self.stack, layer, inner) if part)
+
+
+def _of_module(name: str, rename: Callable[[str], str]) -> str:
+    """Rename the module that a weight belongs to: the longest beginning of its name that has another name."""
+    module, attribute = name, ""
+    while "." in module:
+        module, _, last = module.rpartition(".")
+        attribute = f".{last}{attribute}"
+        if rename(module) != module:
+            return rename(module) + attribute
+    return name
 
 
 def split_path(path: str) -> tuple[str, str, str]:
@@ -230,7 +227,8 @@ def _number_constants(model: ir.Model, weights: Collection[str]) -> None:
     initializers = model.graph.initializers
     known = {str(value.name) for node in model.graph for value in node.outputs} | initializers.keys()
     free = (name for index in range(len(known) * 2) if (name := "c" + number(index)) not in known)
-    for old in [name for name in initializers if name not in weights and "." not in name]:  # a short name has a point
+    ours = [name for name in initializers if name not in weights and "." not in name]  # a weight's name has a point
+    for old in sorted(ours, key=lambda name: -len(initializers[name].uses())):  # the most used ones get short names
         value, new = initializers[old], next(free)
         value.name = new  # the graph's table follows
         if old in digits:

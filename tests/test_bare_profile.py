@@ -15,6 +15,7 @@ from exporter.host_inputs import compute, table, visible
 from exporter.layouts.base import open_cache
 from exporter.passes.divide import divide
 from exporter.passes.lengths import vector_lengths
+from exporter.passes.one_head import repeat_one_head
 from exporter.passes.opset import to_opset
 from exporter.passes.repeat import repeat_by_concat
 from exporter.ports import graph_spec, host_inputs, settled
@@ -171,3 +172,20 @@ def test_a_model_that_uses_positions_beyond_its_tables_is_refused(used: bool) ->
         return
     with pytest.raises(ExportError, match=r"synthetic uses positions beyond its rotary embedding.*--profile portable"):
         _check_positions(program, MODEL)
+
+
+@pytest.mark.parametrize(("heads", "expected"), [(1, ["Expand"]), (2, ["Unsqueeze", "Expand", "Reshape"])])
+def test_one_head_is_repeated_by_one_expand_and_two_are_left_alone(heads: int, expected: list[str]) -> None:
+    x = ir.Value(name="x", shape=ir.Shape(["batch", heads, "rows", 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    axis, target, shape = (ir.Value(name=name) for name in ("axis", "target", "shape"))
+    wide = ir.node("Unsqueeze", [x, axis])
+    expanded = ir.node("Expand", [wide.outputs[0], target])
+    joined = ir.node("Reshape", [expanded.outputs[0], shape])
+    joined.outputs[0].shape = ir.Shape(["batch", heads * 4, "rows", 8])
+    last = ir.node("Neg", [joined.outputs[0]])
+    graph = ir.Graph([x], last.outputs, nodes=[wide, expanded, joined, last], opset_imports={"": 18}, name="g")
+    model = ir.Model(graph, ir_version=8)
+    repeat_one_head(model)
+    assert [node.op_type for node in model.graph] == [*expected, "Neg"]
+    if heads == 1:
+        assert model.graph.initializers["shape_1_4_1_1"].const_value is not None

@@ -56,6 +56,13 @@ def test_weights_are_stored_once_and_both_graphs_point_at_them(tiny_bundle: Bund
     weights = [entry for entry in tiny_bundle.manifest.weights]
     assert [entry.path for entry in weights] == ["model.safetensors"]
     assert graphs + weights[0].bytes <= 1.01 * checkpoint
+    sizes = [graph.file.bytes for graph in tiny_bundle.manifest.graphs.values()] + [weights[0].bytes]
+    assert sum(map(_blocks, sizes)) <= 1.01 * _blocks(checkpoint)
+
+
+def _blocks(size: int) -> int:
+    """Blocks of 4 KiB that `du` counts for a file."""
+    return -(-size // 4096)
 
 
 def test_the_bundle_is_a_transformers_folder_too(tiny_bundle: Bundle) -> None:

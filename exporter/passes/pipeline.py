@@ -18,6 +18,7 @@ from exporter.passes.lengths import vector_lengths
 from exporter.passes.lower import lower_to_float32
 from exporter.passes.nbits import quantize_products
 from exporter.passes.norms import fuse_norms
+from exporter.passes.one_head import repeat_one_head
 from exporter.passes.opset import to_opset
 from exporter.passes.plain import plain_shapes
 from exporter.passes.probes import find_probes, name_probes
@@ -67,6 +68,7 @@ def finish(
     if captured.lifted:
         lower_to_float32(model)
     plain_shapes(model)
+    repeat_one_head(model)
     constant_targets(model)
     if profile == "ort":
         drop_reshapes(model)
