@@ -46,8 +46,8 @@ fuzz: $(READY)  ## N random small decoders x random cases, exported, exact to 1e
 	$(BIN)/python -m tests.fuzz -n $(N)
 
 ROUNDS ?= 9
-bench: $(READY)  ## the tiny checkpoint beside PyTorch and other exporters, each in an environment of its own
-	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers --rounds $(ROUNDS) \
+bench: $(READY)  ## the tiny checkpoint beside PyTorch and other exporters, each in an environment of its own; ONLY="PEER …" for some
+	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers --rounds $(ROUNDS) $(foreach peer,$(ONLY),--peer $(peer)) \
 		--json $(VENV)/peers.json --plot $(VENV)/peers.svg
 
 TURNS ?= 4
@@ -60,7 +60,7 @@ bench-real: $(READY)  ## the same for Gemma 3 270M from its GGUF package (17 GB 
 	$(BIN)/python benchmarks/peers/run.py $(GEMMA)/hf --gguf $(GEMMA)/$(PACKAGE).gguf --cache $(GEMMA)/peers \
 		--environments $(VENV)/peers --goals real --walk 500 100 --rounds 1 --turns $(TURNS) --steps 4 --warm 1 \
 		--most-mb $(MOST_MB) --tol 1e-4 --tol auto --case text --case text-prefill --case text-across \
-		--json $(GEMMA)/peers.json --plot $(GEMMA)/peers.svg
+		$(foreach peer,$(ONLY),--peer $(peer)) --json $(GEMMA)/peers.json --plot $(GEMMA)/peers.svg
 
 setup: $(READY)
 
