@@ -73,6 +73,11 @@ def _rsqrt(self: Any) -> Any:
     return op.Reciprocal(op.Sqrt(self))
 
 
+def _rsub(self: Any, other: Any, alpha: float = 1) -> Any:
+    """``number - tensor``; torch has no translation, and its decomposition traces the program twice more."""
+    return op.Sub(_constant(other, self), self if alpha == 1 else _times(self, alpha, self))
+
+
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """X W^T + b as MatMul of the transposed weight: no Gemm, no reshape; engines fold the Transpose when loading."""
     product = op.MatMul(input, op.Transpose(weight, perm=[1, 0]))
@@ -160,6 +165,7 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.linear.default: _linear,
         aten.pow.Tensor_Scalar: _pow_scalar,
         aten.rsqrt.default: _rsqrt,
+        aten.rsub.Scalar: _rsub,
         aten.dropout.default: _dropout,
         aten.scalar_tensor.default: _scalar_tensor,
         aten.softmax.int: _softmax,
