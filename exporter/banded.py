@@ -51,6 +51,10 @@ def band_mask(mask: Tensor, window: int) -> Tensor:
 
 @band_mask.register_fake
 def _(mask: Tensor, window: int) -> Tensor:
+    batch, _, tokens, rows = mask.shape
+    if isinstance(tokens, int) and isinstance(rows, int):
+        size, blocks, before, _ = _cut(tokens, rows, window)
+        return mask.new_empty((batch * blocks, 1, size, before + size))
     blocks, size, seen = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
     return mask.new_empty((blocks, 1, size, seen))  # nothing but banded_attention reads it, and asks for no size
 

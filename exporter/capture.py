@@ -17,14 +17,17 @@ from torch import nn
 from exporter.decoder import NO_POSITIONS, Decoder, add_probes
 from exporter.errors import ExportError
 from exporter.experts import choose_experts
+from exporter.examples import make_examples
 from exporter.fxgraph import UnsupportedError, fold_scalars, straighten
 from exporter.lowering import translation_table
+from exporter.recorder import record
 from exporter.rope import hook_tables
 from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
 from exporter.torchlib import registry_for
 
 __all__ = ["Captured", "capture", "name_ports"]
 
+_log = logging.getLogger(__name__)
 TORCHLIB_OPSET = 18  # opset of torch's own translations
 _PREFIX = "model."  # the traced wrapper holds transformers' model as its attribute `model`
 
@@ -68,13 +71,12 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     hook_tables(model)
     decoder = Decoder(model, spec, options, lift=lift).eval()
     with mode:
-        arguments, shapes = _example(graph, spec, dtype)
+        examples = make_examples(graph, spec, dtype)
     try:
-        with _quiet(), _default_dtype(dtype), torch.no_grad(), _sizes_may_be_one(), _without_extras():
-            with mode:
-                program = torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
-            _check_positions(program, spec)
-            onnx = _translate(program, options)
+        with _quiet(), _default_dtype(dtype), torch.no_grad():
+            onnx = _record(decoder, examples, mode, options, spec) or _export(
+                decoder, examples[0], graph, mode, options, spec
+            )
     except ExportError:
         raise
     except Exception as error:
@@ -82,6 +84,44 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     name_ports(onnx, graph)
     weights = _name_weights(onnx, model, buffers)
     return Captured(onnx, graph, weights, lift, options)
+
+
+def _record(
+    decoder: Decoder, examples: list[dict[str, torch.Tensor]], mode: Any, options: ExportOptions, spec: ModelSpec
+) -> ir.Model | None:
+    """ONNX of what the module calls (:mod:`exporter.recorder`), None where only torch.export knows what to do."""
+    buffers = {name: module._buffers.copy() for name, module in decoder.named_modules()}
+    try:
+        program = record(decoder, examples, mode)
+        _check_positions(program, spec)
+        fold_scalars(program)
+        with program.shapes:
+            return _translate_directly(program, translation_table(options.profile))
+    except Exception as error:  # whatever it is, torch.export decides what is refused and says why
+        _log.debug("%s: torch.export has to trace: %s", spec.model_type, error)
+        for name, module in decoder.named_modules():
+            module._buffers.update(buffers[name])
+        return None
+
+
+def _export(
+    decoder: Decoder,
+    inputs: dict[str, torch.Tensor],
+    graph: GraphSpec,
+    mode: Any,
+    options: ExportOptions,
+    spec: ModelSpec,
+) -> ir.Model:
+    """ONNX of a trace with symbolic sizes, whose arithmetic takes several times as long as everything else."""
+    shapes = {
+        port.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)}
+        for port in graph.inputs
+    }
+    with _sizes_may_be_one(), _without_extras():
+        with mode:
+            program = torch.export.export(decoder, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        _check_positions(program, spec)
+        return _translate(program, options)
 
 
 def _check_positions(program: Any, spec: ModelSpec) -> None:
@@ -157,25 +197,6 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
                         kind = dtype
                     module._buffers[name] = torch.empty(buffer.shape, dtype=kind)
     return mode, buffers
-
-
-def _example(graph: GraphSpec, spec: ModelSpec, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Example inputs and which dimensions are dynamic; sizes are primes, so that none is mistaken for another."""
-    sequence, past = 3, 1009 if graph.kind == DECODE else 0
-    window = spec.window or past + 1
-    sizes = {"batch": 2, "sequence": sequence, "past": past, "past_sliding": min(past, window - 1)}
-    sizes["total"], sizes["rows_sliding"] = past + sequence, sizes["past_sliding"] + sequence
-    sizes["capacity"] = 1021
-    inputs: dict[str, torch.Tensor] = {}
-    shapes: dict[str, dict[int, Any]] = {}
-    for port in graph.inputs:
-        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
-        kind = torch.int64 if port.dtype == "int64" else dtype
-        inputs[port.name] = torch.zeros(shape, dtype=kind)
-        shapes[port.name] = {
-            axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)
-        }
-    return (inputs,), (shapes,)
 
 
 def name_ports(model: ir.Model, graph: GraphSpec) -> None:

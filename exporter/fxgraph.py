@@ -142,8 +142,15 @@ def _promote(graph: Any, node: Any) -> None:
         if value.dtype != wanted:
             with graph.inserting_before(node):
                 cast = graph.call_function(_aten._to_copy.default, (node.args[place],), {"dtype": wanted})
-            cast.meta = {**node.meta, "val": value.to(wanted)}
+            cast.meta = {**node.meta, "val": _as_dtype(value, wanted)}
             node.update_arg(place, cast)
+
+
+def _as_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of that dtype that knows as much of its sizes."""
+    made = value.to(dtype)
+    vars(made).update(vars(value))
+    return made
 
 
 def _out_of_place(node: Any) -> None:

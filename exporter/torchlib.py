@@ -17,7 +17,8 @@ def registry_for(program: Any, table: Mapping[Callable[..., Any], Callable[..., 
         opset: Of torch's own.
     """
     import torch
-    from torch.onnx._internal._lazy_import import onnxscript_apis
+    import onnxscript.function_libs.torch_lib.ops  # noqa: F401  (fills the registry)
+    from onnxscript.function_libs.torch_lib.registration import default_registry
     from torch.onnx._internal.exporter import _registration
     from torch.onnx._internal.exporter._torchlib import _torchlib_registry
 
@@ -28,23 +29,23 @@ def registry_for(program: Any, table: Mapping[Callable[..., Any], Callable[..., 
     for meta in _torchlib_registry.get_torchlib_ops():
         if meta.fx_target in targets:
             registry._register(meta.fx_target, meta)
-    for own in onnxscript_apis.get_torchlib_ops():
-        if own.qualified_name not in names and own.qualified_name.startswith("aten::"):
+    for name, overloads in default_registry.items():
+        if name.startswith("internal::") or (name.startswith("aten::") and name not in names):
             continue
-        target = _registration._get_overload(own.qualified_name)
+        target = _registration._get_overload(name)
         if target in targets:
-            registry._register(
-                target,
-                _registration.OnnxDecompMeta(
-                    onnx_function=own.function,
-                    fx_target=target,
-                    signature=None,
-                    is_custom=False,
-                    is_complex=own.is_complex,
-                ),
-            )
+            for function in (*overloads.overloads, *overloads.complex):
+                registry._register(target, _described(target, function, function in overloads.complex))
     registry._cleanup_registry_based_on_opset_version()
     for target, function in table.items():
         if target in targets:
             registry.register_op(target, function)
     return registry
+
+
+def _described(target: Any, function: Any, is_complex: bool) -> Any:
+    from torch.onnx._internal.exporter import _registration
+
+    return _registration.OnnxDecompMeta(
+        onnx_function=function, fx_target=target, signature=None, is_custom=False, is_complex=is_complex
+    )

@@ -139,12 +139,10 @@ class _Child:
 def _preload() -> None:
     """What a trace imports while it runs."""
     import accelerate  # noqa: F401
+    import onnxscript.function_libs.torch_lib.ops  # noqa: F401
     import torch._dynamo.config
     import torch.onnx._internal.exporter._core  # noqa: F401
     import transformers.models.auto.modeling_auto  # noqa: F401
-    from torch.onnx._internal._lazy_import import onnxscript_apis
-
-    onnxscript_apis.get_torchlib_ops()  # builds each of them
 
 
 def _placements(line: str) -> dict[str, Placement]:
