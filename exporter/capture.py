@@ -16,13 +16,13 @@ from torch import nn
 
 from exporter.decoder import NO_POSITIONS, Decoder, add_probes
 from exporter.errors import ExportError
-from exporter.experts import choose_experts
 from exporter.examples import make_examples
+from exporter.experts import choose_experts
 from exporter.fxgraph import UnsupportedError, fold_scalars, straighten
 from exporter.lowering import translation_table
-from exporter.recorder import record
+from exporter.program import record
 from exporter.rope import hook_tables
-from exporter.spec import DECODE, ExportOptions, GraphSpec, ModelSpec
+from exporter.spec import ExportOptions, GraphSpec, ModelSpec
 from exporter.torchlib import registry_for
 
 __all__ = ["Captured", "capture", "name_ports"]
@@ -89,7 +89,7 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
 def _record(
     decoder: Decoder, examples: list[dict[str, torch.Tensor]], mode: Any, options: ExportOptions, spec: ModelSpec
 ) -> ir.Model | None:
-    """ONNX of what the module calls (:mod:`exporter.recorder`), None where only torch.export knows what to do."""
+    """ONNX of what the module calls (:mod:`exporter.program`), None where only torch.export knows what to do."""
     buffers = {name: module._buffers.copy() for name, module in decoder.named_modules()}
     try:
         program = record(decoder, examples, mode)

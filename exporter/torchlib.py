@@ -16,8 +16,8 @@ def registry_for(program: Any, table: Mapping[Callable[..., Any], Callable[..., 
         table: Translations that go before torch's own.
         opset: Of torch's own.
     """
-    import torch
     import onnxscript.function_libs.torch_lib.ops  # noqa: F401  (fills the registry)
+    import torch
     from onnxscript.function_libs.torch_lib.registration import default_registry
     from torch.onnx._internal.exporter import _registration
     from torch.onnx._internal.exporter._torchlib import _torchlib_registry
