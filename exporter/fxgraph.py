@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
+from exporter.recorder import MARK
+
 __all__ = ["UnsupportedError", "fold_scalars", "straighten"]
 
 _aten = torch.ops.aten
@@ -147,9 +149,10 @@ def _promote(graph: Any, node: Any) -> None:
 
 
 def _as_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of that dtype that knows as much of its sizes."""
+    """A tensor of that dtype that knows as much of its sizes (:class:`exporter.recorder.Recorder`)."""
     made = value.to(dtype)
-    vars(made).update(vars(value))
+    if MARK in vars(value):
+        vars(made)[MARK] = vars(value)[MARK]
     return made
 
 

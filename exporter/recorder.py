@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.sizes import Book, UnsureError
 
-__all__ = ["Recorder"]
+__all__ = ["MARK", "Recorder"]
 
 _aten = torch.ops.aten
-_MARK = "_kvparity_traced"  # attribute of a tensor: its number; torch copies tensors that python refers to elsewhere
+MARK = "_kvparity_traced"  # attribute of a tensor: its number; torch copies tensors that python refers to elsewhere
 _numbers = itertools.count()
 _ASKING = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}  # answered for constants
 _Layout = tuple[tuple[int, ...], tuple[int, ...]]
@@ -208,12 +208,12 @@ class Recorder(SchemaCheckMode):
         return made
 
     def _mark(self, node: fx.Node | None, tensor: Tensor, layouts: tuple[_Layout, ...]) -> _Traced:
-        number = vars(tensor)[_MARK] = next(_numbers)
+        number = vars(tensor)[MARK] = next(_numbers)
         mark = self._marks[number] = _Traced(node, layouts, tensor.dtype)
         return mark
 
     def _find(self, tensor: Tensor) -> _Traced | None:
-        return self._marks.get(vars(tensor).get(_MARK, -1))
+        return self._marks.get(vars(tensor).get(MARK, -1))
 
 
 def _tensors(func: Any, returned: Any) -> list[Tensor]:
