@@ -18,12 +18,13 @@ from exporter.decoder import NO_POSITIONS, Decoder, add_probes
 from exporter.errors import ExportError
 from exporter.examples import make_examples
 from exporter.experts import choose_experts
-from exporter.fxgraph import UnsupportedError, fold_scalars, straighten
+from exporter.fxgraph import fold_scalars, straighten
 from exporter.lowering import translation_table
 from exporter.program import record
 from exporter.rope import hook_tables
 from exporter.spec import ExportOptions, GraphSpec, ModelSpec
 from exporter.torchlib import registry_for
+from exporter.writes import UnsupportedError
 
 __all__ = ["Captured", "capture", "name_ports"]
 

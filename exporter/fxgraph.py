@@ -14,8 +14,9 @@ import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 from exporter.recorder import MARK
+from exporter.writes import out_of_place
 
-__all__ = ["UnsupportedError", "fold_scalars", "straighten"]
+__all__ = ["fold_scalars", "straighten"]
 
 _aten = torch.ops.aten
 _NOOPS = {
@@ -34,11 +35,6 @@ _CHECKS = {
     _aten._assert_async.msg,
     _aten.sym_constrain_range_for_size.default,
 }
-_VIEWS = {"view", "slice", "select", "transpose", "expand", "unsqueeze", "squeeze", "permute", "reshape", "split"}
-
-
-class UnsupportedError(Exception):
-    """The program needs torch's own decomposition."""
 
 
 def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -59,7 +55,7 @@ def straighten(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
         elif node.target in _CASTS:
             _cast(graph, node)
         elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            _out_of_place(node)
+            _spell_out(node)
     for node in list(graph.nodes):
         if node.op == "call_function" and _is_pointwise(node.target):
             _promote(graph, node)
@@ -156,24 +152,12 @@ def _as_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return made
 
 
-def _out_of_place(node: Any) -> None:
+def _spell_out(node: Any) -> None:
     """``x.mul_(y)`` becomes ``x.mul(y)``, and every later reader of ``x`` reads the result."""
-    base, overload = node.target._schema.name.split("::")[1], node.target._overloadname
     target = node.args[0]
-    plain = getattr(getattr(_aten, base.removesuffix("_"), None), overload, None)
-    if not base.endswith("_") or plain is None or _is_view(target) or any(_is_view(u, target) for u in target.users):
-        raise UnsupportedError(f"{node.target} writes in place")
-    node.target = plain
+    node.target = out_of_place(node.target, target)
     later = False
     for user in list(node.graph.nodes):
         if later and target in user.all_input_nodes:
             user.replace_input_with(target, node)
         later = later or user is node
-
-
-def _is_view(node: Any, of: Any = None) -> bool:
-    """Whether a node only looks into another tensor."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return node.op == "placeholder"
-    name = node.target._schema.name.split("::")[1]
-    return name in _VIEWS and (of is None or node.args[0] is of)

@@ -21,6 +21,7 @@ from torch.export import graph_signature as signatures
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.sizes import Book, UnsureError
+from exporter.writes import out_of_place
 
 __all__ = ["MARK", "Recorder"]
 
@@ -123,13 +124,17 @@ class Recorder(SchemaCheckMode):
         kwargs = kwargs or {}
         if func in _ASKING:
             return func(*args)
+        if func is _aten.detach_.default:
+            return args[0]
+        if func._schema.is_mutable:
+            return self._write(func, args, kwargs)
         if func is _aten.lift_fresh.default:
             func = _aten.lift_fresh_copy.default
         node_args, node_kwargs = _map((args, kwargs), self._argument)
         node = self.book.graph.call_function(func, node_args, node_kwargs)
         node.meta["nn_module_stack"] = self.book.scope
         with torch._C.DisableTorchFunction(), torch._C._DisablePythonDispatcher():
-            key = None if func._schema.is_mutable else (func, self._key((args, kwargs)))
+            key = func, self._key((args, kwargs))
             outcome = self._seen.get(key)
             if outcome is not None:
                 with unset_fake_temporarily():
@@ -139,10 +144,23 @@ class Recorder(SchemaCheckMode):
                 returned = func(*mine, **named)
                 results = _tensors(func, returned)
                 outcome = self._outcome(func, returned, results, args, kwargs)
-                if key is not None and not any(result is arg for result in results for arg in args):
+                if not any(result is arg for result in results for arg in args):
                     self._seen[key] = outcome
         self._note(node, outcome, results)
         return results[0] if outcome.single else results
+
+    def _write(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """Note down an operator that writes into its first argument, which from now on is what the node returns.
+
+        Raises:
+            UnsupportedError: Somebody else may see what is written, through a view.
+        """
+        found = self.traced(args[0])
+        plain = out_of_place(func, found.node)
+        node = self.book.graph.call_function(plain, *_map((args, kwargs), self._argument))
+        node.meta = {"val": self._value(found.layouts, found.dtype), "nn_module_stack": self.book.scope}
+        self._mark(node, args[0], found.layouts)
+        return cast(Tensor, args[0])
 
     def _fake(self, layouts: tuple[_Layout, ...], dtype: torch.dtype) -> Tensor:
         shape, strides = layouts[0]

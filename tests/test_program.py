@@ -139,3 +139,29 @@ def test_what_the_recorder_refuses_is_traced_by_torch_export(monkeypatch: pytest
     monkeypatch.setattr(exporter.capture, "record", refuse)
     assert operators() == quick
     assert asked
+
+
+def test_what_is_written_into_a_tensor_is_read_afterwards() -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    def forward(past: Any, new: Any) -> Any:
+        doubled = torch.cat([past, new], dim=1) * 2
+        doubled += 1
+        return doubled * doubled
+
+    feeds = {name: np.full((2, rows, 4), rows, np.float32) for name, rows in (("past", 3), ("new", 2))}
+    (found,) = ReferenceEvaluator(translated(forward)).run(None, feeds)
+    expected = (2 * np.concatenate(list(feeds.values()), axis=1) + 1) ** 2
+    assert np.abs(found - expected).max() == 0
+
+
+def test_what_is_written_through_a_view_is_left_to_torch_export() -> None:
+    from exporter.writes import UnsupportedError
+
+    def forward(past: Any, new: Any) -> Any:
+        rows = torch.cat([past, new], dim=1) * 2
+        rows[:, :1].add_(1)
+        return rows
+
+    with pytest.raises(UnsupportedError, match="writes in place"):
+        recorded(forward)
