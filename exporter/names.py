@@ -21,6 +21,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from exporter.spec import FLOAT64_CONSTANTS
 
 if TYPE_CHECKING:
@@ -44,13 +46,11 @@ STACK = "kvparity.stack"  # the same: path of the layers in the checkpoint
 _FILE_NAME = "kvparity.file_name"
 _WHOLE = "layer"  # stands for the layer itself
 _SHORT = 5  # letters of a part that nodes spell as it is
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def number(index: int) -> str:
     """A count in base 36."""
-    text = _DIGITS[index % 36]
-    return text if index < 36 else number(index // 36) + text
+    return np.base_repr(index, 36).lower()
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,9 @@ def shorten_names(model: ir.Model, probes: dict[str, str], weights: Collection[s
         else:
             values[name].name = brief
             entries[_pattern(stack, split_path(probe)[2])] = None
-    _add_ported(stack, inside[0], entries)
+    entries |= dict.fromkeys(
+        _pattern(stack, path) for path in inside[0]
+    )  # ports' paths too: names are chosen among all
     model.metadata_props[PROBES] = _json(list(entries))
     _shorten_weights(model, short, weights)
     _number_constants(model, weights)
@@ -191,12 +193,6 @@ def _shorten_weights(model: ir.Model, short: Abbreviations, weights: Collection[
         brief = short.weight(name.removeprefix(prefix))
         if brief not in model.graph.initializers and short.path_of_weight(brief) == name.removeprefix(prefix):
             model.graph.initializers[name].name = brief
-
-
-def _add_ported(stack: str, inner: Collection[str], entries: dict[str | tuple[str, str], None]) -> None:
-    """Name the paths of probes that are ports in every layer too: names are chosen among all."""
-    for path in inner:
-        entries.setdefault(_pattern(stack, path), None)
 
 
 def _inside(stack: str, paths: Collection[str]) -> list[str]:
