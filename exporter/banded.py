@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from exporter.spec import blocked_score
+from exporter.layouts.base import blocked
 from exporter.standard import attention, scaled_query
 
 __all__ = ["attend_banded", "band_mask", "banded_attention"]
@@ -42,9 +42,7 @@ def band_mask(mask: Tensor, window: int) -> Tensor:
     batch, _, tokens, rows = mask.shape
     size, blocks, before, front = _cut(tokens, rows, window)
     tail = blocks * size - tokens
-    wide = functional.pad(
-        mask[:, 0], (front, tail, 0, tail), value=blocked_score(str(mask.dtype).removeprefix("torch."))
-    )
+    wide = functional.pad(mask[:, 0], (front, tail, 0, tail), value=blocked(mask.dtype))
     parts = [wide[:, at * size : at * size + size, at * size : at * size + before + size] for at in range(blocks)]
     return torch.stack(parts, 1).reshape(batch * blocks, 1, size, before + size)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from exporter.probe import probe
 from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, blocked_score, mask_name, past_name
 
-__all__ = ["LayoutCache", "Pair", "additive", "open_cache"]
+__all__ = ["LayoutCache", "Pair", "additive", "blocked", "open_cache"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -91,8 +91,12 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
     Finite, so that a fully masked row gives numbers and not NaN.
     """
-    blocked = blocked_score(str(dtype).removeprefix("torch."))
-    return torch.where(seen[:, None], torch.zeros((), dtype=dtype), torch.full((), blocked, dtype=dtype))
+    return torch.where(seen[:, None], torch.zeros((), dtype=dtype), torch.full((), blocked(dtype), dtype=dtype))
+
+
+def blocked(dtype: torch.dtype) -> float:
+    """What a mask of a dtype adds where a query may not look."""
+    return blocked_score(str(dtype).removeprefix("torch."))
 
 
 def open_cache(

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from exporter.layouts.base import LayoutCache, Pair
-from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec, blocked_score
+from exporter.layouts.base import LayoutCache, Pair, blocked
+from exporter.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
 from exporter.standard import tensor_scatter
 
 __all__ = ["Cache"]
@@ -59,8 +59,8 @@ class Cache(LayoutCache):
 
     def _blocked(self, seen: Tensor) -> Tensor:
         """0 where a query may look, far below 0 elsewhere."""
-        blocked = torch.full((), blocked_score(str(self.dtype).removeprefix("torch.")), dtype=self.dtype)
-        return torch.where(seen == 0, blocked, torch.zeros((), dtype=self.dtype))
+        far = torch.full((), blocked(self.dtype), dtype=self.dtype)
+        return torch.where(seen == 0, far, torch.zeros((), dtype=self.dtype))
 
     def _all_rows(self) -> tuple[Tensor, Tensor]:
         live = self.inputs["attention_mask"]
