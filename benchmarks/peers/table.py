@@ -102,8 +102,7 @@ def goals(outcome: Outcome) -> list[Goal]:
 def _tiny(outcome: Outcome) -> Iterator[Goal]:
     first, last = (str(outcome.contexts[at]) for at in (0, -1))
     for what, limit in ((first, 0.67), (last, 0.5), ("prefill", 0.9)):
-        name = "prefill of 512" if what == "prefill" else f"decode at {what} tokens"
-        yield _against_best(outcome, what, f"{name}: at most {limit} of the best peer's", limit)
+        yield _against_best(outcome, what, f"{_called(what)}: at most {limit} of the best peer's", limit)
     best = outcome.best(last, ours)
     ratio = _ratio(outcome.low(best[1], last), outcome.low(best[1], first)) if best else None
     yield Goal(f"decode at {last}: at most 1.15 of {first}", 1.15, ratio, best[1] if best else "not measured")
@@ -115,16 +114,19 @@ def _real(outcome: Outcome) -> Iterator[Goal]:
     limit = memory_limit(outcome.floor)
     best = outcome.best(first, ours)
     ratio = _ratio(outcome.low(best[1], first), limit) if best else None
-    name = f"decode at {first} tokens: at most 1.15 of the memory limit"
+    name = f"{_called(first)}: at most 1.15 of the memory limit"
     yield Goal(name, 1.15, ratio, best[1] if best and limit else "not measured")
     for what in (*map(str, outcome.contexts), "prefill"):
-        name = "prefill of 512" if what == "prefill" else f"decode at {what} tokens"
-        yield _against(outcome, what, "genai_builder", f"{name}: at most onnxruntime-genai's own build", 1.0)
+        yield _against(outcome, what, "genai_builder", f"{_called(what)}: at most onnxruntime-genai's own build", 1.0)
     for what in map(str, outcome.contexts):
         ratio = _ratio(outcome.relative("kvparity_portable", what), outcome.relative(REFERENCE, what))
         yield Goal(f"portable at {what} tokens: at most 1.5 of ort", 1.5, ratio, "both in the dynamic layout")
     yield _export(outcome, "kvparity_portable", "export_s", "export, seconds: at most 20", 20.0)
     yield _export(outcome, "kvparity_portable", "peak_mb", "export, peak MB: at most 1000", 1000.0)
+
+
+def _called(what: str) -> str:
+    return "prefill of 512" if what == "prefill" else f"decode at {what} tokens"
 
 
 def _against_best(outcome: Outcome, what: str, name: str, limit: float) -> Goal:
