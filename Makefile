@@ -35,7 +35,7 @@ test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (
 families: $(READY)  ## every family exported and compared, measured into docs/families.md (an hour; continues where it stopped)
 	$(BIN)/python -m benchmarks.families
 
-engines: $(READY)  ## every engine in an environment of its own, the matrix into docs/engines.md (about an hour); ONLY=NAME for one
+engines: $(READY)  ## every engine in an environment of its own, the matrix into docs/engines.md (25 minutes, 10 GB); ONLY=NAME for one
 	$(BIN)/python benchmarks/engines_matrix.py --install $(ONLY:%=--only %)
 
 engines-matrix: $(READY)  ## the same matrix with the environments that are already there
