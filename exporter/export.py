@@ -35,6 +35,7 @@ from exporter.lowering import default_opset
 from exporter.needs import needs
 from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, host_inputs, settled
+from exporter.quantization import Quantization
 from exporter.quantize.plan import plan
 from exporter.quantize.stage import held_blocks, quantize_weights
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
@@ -98,59 +99,101 @@ def export(
         if process and not checkpoint.gguf:
             process.begin(job)
         with _stage("read", report):
-            config = checkpoint.config()
-            if options.weights != "reference":
-                config.save_pretrained(folder)
-            if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
-                process.begin(replace(job, config=str(folder)))
-            shell = checkpoint.shell(config)
-            spec = model_spec(config, shell, options.dtype)
-            options = settled(options, spec)
-            chosen = plan(shell, options)
-            if options.weights != "reference":
-                copy_tokenizer(checkpoint, folder)
-        with _stage("weights", report):
-            placements = place_weights(checkpoint, shell, folder, options.dtype, options.weights)
-            source = held_blocks(checkpoint, shell, options) if chosen else None
-            del shell
-        quantization = None
-        if chosen:
-            with _stage("quantize", report):
-                placements, quantization = quantize_weights(
-                    folder, placements, chosen, config, spec, options, text, source
-                )
+            found, shell = _read(checkpoint, folder, options, process, job)
+        placements, quantization = _place(checkpoint, folder, found, shell, text, report)
+        del shell
         with _stage("trace", report):
             if process:
                 process.finish(placements)
             else:
                 _trace_here(replace(job, config=str(folder)), placements)
         with _stage("check", report):
-            graphs = _graphs(folder, spec, options)
-            files = _copy_files(checkpoint, folder)
-        locations = sorted({place.location for place in placements.values()})
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            model=spec,
-            source=checkpoint.source,
-            revision=checkpoint.revision,
-            options=replace(options, opset=options.opset or default_opset(options)),
-            weights=tuple(file_entry(folder, folder / name) for name in locations),
-            graphs=graphs,
-            files=files,
-            versions=_versions(),
-            host_inputs=host_inputs(spec, options),
-            quantization=quantization,
-        )
-        cases = default_cases(spec, sample_text(folder, 4096), limit, options.max_len)
-        if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
-            cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
+            manifest = _manifest(checkpoint, folder, found, placements, quantization)
         with _stage("vectors", report):
-            recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(folder, cases)
-            manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
-            golden = write_golden(folder, manifest, Bundle(folder, manifest).vectors)
-            manifest = replace(manifest, files=(*manifest.files, *golden))
+            manifest = _with_vectors(folder, manifest, record, limit)
         write_manifest(folder, manifest)
     return Bundle(target, manifest)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What reading a checkpoint found out: options have their defaults filled in; ``chosen`` names what to quantise."""
+
+    config: Any
+    spec: ModelSpec
+    options: ExportOptions
+    chosen: tuple[str, ...]
+
+
+def _read(
+    checkpoint: Checkpoint, folder: Path, options: ExportOptions, process: Tracer | None, job: Job
+) -> tuple[_Found, Any]:
+    """Read config and tokenizer; also returns the model on fake weights."""
+    config = checkpoint.config()
+    if options.weights != "reference":
+        config.save_pretrained(folder)
+    if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
+        process.begin(replace(job, config=str(folder)))
+    shell = checkpoint.shell(config)
+    spec = model_spec(config, shell, options.dtype)
+    options = settled(options, spec)
+    chosen = plan(shell, options)
+    if options.weights != "reference":
+        copy_tokenizer(checkpoint, folder)
+    return _Found(config, spec, options, chosen), shell
+
+
+def _place(
+    checkpoint: Checkpoint, folder: Path, found: _Found, shell: Any, text: Path | None, report: Report
+) -> tuple[dict[str, Placement], Quantization | None]:
+    """Place the weights, quantised where that was asked for."""
+    options = found.options
+    with _stage("weights", report):
+        placements = place_weights(checkpoint, shell, folder, options.dtype, options.weights)
+        source = held_blocks(checkpoint, shell, options) if found.chosen else None
+    if not found.chosen:
+        return placements, None
+    with _stage("quantize", report):
+        return quantize_weights(folder, placements, found.chosen, found.config, found.spec, options, text, source)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    folder: Path,
+    found: _Found,
+    placements: dict[str, Placement],
+    quantization: Quantization | None,
+) -> Manifest:
+    """Check the graphs and describe everything but the cases."""
+    spec, options = found.spec, found.options
+    graphs = _graphs(folder, spec, options)
+    files = _copy_files(checkpoint, folder)
+    locations = sorted({place.location for place in placements.values()})
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=spec,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        options=replace(options, opset=options.opset or default_opset(options)),
+        weights=tuple(file_entry(folder, folder / name) for name in locations),
+        graphs=graphs,
+        files=files,
+        versions=_versions(),
+        host_inputs=host_inputs(spec, options),
+        quantization=quantization,
+    )
+
+
+def _with_vectors(folder: Path, manifest: Manifest, record: Recorder | None, limit: int | None) -> Manifest:
+    """The manifest with its cases, recorded or only listed, and with the golden files."""
+    options = manifest.options
+    cases = default_cases(manifest.model, sample_text(folder, 4096), limit, options.max_len)
+    if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
+        cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
+    recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(folder, cases)
+    manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
+    golden = write_golden(folder, manifest, Bundle(folder, manifest).vectors)
+    return replace(manifest, files=(*manifest.files, *golden))
 
 
 @contextmanager
