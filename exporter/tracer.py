@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Tracer"]
 
+# The process forks, and a pool of threads that was started before a fork is not there after it: the first parallel
+# operation of the child would wait for ever. Tracing computes next to nothing, so one thread is all it needs.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 # Imports make half a million objects that stay; looking for garbage among them takes a second.
 _WORKER = "import gc; gc.disable(); from exporter.worker import main; main()"
 
@@ -56,7 +60,7 @@ class Tracer:
         search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
-            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": search},
+            env={**os.environ, **_ONE_THREAD, "PYTHONHASHSEED": "0", "PYTHONPATH": search},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
