@@ -1,4 +1,4 @@
-"""Recording a reference: rows are written once, and a reference that is not finite is no reference."""
+"""Recording a reference: rows are written once."""
 
 from __future__ import annotations
 
@@ -30,28 +30,15 @@ def test_a_finite_reference_is_taken_whole() -> None:
     assert recorder.finish()["logits"].shape == (1, 4, 3)
 
 
-@pytest.mark.parametrize(("name", "what"), [("logits", "the logits"), ("present.0.value", "the values of slot 0")])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_reference_that_overflows_is_refused_and_said_to_be_pytorchs_own(name: str, what: str, bad: float) -> None:
-    recorder, step = Recorder(case(), SLOTS), next(case().steps())
-    arrays = outputs(step)
-    arrays[name][..., 2, 1] = bad
-    with pytest.raises(TraceError, match=f"{what} are not finite in PyTorch itself, from position 2, as float16"):
+def test_a_row_that_overflowed_and_stays_as_it_is_has_not_changed(bad: float) -> None:
+    """Gemma 3 overflows in float16 in PyTorch itself, and NaN is not NaN."""
+    recorder = Recorder(case(), SLOTS)
+    for step in case().steps():
+        arrays = outputs(step)
+        arrays["present.0.key"][:, :, 1] = bad
         recorder.add(step, arrays)
-
-
-def test_padded_slots_may_hold_anything_and_real_ones_beside_them_may_not() -> None:
-    padded = case((0, 2))
-    recorder = Recorder(padded, SLOTS)
-    for step in padded.steps():
-        arrays = outputs(step, 2)
-        arrays["present.0.key"][1, :, :2] = np.nan
-        recorder.add(step, arrays)
-    recorder, step = Recorder(padded, SLOTS), next(padded.steps())
-    arrays = outputs(step, 2)
-    arrays["present.0.key"][0, :, 1] = np.nan
-    with pytest.raises(TraceError, match="from position 1"):
-        recorder.add(step, arrays)
+    assert not np.isfinite(recorder.finish()["cache.0.key"][0, 0, 1]).any()
 
 
 def test_a_row_that_changes_after_it_was_written_is_refused() -> None:
