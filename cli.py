@@ -283,6 +283,40 @@ def inspect(bundle: Path, as_json: bool, range_dtype: str | None, cases: tuple[s
         print_inspection(opened, str(bundle))
 
 
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-c", "--case", "cases", multiple=True, help="Case name or glob pattern; repeatable  [default: the first]"
+)
+@click.option("--step", type=click.IntRange(min=0), help="One call of each case, from 0  [default: all]")
+@click.option("-n", "--name", "names", multiple=True, help="Glob pattern of values, as 'layers.2.*'; repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the values as a trace (.npz).")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--allow-modified", is_flag=True, help="Read a bundle whose files differ from the manifest.")
+def probes(
+    bundle: Path,
+    cases: tuple[str, ...],
+    step: int | None,
+    names: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    allow_modified: bool,
+) -> None:
+    """Show the values inside the model of a recorded case, or write them for the author of an engine."""
+    from exporter.bundle import Bundle
+    from runners.probes import inside, print_probes, probes_json, save_probes
+
+    opened = Bundle.open(bundle, allow_modified=allow_modified)
+    found = tuple(inside(opened, cases, step))
+    if output is not None:
+        count = save_probes(opened, found, output, names)
+        click.echo(f"{count} values of {len(found)} call{'' if len(found) == 1 else 's'} in {output}")
+    elif as_json:
+        click.echo(probes_json(found, names))
+    else:
+        print_probes(found, names)
+
+
 @cli.command("list")
 @click.argument("what", type=click.Choice(["runners", "cases", "families", "metrics"]))
 def list_(what: str) -> None:

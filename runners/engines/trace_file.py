@@ -1,7 +1,8 @@
 """A saved trace is a runner: an .npz that any engine wrote replays here and is judged like a live one.
 
 Keys are ``<case>/step_<i>/<output>``; a file that holds one case only may leave ``<case>/`` out, and is then taken for
-the case that ``--case`` selects. A scalar string ``engine`` names what made it. See docs/trace-format.md.
+the case that ``--case`` selects. Values from inside the model are ``<case>/step_<i>/probes/<name>``: they are not
+judged, but locating reads them. A scalar string ``engine`` names what made it. See docs/trace-format.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 
@@ -26,7 +27,8 @@ __all__ = ["INSTALL", "TraceSession", "TraceWriter", "describe", "open_session"]
 INSTALL = "nothing to install; give a file with --trace FILE.npz"
 TAKES = "every bundle: it replays a file"
 FORMAT = "1"
-_KEY = re.compile(r"(?:(?P<case>.+)/)?step_(?P<step>\d+)/(?P<name>[^/]+)")
+_KEY = re.compile(r"(?:(?P<case>.+)/)?step_(?P<step>\d+)/(?P<name>(?:probes/)?[^/]+)")
+_PROBES = "probes/"
 
 
 def describe() -> RunnerInfo:
@@ -98,11 +100,16 @@ class TraceSession:
             raise TraceError(f"{self._path.name}: a trace replays cases; nothing else can be run on it")
         keys = self._keys.get((self._case, self._next), {})
         self._next += 1
-        found = {name: self._read(key) for name, key in keys.items()}
+        found = {name: self._read(key) for name, key in keys.items() if not name.startswith(_PROBES)}
         for name, value in found.items():
             if name in inputs and not np.array_equal(value, inputs[name]):
                 raise TraceError(f"{self._path.name}: {keys[name]} is not what the case feeds; made for another case?")
         return {name: value for name, value in found.items() if name not in inputs}
+
+    def recorded(self, case: str, step: int) -> dict[str, Array]:
+        """All that the trace holds of one call: outputs, and values from inside the model by the names of probes."""
+        keys = self._keys.get((case, step), {})
+        return {name.removeprefix(_PROBES): self._read(key) for name, key in keys.items()}
 
     def _read(self, key: str) -> Array:
         try:
@@ -128,7 +135,9 @@ def _index(names: list[str], file: str, case: str | None) -> dict[tuple[str, int
         if match is None:
             if key == "engine":
                 continue
-            raise TraceError(f"{file}: key {key!r} is not of the form <case>/step_<i>/<output>")
+            raise TraceError(
+                f"{file}: key {key!r} is not of the form <case>/step_<i>/<output> or <case>/step_<i>/probes/<name>"
+            )
         name = match["case"] or case
         if name is None:
             raise TraceError(
@@ -160,9 +169,11 @@ class TraceWriter:
             raise TraceError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         self._write("engine", np.asarray(engine))
 
-    def add(self, case: str, step: Step, outputs: Mapping[str, Array]) -> None:
-        """Write one call's outputs."""
-        for name, value in outputs.items():
+    def add(
+        self, case: str, step: Step, outputs: Mapping[str, Array], probes: Mapping[str, Array] = MappingProxyType({})
+    ) -> None:
+        """Write one call's outputs, and what else is known from inside of it."""
+        for name, value in [*outputs.items(), *((_PROBES + name, value) for name, value in probes.items())]:
             self._write(f"{case}/step_{step.index}/{name}", np.asarray(value))
 
     def _write(self, key: str, value: Array) -> None:

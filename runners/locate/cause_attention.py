@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from runners.locate.probe_diff import settle_mask
-
-if TYPE_CHECKING:
-    from runners.locate.causes import Evidence
+from runners.locate.evidence import Evidence, equal
+from runners.locate.probe_diff import BLOCKED, settle_mask
 
 __all__ = ["wrong_attention"]
 
@@ -62,6 +59,9 @@ def _right(evidence: Evidence, prefix: str) -> _Attention | None:
     """Attention as it should be, at the scale that reproduces the reference; None where none does."""
     kind = evidence.model.layers[int(prefix.split(".")[1])].kind
     names = [f"{prefix}.query", f"{prefix}.key", f"{prefix}.value", f"mask.{kind}"]
+    if names[1] not in evidence.reference:  # a layer that shares another's cache
+        owner = evidence.model.slots[evidence.model.layers[int(prefix.split(".")[1])].slot].layer
+        names[1:3] = [name.replace(prefix, f"layers.{owner}.self_attn") for name in names[1:3]]
     if any(name not in evidence.reference for name in names):
         return None
     query, key, value, mask = (np.asarray(evidence.reference[name], np.float64) for name in names)
@@ -100,6 +100,7 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
         if other is not None and other.shape == base.mask.shape:
             mask = np.asarray(settle_mask(other), np.float64)
             yield "masks-swapped", f"the layer uses the mask of {kind} layers", replace(base, mask=mask)
+    yield from _windows(evidence, base, prefix)
     yield "mask-missing", "the layer uses no mask", replace(base, mask=np.zeros_like(base.mask))
     for cap in (20.0, 30.0, 50.0):
         yield "attention-cap", f"scores are capped at {cap:g}", replace(base, cap=cap)
@@ -112,11 +113,31 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
                 yield "other-value", f"the layer reads {name}", changed
 
 
+def _windows(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tuple[str, str, _Attention]]:
+    """A sliding layer with a window that is off by one, over the rows that there are."""
+    window = evidence.model.layers[int(prefix.split(".")[1])].window
+    if window is None:
+        return
+    full = evidence.reference.get("mask.full")
+    queries, rows = base.mask.shape[2:]
+    for seen in (window - 1, window + 1):
+        distance = np.arange(queries)[:, None] + rows - queries - np.arange(rows)[None, :]
+        mask = base.mask
+        if seen < window:
+            mask = np.where(distance >= seen, BLOCKED, mask)
+        elif full is not None and full.shape == mask.shape:
+            mask = np.where(distance < seen, settle_mask(full), mask)
+        yield (
+            "window",
+            f"queries see {seen} rows, the window is {window}",
+            replace(base, mask=np.asarray(mask, np.float64)),
+        )
+
+
 def _with(base: _Attention, part: str, rows: Float) -> _Attention:
     return replace(base, key=rows) if part == "key" else replace(base, value=rows)
 
 
 def _same(evidence: Evidence, left: Float, right: npt.NDArray[np.generic]) -> bool:
     live = evidence.call.live(left.shape[1])
-    a, b = left[live], np.asarray(right, np.float64)[live]
-    return bool(a.size and np.abs(a - b).max() <= _CLOSE * max(1.0, float(np.abs(b).max())))
+    return equal(evidence, left[live], np.asarray(right, np.float64)[live], _CLOSE)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from runners.locate.evidence import Evidence
 from runners.locate.probe_diff import BLOCKED
-
-if TYPE_CHECKING:
-    from runners.locate.causes import Evidence
 
 __all__ = ["window_from_position", "wrong_mask"]
 

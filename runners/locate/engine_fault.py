@@ -6,7 +6,7 @@ cannot reach the next. What float32 arithmetic itself costs is measured on the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ from exporter.bundle import Bundle
 from exporter.dtypes import numpy_dtype
 from runners.base import RunnerSpec, Session
 from runners.diff.location import Location
-from runners.engines.exact import widen
 from runners.locate.causes import Cause
 from runners.locate.export_fault import describe
-from runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of, segment_of
+from runners.locate.graphs import GIVEN, load_graph, segment_of
+from runners.locate.isolated import cut_graph, float64_values, isolated, narrow_feeds
 from runners.locate.operators import Inspection
-from runners.locate.probe_diff import Array, Call, ProbeDiff, diff_probe
+from runners.locate.probe_diff import Array, Call, ProbeDiff
 from runners.locate.probed_bundle import probed_bundle
 from runners.locate.records import paragraph
 from runners.locate.search import Found
@@ -29,8 +29,6 @@ from runners.locate.search import Found
 __all__ = ["engine_fault"]
 
 Opener = Callable[[Bundle, RunnerSpec], Session]
-_BUDGET = 16.0  # times float32's own error in the same segment; a fault is orders of magnitude over this
-_EPSILON = 2.0**-21  # of the largest value: what any float32 segment may cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +54,8 @@ def engine_fault(bundle: Bundle, call: Call, spec: RunnerSpec, opener: Opener, l
         The location, or None where every segment is within the budget of float32 arithmetic.
     """
     kind = call.step.graph
-    feeds = _narrow(bundle, call.feeds)
-    values, probes = _float64_values(bundle, call, feeds)
+    feeds = narrow_feeds(bundle, call.feeds)
+    values, probes = float64_values(bundle, call, feeds)
     names = {probe: value for probe, value in probes.items() if values[value].dtype.kind == "f"}
     coarse = _compare(bundle, call, feeds, values, names, spec, opener)
     if not coarse.wrong:
@@ -82,21 +80,6 @@ def engine_fault(bundle: Bundle, call: Call, spec: RunnerSpec, opener: Opener, l
     return replace(located, sentence=paragraph(located))
 
 
-def _narrow(bundle: Bundle, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    dtype = numpy_dtype(bundle.options.dtype)
-    return {name: array.astype(dtype) if array.dtype.kind not in "iub" else array for name, array in feeds.items()}
-
-
-def _float64_values(
-    bundle: Bundle, call: Call, feeds: Mapping[str, Array]
-) -> tuple[dict[str, Array], Mapping[str, str]]:
-    """Every value of the graph in float64, and its probes."""
-    model = load_graph(bundle, call.step.graph)
-    probes = probes_of(model)
-    expose(model, [str(value.name) for node in model.graph for value in node.outputs if value.name])
-    return evaluate(model, feeds, f"{call.step.graph}.onnx"), probes
-
-
 def _compare(
     bundle: Bundle,
     call: Call,
@@ -109,7 +92,7 @@ def _compare(
     """Cut a graph at the named values and run it on the engine, in float64, and in float32."""
     kind, dtype = call.step.graph, numpy_dtype(bundle.options.dtype)
     given = {value + GIVEN: values[value].astype(dtype) for value in names.values()}
-    narrow = _cut_graph(bundle, kind, names.values(), dtype)
+    narrow = cut_graph(bundle, kind, names.values())
     _shape_inputs(narrow, given)
     with probed_bundle(bundle, kind, narrow) as probed:
         session = opener(probed, spec)
@@ -117,12 +100,9 @@ def _compare(
             actual = session.run(kind, {**feeds, **given})
         finally:
             session.close()
-    wide = _cut_graph(bundle, kind, names.values(), dtype)
-    widen(wide)
-    expected = evaluate(wide, {**feeds, **given}, f"{kind}.onnx, isolated")
-    noise = _float32(_cut_graph(bundle, kind, names.values(), dtype), {**feeds, **given})
-    wrong = [_judge(call, probe, value, expected, actual, noise) for probe, value in names.items()]
-    return _Cut(tuple(diff for diff in wrong if diff is not None), expected, len(names))
+    made = isolated(bundle, kind, names.values(), {**feeds, **given})
+    wrong = [made.judge(call, probe, value, actual[value]) for probe, value in names.items()]
+    return _Cut(tuple(diff for diff in wrong if diff is not None), made.expected, len(names))
 
 
 def _shape_inputs(model: Any, given: Mapping[str, Array]) -> None:
@@ -132,44 +112,6 @@ def _shape_inputs(model: Any, given: Mapping[str, Array]) -> None:
     for value in model.graph.inputs:
         if value.name in given:
             value.shape = ir.Shape(given[value.name].shape)
-
-
-def _cut_graph(bundle: Bundle, kind: Any, names: Iterable[str], dtype: np.dtype[Any]) -> Any:
-    model = load_graph(bundle, kind, wide=False)
-    cut(model, dict.fromkeys(names, dtype))
-    return model
-
-
-def _float32(model: Any, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The cut graph in its own dtype on onnx's evaluator; nothing where that lacks an operator."""
-    import onnx_ir as ir
-    from onnx.reference import ReferenceEvaluator
-
-    names = [str(value.name) for value in model.graph.outputs]
-    for name, value in model.graph.initializers.items():
-        value.const_value = ir.tensor(value.const_value.numpy(), name=name)
-    try:
-        results = ReferenceEvaluator(ir.to_proto(model)).run(names, dict(feeds))
-    except Exception:  # an operator of another domain; the floor alone is used
-        return {}
-    return dict(zip(names, results, strict=True))
-
-
-def _judge(
-    call: Call,
-    probe: str,
-    value: str,
-    expected: Mapping[str, Array],
-    actual: Mapping[str, Array],
-    noise: Mapping[str, Array],
-) -> ProbeDiff | None:
-    want = expected[value]
-    largest = max(1e-30, float(np.abs(np.where(want < -1e8, 0.0, want)).max(initial=0.0)))
-    own = noise.get(value)
-    with np.errstate(invalid="ignore", over="ignore"):
-        rounding = 0.0 if own is None or own.shape != want.shape else float(np.abs(own - want).max(initial=0.0))
-    limit = _BUDGET * max(rounding if np.isfinite(rounding) else 0.0, _EPSILON * largest)
-    return diff_probe(call, probe, value, want, actual[value], relative=limit / max(1.0, largest))
 
 
 def _cause(coarse: _Cut, fine: _Cut, inspection: Inspection) -> Cause | None:

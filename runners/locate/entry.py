@@ -13,12 +13,14 @@ from exporter.vectors import Vectors, expected_outputs
 from runners.base import RunnerSpec, Session, need
 from runners.diff.location import Location
 from runners.diff.records import Divergence, Report
+from runners.engines import trace_file
 from runners.locate.engine_fault import engine_fault
 from runners.locate.export_fault import ExportFault, Watcher, export_fault
 from runners.locate.graphs import evaluate, load_graph
 from runners.locate.probe_diff import Call, diff_probe
 from runners.locate.records import paragraph
 from runners.locate.search import make_call
+from runners.locate.trace_fault import trace_fault
 
 __all__ = ["Locator", "locate"]
 
@@ -86,8 +88,9 @@ class Locator:
             return replace(export.location, runner=divergence.runner)
         engine = None if divergence.question == "exact" else self._engine(call, divergence, spec)
         if engine is not None:
-            note = "The graph also has a fault of its own, too small for this difference: --exact --locate shows it."
-            engine = replace(engine, note=note if export is not None else "")
+            own = "The graph also has a fault of its own, too small for this difference: --exact --locate shows it."
+            note = " ".join(filter(None, [engine.note, own if export is not None else ""]))
+            engine = replace(engine, note=note)
             return replace(engine, sentence=paragraph(engine))
         if export is not None:
             return replace(export.location, runner=divergence.runner)
@@ -110,9 +113,21 @@ class Locator:
         return self.known[key]
 
     def _engine(self, call: Call, divergence: Divergence, spec: RunnerSpec | None) -> Location | None:
-        if spec is None or spec.name == "trace_file":
-            raise EngineUnavailableError("a saved trace cannot be asked for values inside the graph; name the runner")
+        if spec is None:
+            raise EngineUnavailableError(f"{divergence.runner} cannot be opened again")
+        if spec.name == "trace_file":
+            return self._trace(call, divergence, spec)
         return engine_fault(self.bundle, call, spec, self.opener, divergence.runner)
+
+    def _trace(self, call: Call, divergence: Divergence, spec: RunnerSpec) -> Location:
+        """A replay computes nothing, but it may hold values from inside."""
+        session = trace_file.open_session(self.bundle, {"case": divergence.case, **spec.options})
+        try:
+            recorded = session.recorded(divergence.case, divergence.step)
+            before = session.recorded(divergence.case, divergence.step - 1)
+        finally:
+            session.close()
+        return trace_fault(self.bundle, call, recorded, before, divergence.runner)
 
     def _without_pytorch(self, call: Call, divergence: Divergence, spec: RunnerSpec | None, reason: str) -> Location:
         """The recorded float64 outputs still say whether the graph is right; the engine can still be opened."""
