@@ -26,6 +26,7 @@ from runners.references import select_cases
 __all__ = ["Inside", "axes_of", "inside", "print_probes", "probes_json", "save_probes"]
 
 _WIDTH = 110
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _HEADED = ("batch", "heads", "sequence", "head_dim")
 _AXES = {
     "query": _HEADED,
@@ -122,7 +123,13 @@ def save_probes(bundle: Bundle, found: Sequence[Inside], path: Path, names: Sequ
             outputs = {
                 name: array.astype(np.float32 if name == "logits" else dtype) for name, array in item.outputs.items()
             }
-            writer.add(item.call.case.name, item.call.step, outputs, {k: v.astype(dtype) for k, v in probes.items()})
+            inputs = {name: item.call.feeds[name] for name in _INPUTS if name in item.call.feeds}
+            writer.add(
+                item.call.case.name,
+                item.call.step,
+                {**inputs, **outputs},
+                {k: v.astype(dtype) for k, v in probes.items()},
+            )
             count += len(outputs) + len(probes)
     return count
 

@@ -95,7 +95,7 @@ def test_an_engine_without_fault_is_not_accused(subject: Bundle, tmp_path: Path)
 def test_few_recorded_values_name_the_stretch_between_them(subject: Bundle, tmp_path: Path) -> None:
     path = record(subject, tmp_path / "t.npz", CASES, mutant=MUTANTS["silu"], probes="layers.?")
     location = found(ask(subject, path))
-    assert location.probe == "layers.2"
+    assert (location.probe, location.cause) == ("layers.2", "")
     assert "layers.2.input_layernorm" in location.note
     assert "layers.1." not in location.note
     assert "record those to narrow it" in location.sentence

@@ -173,9 +173,9 @@ def permuted_heads(evidence: Evidence) -> Said:
 
 
 def norm_factor(evidence: Evidence) -> Said:
-    """A norm: one factor per row (its scale), or one per channel (its weight)."""
+    """A norm, or values after theirs: one factor per row (its scale), or one per channel (its weight)."""
     diff = evidence.diff
-    if "norm" not in diff.probe or not finite(diff):
+    if not ("norm" in diff.probe or diff.probe.endswith(".value")) or not finite(diff):
         return None
     want, got = (live(evidence, array).reshape(-1, array.shape[-1]) for array in (diff.want, diff.got))
     by_row = (want * got).sum(axis=1, keepdims=True) / np.maximum((want * want).sum(axis=1, keepdims=True), 1e-300)

@@ -151,7 +151,7 @@ def _guilty(
     experiment = make_experiment(bundle, call.step.graph, first.value, found.values.keys(), fed)
     cause = likely_cause(Evidence(bundle.model, call, first, reference, experiment=experiment))
     searched = Found(found.probes, (), tuple(wrong), {}, {})
-    between = _unrecorded(bundle, call, first, found)
+    between = [] if cause is not None else _unrecorded(bundle, call, first, found)
     shown = ", ".join(between[:_SHOWN]) + (f" and {len(between) - _SHOWN} more" if len(between) > _SHOWN else "")
     note = f"Between it and the recorded values before it lie {shown}: record those to narrow it." if between else ""
     return replace(describe(base, bundle.model, first, searched, None, cause), note=note, checked=base.checked)

@@ -1,0 +1,73 @@
+"""The example of an engine of one's own: it matches, and each of its faults is found where it was put."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.bundle import Bundle
+from runners.base import RunnerSpec
+from runners.diff.records import Report
+from runners.isolate import open_runner
+from runners.judge import judge
+from runners.options import JudgeOptions
+
+ENGINE = Path(__file__).resolve().parents[1] / "examples" / "engine" / "engine.py"
+
+
+def ask(bundle: Bundle, path: Path, *cases: str, fault: str = "") -> Report:
+    words = [str(bundle.root), "-o", str(path), *(word for case in cases for word in ("--case", case))]
+    command = [sys.executable, str(ENGINE), *words, *(("--fault", fault) if fault else ())]
+    subprocess.run(command, check=True, capture_output=True, cwd=path.parent)
+    spec = RunnerSpec("trace_file", {"file": str(path)})
+    return judge(bundle, JudgeOptions((spec,), cases, locate=True), opener=open_runner)
+
+
+def test_the_engine_matches_in_prompts_chunks_steps_and_batches(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    cases = (
+        "prefill-259",
+        "handoff-129",
+        "chunk-cross",
+        "decode-only",
+        "batch-ragged",
+        "batch-chunks",
+        "special-tokens",
+    )
+    report = ask(tiny_bundle, tmp_path / "mine.npz", *cases)
+    assert report.verdict == "match"
+    assert [record.verdict for record in report.cases] == ["match"] * len(cases)
+
+
+@pytest.mark.parametrize(
+    ("fault", "probe", "cause", "words"),
+    [
+        ("window", "layers.0.self_attn.context", "window", "queries see 129 rows, the window is 128"),
+        ("base", "layers.2.self_attn.query", "rope-theta", "base 1e+04, the model's is 1e+06"),
+        ("pairs", "layers.0.self_attn.query", "rope-interleaved", "neighbours"),
+        ("scale", "layers.0.self_attn.context", "scale", "square root of the head size"),
+        ("norm", "per_layer_projection_norm", "norm-weight", "1 + w"),
+        ("values", "layers.0.self_attn.value", "other-value", "it holds what layers.0.self_attn.v_proj should be"),
+        ("gelu", "layers.0.mlp.down_proj", "activation", "GELU with erf"),
+        ("embedding", "embed_tokens", "factor", "square root of the hidden size"),
+        ("token", "layers.0.per_layer_input", "inputs", "embed_tokens_per_layer is left out"),
+        ("scalar", "layers.0", "factor", "times what it should be"),
+        ("cache", "present.0.key", "cache-rows", "1 too few"),
+    ],
+)
+def test_each_fault_is_found_where_it_was_put(
+    tiny_bundle: Bundle, tmp_path: Path, fault: str, probe: str, cause: str, words: str
+) -> None:
+    report = ask(tiny_bundle, tmp_path / "mine.npz", "prefill-259", fault=fault)
+    (location,) = report.locations
+    assert (location.fault, location.probe, location.cause) == ("engine", probe, cause)
+    assert words in location.why
+
+
+def test_every_fault_of_the_engine_is_tested() -> None:
+    text = ENGINE.read_text(encoding="utf-8").split("FAULTS = {")[1].split("}")[0]
+    faults = {line.split('"')[1] for line in text.splitlines() if '"' in line}
+    (mark,) = (m for m in test_each_fault_is_found_where_it_was_put.pytestmark if m.name == "parametrize")  # type: ignore[attr-defined]
+    assert {row[0] for row in mark.args[1]} == faults
