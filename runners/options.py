@@ -36,6 +36,7 @@ class JudgeOptions:
         save_trace: Write what the runner returned to this file; one runner only.
         allow_modified: Whether files may differ from the manifest; for the command at the end.
         shown_bundle: The bundle as the reader typed it, for the same.
+        program: How this program is called, for the same.
         timed: Whether to time decode calls; what is timed has not the same bytes twice.
     """
 
@@ -52,6 +53,7 @@ class JudgeOptions:
     save_trace: Path | None = None
     allow_modified: bool = False
     shown_bundle: str = "BUNDLE"
+    program: str = "python cli.py"
     timed: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ def command_of(options: JudgeOptions, first: Divergence | None) -> str:
 
     Where there is nothing left to narrow, it asks for the page that shows the case in pictures.
     """
-    words = [f"python cli.py compare {options.shown_bundle}", *_strictness(options)]
+    words = [f"{options.program} compare {options.shown_bundle}", *_strictness(options)]
     runners, cases = [_runner_words(spec) for spec in options.runners if str(spec) != DEFAULT], list(options.cases)
     if first is not None:
         named = [spec for spec in options.runners if label_of(spec) == first.runner]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from recording_engine import record
 
 from benchmarks.mutants import around, attention
+from benchmarks.mutants.mutant import Mutant
+from benchmarks.mutants.recording import RecordingEngine
+from benchmarks.mutants.trial import mutated
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, TraceError
 from runners.base import RunnerSpec
 from runners.diff.location import Location
 from runners.diff.records import Report
+from runners.engines.trace_file import TraceWriter
 from runners.isolate import open_runner
 from runners.judge import judge
 from runners.options import JudgeOptions
 from runners.probes import inside, save_probes
+from runners.sequence import play
 
 MUTANTS = {mutant.name: mutant for mutant in (*attention.MUTANTS, *around.MUTANTS)}
 CASES = ("prefill-9", "handoff-8", "chunk-9")
@@ -28,6 +33,30 @@ CASES = ("prefill-9", "handoff-8", "chunk-9")
 def ask(bundle: Bundle, path: Path, *cases: str, tol: float = 1e-4) -> Report:
     spec = RunnerSpec("trace_file", {"file": str(path)})
     return judge(bundle, JudgeOptions((spec,), cases or CASES, tol=tol, locate=True), opener=open_runner)
+
+
+def record(
+    bundle: Bundle,
+    path: Path,
+    cases: Collection[str],
+    *,
+    mutant: Mutant | None = None,
+    probes: str = "*",
+    outputs: str = "*",
+) -> Path:
+    """Play cases on a mutant of the bundle and write what it returned, with the values inside that a pattern names."""
+    with mutated(bundle, mutant) as damaged, TraceWriter(path, "recording engine") as writer:
+        engine = RecordingEngine(damaged)
+        for case in cases:
+            try:
+                for result in play(bundle, engine, bundle.vectors(case).case):
+                    kept = {k: v for k, v in result.outputs.items() if fnmatchcase(k, outputs)}
+                    inner = {k: v for k, v in engine.inside.items() if fnmatchcase(k, probes)}
+                    writer.add(case, result.step, kept, inner)
+            except Exception:  # a wrong cache makes the next call fail; what was recorded before it stays
+                if mutant is None:
+                    raise
+    return path
 
 
 def found(report: Report) -> Location:

@@ -446,12 +446,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "key heads are tiled where they should be repeated",
         _A(0, "context"),
         _repeat(0, "key", [0, 2, 1, 3]),
+        graphs=("prefill",),  # decode graphs repeat no heads
     ),
     Mutant(
         "kv-head-wrong",
         "every query head reads the first value head",
         _A(3, "context"),
         _repeat(3, "value", [0, 0, 0, 0]),
+        graphs=("prefill",),
         quick=True,
     ),
 )

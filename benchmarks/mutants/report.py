@@ -24,6 +24,8 @@ _HEAD = (
     "located at",
     "right",
     "cause",
+    "from a trace",
+    "its cause",
 )
 
 
@@ -40,6 +42,8 @@ def _cells(item: Outcome) -> tuple[str, ...]:
         item.probe or "–",
         ("yes" if item.located else "no") if item.probe else "–",
         item.cause or "–",
+        ("right" if item.recorded_right else item.recorded) if item.recorded else "–",
+        item.recorded_cause or "–",
     )
 
 
@@ -51,12 +55,15 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
     equivalent = [item for item in tried if item.verdict == "equivalent"]
     unseen = [item for item in killed if not item.short]
     exact_only = [item for item in killed if not item.tol_case]
+    recorded = [item for item in killed if item.recorded]
     return [
         f"{len(tried)} mutants: {len(killed)} killed, {len(equivalent)} equivalent as declared, "
         f"{len(tried) - len(killed) - len(equivalent)} otherwise.",
         f"{len(located)} of {len(killed)} killed mutants located where the fault was put.",
         f"{len(unseen)} are invisible to one short prompt with allclose; {len(exact_only)} of all killed stay under "
         "1e-4 in every case of the schedule, and only exactness kills them.",
+        f"{sum(item.recorded_right for item in recorded)} of {len(recorded)} located from a float32 recording alone, "
+        f"{sum(bool(item.recorded_cause) for item in recorded)} with a likely cause.",
         f"Untouched graph accused: {'yes' if any(_accused(item) for item in outcomes) else 'no'}.",
     ]
 
@@ -78,6 +85,10 @@ def failures(outcomes: Sequence[Outcome]) -> list[str]:
     missed = [item.name for item in killed if not item.located]
     if killed and len(missed) > (1 - _SHARE) * len(killed):
         problems.append(f"located less than {_SHARE:.0%}: {', '.join(missed)}")
+    recorded = [item for item in killed if item.recorded]
+    astray = [item.name for item in recorded if not item.recorded_right]
+    if recorded and len(astray) > (1 - _SHARE) * len(recorded):
+        problems.append(f"located from recordings less than {_SHARE:.0%}: {', '.join(astray)}")
     return problems
 
 
@@ -109,7 +120,8 @@ def markdown(outcomes: Sequence[Outcome], catalogue: Sequence[Mutant]) -> str:
         "which is how exports are usually checked. *--tol 1e-4*: first case of the position schedule with a larger",
         "difference anywhere in logits or caches. *--exact*: first case over 1e-10 in float64. *--self*: first",
         "identity that breaks (chunks, padding, hand-off), without any reference. *located at*: the value that",
-        "`--locate` names.",
+        "`--locate` names. *from a trace*: the same where the mutant is an engine in float32 that can't be run, but",
+        "has recorded its first case over 1e-4 with every value inside (docs/trace-format.md).",
         "",
         *[f"- {line}" for line in summary(outcomes)],
         "",

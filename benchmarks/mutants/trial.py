@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from benchmarks.mutants.editor import Editor, NotApplicableError
 from benchmarks.mutants.mutant import Mutant
+from benchmarks.mutants.recording import locate_recorded
 from exporter.bundle import Bundle
 from exporter.vectors import Vectors, expected_outputs
 from runners.base import Array
@@ -52,6 +53,9 @@ class Outcome:
         cause: Likely cause that it gives.
         located: Whether that is where the fault was put.
         sentence: The answer in words.
+        recorded: Value that locating names from a float32 recording of the first case over 1e-4; empty without one.
+        recorded_cause: Likely cause that it gives.
+        recorded_right: Whether that is where the fault was put.
     """
 
     name: str
@@ -67,6 +71,9 @@ class Outcome:
     cause: str = ""
     located: bool = False
     sentence: str = ""
+    recorded: str = ""
+    recorded_cause: str = ""
+    recorded_right: bool = False
 
 
 def try_mutant(bundle: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors], watcher: Watcher) -> Outcome:
@@ -81,7 +88,7 @@ def try_mutant(bundle: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors]
     name, what = (mutant.name, mutant.what) if mutant else ("untouched", "nothing was changed")
     try:
         with mutated(bundle, mutant) as damaged:
-            return _judge(damaged, mutant, vectors, watcher)
+            return _recorded(bundle, damaged, mutant, vectors, _judge(damaged, mutant, vectors, watcher))
     except NotApplicableError as error:
         return Outcome(name, what, "not applicable", sentence=str(error))
 
@@ -143,6 +150,20 @@ def _judge(bundle: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors], wa
         located=found is not None and any(fnmatchcase(found.probe, glob) for glob in expected.split("|")),
         sentence=found.sentence if found else "",
     )
+
+
+def _recorded(
+    right: Bundle, damaged: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors], outcome: Outcome
+) -> Outcome:
+    """The outcome with what a trace alone says: the mutant is then an engine that can't be run."""
+    if not outcome.tol_case or mutant is None:
+        return outcome
+    case = next(item for item in vectors if item.case.name == outcome.tol_case)
+    found = locate_recorded(right, damaged, case, TOL)
+    if found is None:
+        return outcome
+    at = any(fnmatchcase(found.probe, glob) for glob in mutant.where.split("|"))
+    return replace(outcome, recorded=found.probe, recorded_cause=found.cause, recorded_right=at)
 
 
 def _verdict(killed: bool, declared: bool) -> str:

@@ -95,7 +95,8 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
         for head in range(0, heads, heads // shared):
             changed = _with(base, part, rows[:, [head] * heads])
             yield "kv-heads", f"every query head reads {part} head {head // (heads // shared)}", changed
-    if evidence.experiment is not None:  # an engine's mask was not seen: off by one is likelier than another kind's
+    tried, kind = evidence.experiment, evidence.model.layers[int(prefix.split(".")[1])].kind
+    if tried is not None and f"mask.{kind}" not in tried.recorded:  # off by one is likelier than another kind's mask
         yield from _windows(evidence, base, prefix)
     for kind in ("full", "sliding"):
         other = evidence.reference.get(f"mask.{kind}")

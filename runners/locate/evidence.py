@@ -37,6 +37,7 @@ class Experiment:
         weights: Its weights of one axis, by name.
         activation: The value that leaves its activation function; empty where it has none.
         gate: The value that enters it.
+        recorded: Values of the candidate that are known, by value name; everything else is computed from them.
         run: What the segment gives, float64, with other arrays in the place of some of its values.
     """
 
@@ -44,6 +45,7 @@ class Experiment:
     weights: Mapping[str, Array]
     activation: str
     gate: str
+    recorded: frozenset[str]
     run: Callable[[Mapping[str, Array]], Array]
 
 

@@ -42,7 +42,7 @@ def make_experiment(
     gate, activation = _activation(segment)
     trial = _Trial(bundle, kind, target, (*cuts, *filter(None, [activation])), feeds)
     vectors = {name: array for name, array in weights.items() if array.ndim == 1}
-    return Experiment(inputs, vectors, activation, gate, trial.run)
+    return Experiment(inputs, vectors, activation, gate, frozenset(cuts), trial.run)
 
 
 def _activation(segment: Segment) -> tuple[str, str]:

@@ -120,7 +120,7 @@ def _match(
             near = get_close_matches(name, [*probes, *outputs], 3)
             hint = f"; close to it are {', '.join(near)}" if near else ""
             raise TraceError(
-                f"{place}: {name!r} is no value of {call.step.graph}.onnx{hint}; `cli.py probes BUNDLE` lists all"
+                f"{place}: {name!r} is no value of {call.step.graph}.onnx{hint}; the command probes lists all"
             )
         if array.shape == exact[value].shape:
             values[value] = array
