@@ -1,6 +1,13 @@
 """The errors a user can cause; each message says what, where, found against expected, and what to do."""
 
-__all__ = ["BundleError", "EngineUnavailableError", "ExportError", "KvparityError", "TraceError"]
+__all__ = [
+    "BundleError",
+    "EngineUnavailableError",
+    "ExportError",
+    "KvparityError",
+    "NotTakenError",
+    "TraceError",
+]
 
 
 class KvparityError(Exception):
@@ -17,6 +24,10 @@ class BundleError(KvparityError):
 
 class EngineUnavailableError(KvparityError):
     """An engine is not installed, or cannot take this bundle; the message carries the install line."""
+
+
+class NotTakenError(EngineUnavailableError):
+    """An engine is here, but takes bundles of another layout or profile; the message says which."""
 
 
 class TraceError(KvparityError):

@@ -73,7 +73,7 @@ def _installed() -> list[RunnerSpec]:
     for row in rows:
         if not row.available:
             print(f"unavailable  {row.name}: {row.note}", file=sys.stderr)
-    return [RunnerSpec(row.name) for row in rows if row.available]
+    return [RunnerSpec(row.name, named=False) for row in rows if row.available]
 
 
 def compare(root: Path, options: JudgeOptions, outputs: Outputs) -> int:

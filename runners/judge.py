@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from exporter.bundle import Bundle, CaseEntry
-from exporter.errors import BundleError, KvparityError, TraceError
+from exporter.errors import BundleError, KvparityError, NotTakenError, TraceError
 from runners.base import CaseSession, RunnerInfo, RunnerSpec, Session
 from runners.diff.budget import Noise
 from runners.diff.collect import CaseDiff, Collector
@@ -151,7 +151,8 @@ class _Asked:
         try:
             session = self.opener(self.bundle, spec)
         except Exception as error:  # an engine may raise anything; the other runners go on
-            answer.runners.append(_unavailable(label, spec, self._message(error)))
+            required = spec.named or not isinstance(error, NotTakenError)
+            answer.runners.append(_unavailable(label, spec, self._message(error), required=required))
             yield label, None
             return
         try:
@@ -256,5 +257,5 @@ def _record(label: str, info: RunnerInfo) -> RunnerRecord:
     return RunnerRecord(label, info.name, info.version, dict(info.settings), info.adapted)
 
 
-def _unavailable(label: str, spec: RunnerSpec, message: str) -> RunnerRecord:
-    return RunnerRecord(label, spec.name, "", {}, available=False, message=message)
+def _unavailable(label: str, spec: RunnerSpec, message: str, *, required: bool) -> RunnerRecord:
+    return RunnerRecord(label, spec.name, "", {}, available=False, message=message, required=required)

@@ -53,8 +53,8 @@ class Answer:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of all cases; a runner that could not be opened is an error."""
-        absent: list[Verdict] = ["error" for runner in self.runners if not runner.available]
+        """The worst of all cases; a runner that was asked for and could not be opened is an error."""
+        absent: list[Verdict] = ["error" for runner in self.runners if not runner.available and runner.required]
         return worst_verdict(absent + [case.record.verdict for case in self.cases])
 
 

@@ -11,7 +11,7 @@ import pytest
 from synthetic import MODEL, WINDOW, Decoder, make_bundle
 
 from exporter.bundle import Bundle
-from exporter.errors import BundleError, EngineUnavailableError, TraceError
+from exporter.errors import BundleError, EngineUnavailableError, NotTakenError, TraceError
 from exporter.spec import ExportOptions
 from runners import references
 from runners.base import RunnerSpec
@@ -158,6 +158,27 @@ def test_a_runner_that_cannot_be_opened_is_shown_and_never_passes(bundle: Bundle
     assert report.verdict == "error"
     assert [(r.name, r.available) for r in report.runners] == [("openvino", False), ("ort", True)]
     assert [record.verdict for record in report.cases] == ["match"]
+
+
+def test_an_engine_of_all_that_takes_other_bundles_is_shown_and_one_that_was_named_is_an_error(bundle: Bundle) -> None:
+    def opener(_bundle: Bundle, spec: RunnerSpec) -> Any:
+        if spec.name == "emx":
+            raise NotTakenError("emx takes the static layout only")
+        if spec.name == "mnn":
+            raise EngineUnavailableError("mnn cannot load decode.onnx")
+        return Decoder()
+
+    def verdict(*specs: RunnerSpec) -> str:
+        report = judge(bundle, JudgeOptions(specs), opener=opener)
+        shown = {runner.name: runner.message for runner in report.runners if not runner.available}
+        assert shown.keys() == {spec.name for spec in specs if spec.name != "ort"}
+        return report.verdict
+
+    ort = RunnerSpec("ort", named=False)
+    assert verdict(ort, RunnerSpec("emx", named=False)) == "match"
+    assert verdict(ort, RunnerSpec("emx")) == "error"
+    assert verdict(ort, RunnerSpec("mnn", named=False)) == "error"  # it takes this layout, and fails
+    assert verdict(RunnerSpec("emx", named=False)) == "error"  # nothing was compared
 
 
 def test_sessions_are_closed_also_after_a_crash(bundle: Bundle) -> None:

@@ -247,7 +247,12 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class RunnerRecord:
-    """One runner as it ran; ``message`` says why it could not where ``available`` is false."""
+    """One runner as it ran; ``message`` says why it could not where ``available`` is false.
+
+    Attributes:
+        required: Whether its absence keeps the answer from being a match: false where ``--runner all`` met an engine
+            that takes bundles of another layout or profile.
+    """
 
     name: str
     engine: str
@@ -256,6 +261,7 @@ class RunnerRecord:
     adapted: str = ""
     available: bool = True
     message: str = ""
+    required: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
 from exporter.dtypes import numpy_dtype
-from exporter.errors import EngineUnavailableError, TraceError
+from exporter.errors import EngineUnavailableError, NotTakenError, TraceError
 from exporter.spec import GraphKind, Port
 from runners.base import Array, RunnerInfo
 
@@ -127,10 +127,10 @@ def refuse_layouts(name: str, bundle: Bundle, *layouts: str) -> None:
     """Refuse a bundle whose layout the engine cannot take.
 
     Raises:
-        EngineUnavailableError: It is none of ``layouts``.
+        NotTakenError: It is none of ``layouts``.
     """
     if bundle.options.layout not in layouts:
-        raise EngineUnavailableError(
+        raise NotTakenError(
             f"{name} takes the {' or '.join(layouts)} layout only, and this bundle's is {bundle.options.layout}; "
             f"export with --layout {layouts[0]}"
         )
@@ -140,10 +140,10 @@ def refuse_profiles(name: str, bundle: Bundle, *profiles: str) -> None:
     """Refuse a bundle whose operators the engine lacks.
 
     Raises:
-        EngineUnavailableError: Its profile is none of ``profiles``.
+        NotTakenError: Its profile is none of ``profiles``.
     """
     if bundle.options.profile not in profiles:
-        raise EngineUnavailableError(
+        raise NotTakenError(
             f"{name} takes the {' or '.join(profiles)} profile only, and this bundle's is {bundle.options.profile}; "
             f"export with --profile {profiles[0]}"
         )

@@ -90,9 +90,13 @@ def _matrix(asked: list[RunnerRecord], records: list[CaseRecord]) -> Table:
             short(worst.max_abs_diff) if worst else "–",
             f"{times(max(ratios))}×" if ratios else "–",
             short(took[len(took) // 2]) if took else "–",
-            Text(verdict if own else "unavailable", style=_STYLE[verdict]),
+            Text(verdict, style=_STYLE[verdict]) if own else _absent(runner),
         )
     return table
+
+
+def _absent(runner: RunnerRecord) -> Text:
+    return Text("unavailable", style=_STYLE["error"]) if runner.required else Text("not taken", style="dim")
 
 
 def _size(record: CaseRecord) -> float:

@@ -86,10 +86,13 @@ def verdict_sentence(report: Report) -> str:
         return f"MISMATCH  {report.first_divergence.sentence}"
     if report.verdict == "match":
         cases = len({record.case for record in report.cases})
-        runners = ", ".join(runner.name for runner in report.runners)
+        runners = ", ".join(runner.name for runner in report.runners if runner.available)
         what = f", {' and '.join(report.outputs)} only" if report.outputs else ""
         return f"MATCH  {runners}: {cases} cases{what}, {_tolerances(report)}"
-    absent = next((f"{runner.name}: {runner.message}" for runner in report.runners if not runner.available), None)
+    absent = next(
+        (f"{runner.name}: {runner.message}" for runner in report.runners if not runner.available and runner.required),
+        None,
+    )
     failed = next((f"{case.runner}, case {case.case}: {case.message}" for case in report.cases if case.message), None)
     return f"COULD NOT TELL  {absent or failed or 'nothing was compared'}"
 
