@@ -1,6 +1,6 @@
 """The errors a user can cause; each message says what, where, found against expected, and what to do."""
 
-__all__ = ["BundleError", "EngineUnavailableError", "ExportError", "KvparityError", "TraceError"]
+__all__ = ["BundleError", "EngineUnavailableError", "ExportError", "KvparityError", "PackageError", "TraceError"]
 
 
 class KvparityError(Exception):
@@ -21,3 +21,7 @@ class EngineUnavailableError(KvparityError):
 
 class TraceError(KvparityError):
     """A recorded trace or a running session does not have the tensors that the contract names."""
+
+
+class PackageError(KvparityError):
+    """A bundle cannot become a folder that another tool loads; the message says what to export instead."""

@@ -8,24 +8,15 @@ import shutil
 from pathlib import Path
 
 from exporter.checkpoint import Checkpoint
+from exporter.model_files import TOKENIZER_FILES
 
-__all__ = ["MODEL_FILES", "copy_tokenizer", "sample_text"]
-
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "added_tokens.json",
-)
-MODEL_FILES = ("config.json", "generation_config.json", *_FILES)
+__all__ = ["copy_tokenizer", "sample_text"]
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the tokenizer's files, or convert the one inside a GGUF file; a checkpoint may have none."""
     if checkpoint.gguf is None:
-        for name in _FILES:
+        for name in TOKENIZER_FILES:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, folder / name)
         return
