@@ -22,11 +22,14 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         return
     from transformers import AutoTokenizer
 
-    with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
-        # Told its type, transformers does not read the file a second time in its slow way for the config.
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, tokenizer_type=kind)
-        tokenizer.save_pretrained(folder)
+    # Told its type, transformers does not read the file a second time in its slow way for the config; it has no
+    # tokenizer of the type llama, though, and finds that out.
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    for told in ({"tokenizer_type": kind}, {}):
+        with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, **told)
+            tokenizer.save_pretrained(folder)
+            return
 
 
 def sample_text(folder: Path, count: int, *, seed: int = 128, text: str | None = None) -> tuple[int, ...]:
