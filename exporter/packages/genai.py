@@ -38,7 +38,7 @@ $made
 What GenAI cannot do with it:
 
 - take a batch whose prompts have pad tokens of their own: it masks all of them;
-$short- share a buffer between past and present: the graph returns new caches, so leave `past_present_share_buffer` false.
+$short- share a buffer between past and present: the graph returns new caches, leave `past_present_share_buffer` false.
 """
 _SHORT = """\
 - continue a batch of prompts of different lengths past $window tokens: it pads on the right, and sliding layers, which
