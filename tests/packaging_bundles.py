@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from families import save_checkpoint, small_config
 
 from exporter.bundle import Bundle
@@ -67,8 +66,10 @@ def zero_row(weights: Path, row: int) -> None:
     data = bytearray(weights.read_bytes())
     begin = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:begin])
-    head = header.get("lm_head.weight") or header["model.embed_tokens.weight"]
-    size = head["shape"][1] * np.dtype(np.float32).itemsize
-    start = begin + head["data_offsets"][0] + row * size
+    names = ("lm_head.weight.scales", "lm_head.weight", "model.embed_tokens.weight")
+    head = next(header[name] for name in names if name in header)
+    start, end = head["data_offsets"]
+    size = (end - start) // head["shape"][0]
+    start += begin + row * size
     data[start : start + size] = bytes(size)
     weights.write_bytes(data)
