@@ -293,7 +293,8 @@ def package(bundle: Path, tool: str, output: Path | None, allow_modified: bool) 
     from exporter.bundle import Bundle
     from exporter.package import write_package
 
-    target = output or bundle.absolute().parent / f"{bundle.absolute().name}-{tool}"
+    beside = bundle if bundle.name else bundle.absolute()
+    target = output or beside.with_name(f"{beside.name}-{tool}")
     opened = Bundle.open(bundle, allow_modified=allow_modified)
     for path in write_package(opened, tool, target):
         click.echo(f"  {(target / path).stat().st_size / 1e6:9.2f} MB  {path.as_posix()}")

@@ -138,6 +138,7 @@ def _write_graph(source: Path, target: Path) -> dict[str, str]:
     model = ir.load(source)
     names: dict[str, str] = {}
     for value in model.graph.initializers.values():
+        value.shape, value.type = None, None  # the tensor has both
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             number = f"_{len(names)}" if names else ""
@@ -145,13 +146,10 @@ def _write_graph(source: Path, target: Path) -> dict[str, str]:
             value.const_value = ir.ExternalTensor(
                 name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
             )
-    nodes = (output for node in model.graph for output in node.outputs)
-    for value in (*model.graph.inputs, *model.graph.outputs, *nodes):
-        if value.shape is not None:
-            value.shape = ir.Shape(
-                "batch_size" if isinstance(size, ir.SymbolicDim) and size.value == "batch" else size
-                for size in value.shape
-            )
+    for port in (*model.graph.inputs, *model.graph.outputs):  # no other value of a bundle's graph has a shape
+        assert port.shape is not None
+        sizes = [size.value if isinstance(size, ir.SymbolicDim) else size for size in port.shape]
+        port.shape = ir.Shape("batch_size" if size == "batch" else size for size in sizes)
     ir.save(model, target)
     return names
 
