@@ -324,18 +324,35 @@ def probes(
         print_probes(found, names)
 
 
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--to", "tool", required=True, metavar="TOOL", help="Who shall load it; `list packages` names them.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder  [default: BUNDLE-TOOL]")
+@click.option("--allow-modified", is_flag=True, help="Package files that differ from the manifest.")
+def package(bundle: Path, tool: str, output: Path | None, allow_modified: bool) -> None:
+    """Turn BUNDLE into a folder that another tool loads as it is, with nothing of ours."""
+    from exporter.bundle import Bundle
+    from exporter.package import write_package
+
+    beside = bundle if bundle.name else bundle.absolute()
+    target = output or beside.with_name(f"{beside.name}-{tool}")
+    opened = Bundle.open(bundle, allow_modified=allow_modified)
+    for path in write_package(opened, tool, target):
+        click.echo(f"  {(target / path).stat().st_size / 1e6:9.2f} MB  {path.as_posix()}")
+    click.echo(f"package  {target}")
+
+
 @cli.command("list")
-@click.argument("what", type=click.Choice(["runners", "cases", "families", "metrics"]))
+@click.argument("what", type=click.Choice(["runners", "cases", "families", "metrics", "packages"]))
 def list_(what: str) -> None:
-    """List runners (installed or how to install), cases, model families or metrics."""
+    """List runners (installed or how to install), cases, model families, metrics or packages."""
     from runners import listing
 
     if what == "runners":
         for row in listing.list_runners():
             click.echo(f"{row.name:<16} {row.version if row.available else 'absent':<12} {row.note}; takes {row.takes}")
         return
-    rows = {"cases": listing.list_cases, "families": listing.list_families, "metrics": listing.list_metrics}[what]()
-    for name, note in rows:
+    for name, note in getattr(listing, f"list_{what}")():
         click.echo(f"{name:<16} {note}")
 
 

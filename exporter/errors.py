@@ -6,6 +6,7 @@ __all__ = [
     "ExportError",
     "KvparityError",
     "NotTakenError",
+    "PackageError",
     "TraceError",
 ]
 
@@ -32,3 +33,7 @@ class NotTakenError(EngineUnavailableError):
 
 class TraceError(KvparityError):
     """A recorded trace or a running session does not have the tensors that the contract names."""
+
+
+class PackageError(KvparityError):
+    """A bundle cannot become a folder that another tool loads; the message says what to export instead."""

@@ -32,6 +32,7 @@ from exporter.errors import ExportError, KvparityError
 from exporter.folders import new_folder
 from exporter.in_place import beside_weights, refuse_reference
 from exporter.lowering import default_opset
+from exporter.model_files import MODEL_FILES
 from exporter.needs import needs
 from exporter.packages.golden import write_golden
 from exporter.ports import graph_spec, host_inputs, settled
@@ -39,7 +40,7 @@ from exporter.quantization import Quantization
 from exporter.quantize.plan import plan
 from exporter.quantize.stage import held_blocks, quantize_weights
 from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
-from exporter.tokenizer import MODEL_FILES, copy_tokenizer, sample_text
+from exporter.tokenizer import copy_tokenizer, sample_text
 from exporter.tracer import Job, Tracer
 from exporter.weights import Placement, place_weights
 

@@ -8,34 +8,28 @@ import shutil
 from pathlib import Path
 
 from exporter.checkpoint import Checkpoint
+from exporter.model_files import TOKENIZER_FILES
 
-__all__ = ["MODEL_FILES", "copy_tokenizer", "sample_text"]
-
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "added_tokens.json",
-)
-MODEL_FILES = ("config.json", "generation_config.json", *_FILES)
+__all__ = ["copy_tokenizer", "sample_text"]
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the tokenizer's files, or convert the one inside a GGUF file; a checkpoint may have none."""
     if checkpoint.gguf is None:
-        for name in _FILES:
+        for name in TOKENIZER_FILES:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, folder / name)
         return
     from transformers import AutoTokenizer
 
-    with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
-        # Told its type, transformers does not read the file a second time in its slow way for the config.
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, tokenizer_type=kind)
-        tokenizer.save_pretrained(folder)
+    # Told its type, transformers does not read the file a second time in its slow way for the config; it has no
+    # tokenizer of the type llama, though, and finds that out.
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    for told in ({"tokenizer_type": kind}, {}):
+        with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, **told)
+            tokenizer.save_pretrained(folder)
+            return
 
 
 def sample_text(folder: Path, count: int, *, seed: int = 128, text: str | None = None) -> tuple[int, ...]:

@@ -21,13 +21,13 @@ import numpy.typing as npt
 from exporter.checkpoint import Checkpoint, StoredTensor, read_safetensors_header
 from exporter.dtypes import numpy_dtype
 from exporter.errors import ExportError
+from exporter.folders import clone_blocks
 
 __all__ = ["Placement", "WeightName", "clone", "place_weights", "weight_names", "write_safetensors"]
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGN = 64
 _BLOCK = 1 << 23  # elements converted at once
-_FICLONE = 0x40049409  # linux/fs.h
 _LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
 WeightsWay = Literal["copy", "link", "reference"]
 Array = npt.NDArray[Any]
@@ -151,12 +151,8 @@ def clone(source: Path, target: Path) -> None:
             Linux.
     """
     try:
-        import fcntl
-
-        with source.open("rb") as reader, target.open("wb") as writer:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        clone_blocks(source, target)
     except (ImportError, OSError) as error:
-        target.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise ExportError(
             f"--weights link: the file system cannot clone {source.name} ({reason}), "

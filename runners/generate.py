@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, TraceError
+from exporter.model_files import end_tokens
 from runners.base import RunnerSpec
 from runners.decoders import Decoder, open_decoder
 
@@ -88,23 +88,6 @@ def generate_tokens(
         if token in ends:
             return
         ids = np.asarray([token], np.int64)
-
-
-def end_tokens(bundle: Bundle) -> frozenset[int]:
-    """Tokens that end a text: the config's and the generation settings', where chat models name the end of a turn.
-
-    Raises:
-        BundleError: The settings are no JSON.
-    """
-    path = Path(bundle.root) / "generation_config.json"
-    if not path.is_file():
-        return frozenset(bundle.model.eos_token_ids)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise BundleError(f"{path}: not a JSON object of generation settings ({error}); export again") from error
-    more = found if isinstance(found, list) else [found]
-    return frozenset(bundle.model.eos_token_ids) | {token for token in more if isinstance(token, int)}
 
 
 def choose(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:

@@ -190,10 +190,17 @@ class IsolatedSession:
         bundle: The bundle; the process opens it by its folder.
         launch: How the process is started.
         options: The engine's settings.
+        folder: A temporary folder that the bundle lies in and that goes when the session closes.
     """
 
-    def __init__(self, bundle: Bundle, launch: Launch, options: Mapping[str, str]) -> None:
-        self._launch = launch
+    def __init__(
+        self,
+        bundle: Bundle,
+        launch: Launch,
+        options: Mapping[str, str],
+        folder: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self._launch, self._folder = launch, folder
         self._open = {"op": "open", "bundle": str(bundle.root.resolve()), "options": dict(options)}
         self._process: Process | None = None
         self._hangs = 0
@@ -236,6 +243,8 @@ class IsolatedSession:
         if self._process is not None:
             self._process.stop()
             self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __del__(self) -> None:
         if getattr(self, "_process", None) is not None:

@@ -1,4 +1,4 @@
-"""What can be had here: runners with their engines' versions, cases, metrics, families."""
+"""What can be had here: runners with their engines' versions, cases, metrics, families, packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.errors import KvparityError
 from runners.base import RunnerSpec, engine_names, load_engine
 from runners.isolate import describe_isolated, interpreter
 
-__all__ = ["RunnerRow", "list_cases", "list_families", "list_metrics", "list_runners"]
+__all__ = ["RunnerRow", "list_cases", "list_families", "list_metrics", "list_packages", "list_runners"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,10 @@ def list_metrics() -> tuple[tuple[str, str], ...]:
     return tuple(
         (metric.name, f"{metric.title}, {metric.unit}, {metric.better} is better") for metric in metrics.METRICS
     )
+
+
+def list_packages() -> tuple[tuple[str, str], ...]:
+    """(name, the tool's own name) of every package layout."""
+    from exporter.package import load_layout, package_names
+
+    return tuple((name, load_layout(name).TOOL) for name in package_names())

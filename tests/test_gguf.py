@@ -149,3 +149,26 @@ def _longer(weight: Any) -> Any:
 def test_the_file_is_a_safetensors_file(gguf_file: Path, tmp_path: Path) -> None:
     _placed(resolve(str(gguf_file)), tmp_path, "float32")
     assert len(read_safetensors_header(tmp_path / "model.safetensors")) == 2 + 9 * LAYERS
+
+
+def test_a_tokenizer_whose_type_transformers_does_not_know_is_taken_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    from exporter.checkpoint import Checkpoint
+    from exporter.tokenizer import copy_tokenizer
+
+    class Taken:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+    def known(*_: object, gguf_file: str, tokenizer_type: str | None = None) -> Taken:
+        if tokenizer_type is not None:
+            raise ValueError(f"Passed `tokenizer_type` {tokenizer_type} does not exist.")
+        return Taken()
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", known)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    copy_tokenizer(Checkpoint("x", None, tmp_path, gguf="x.gguf"), tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()

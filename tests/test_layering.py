@@ -27,7 +27,11 @@ SHARED = {
     "blocks",
     "quantization",
     "rounding",
+    "folders",
+    "model_files",
+    "packages",
 }
+LISTED = {"families", "package"}  # what `list` tells of
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -51,8 +55,18 @@ def test_the_exporter_never_imports_runners_or_click(path: Path) -> None:
 @pytest.mark.parametrize("path", files("runners"), ids=str)
 def test_runners_see_only_the_contracts_of_the_exporter(path: Path) -> None:
     used = {name.split(".")[1] for name in imports(path) if name.startswith("exporter.")}
-    assert not used - SHARED - ({"families"} if path.name == "listing.py" else set())
+    assert not used - SHARED - (LISTED if path.name == "listing.py" else set())
     assert "click" not in set(imports(path))
+
+
+def test_package_layouts_that_runners_use_load_in_an_engine_s_own_environment() -> None:
+    code = (
+        "import sys, exporter.packages.genai, exporter.packages.transformersjs, exporter.folders\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnx_ir', 'onnxruntime', 'tokenizers', 'safetensors'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("path", files("runners/diff"), ids=str)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from exporter.bundle import Bundle
 from exporter.errors import EngineUnavailableError
@@ -18,6 +19,7 @@ from runners.isolate import IsolatedSession, Launch, engines_folder, limit_of
 
 __all__ = ["INSTALL", "describe_package", "open_in_chromium", "open_in_node"]
 
+Folder = TemporaryDirectory[str]
 HOST = Path(__file__).with_name("_js") / "node.mjs"
 INSTALL = "make engines ONLY=node"
 _LEVELS = ("all", "none", "basic", "extended")
@@ -43,13 +45,15 @@ def home() -> Path:
     return Path(os.environ.get("KVPARITY_NODE") or engines_folder() / "node").resolve()
 
 
-def open_in_node(package: str, info: RunnerInfo, bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
-    """Open a bundle in a package under Node.
+def open_in_node(
+    package: str, info: RunnerInfo, bundle: Bundle, options: Mapping[str, str], folder: Folder | None = None
+) -> IsolatedSession:
+    """Open a bundle in a package under Node; a temporary folder that it was put into goes when the session closes.
 
     Raises:
         EngineUnavailableError: A setting makes no sense, or the package cannot load a graph.
     """
-    return _open([str(shutil.which("node")), str(HOST), package, str(home())], info, bundle, options)
+    return _open([str(shutil.which("node")), str(HOST), package, str(home())], info, bundle, options, folder)
 
 
 def open_in_chromium(info: RunnerInfo, bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
@@ -64,7 +68,9 @@ def open_in_chromium(info: RunnerInfo, bundle: Bundle, options: Mapping[str, str
     return _open(command, info, bundle, options)
 
 
-def _open(command: list[str], info: RunnerInfo, bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
+def _open(
+    command: list[str], info: RunnerInfo, bundle: Bundle, options: Mapping[str, str], folder: Folder | None = None
+) -> IsolatedSession:
     one_of(info.name, options, "level", *_LEVELS)
     launch = Launch(info.name, command, limit_of(info.name, options))
-    return IsolatedSession(bundle, launch, {key: value for key, value in options.items() if key != "limit"})
+    return IsolatedSession(bundle, launch, {key: value for key, value in options.items() if key != "limit"}, folder)

@@ -1,13 +1,11 @@
 """ONNX Runtime GenAI's own loop: it keeps the caches, and is given the case's tokens instead of choosing its own.
 
 It allocates caches by total length, so it takes bundles with ``--sliding-cache full``; decode.onnx serves whole cases.
+What it loads is the folder that ``cli.py package --to genai`` writes, made of links.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, TraceError
-from exporter.spec import DECODE, GraphKind
+from exporter.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError
+from exporter.folders import link_file
+from exporter.packages import genai as package
+from exporter.spec import GraphKind
 from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import first_line, refuse_layouts
+from runners.engines._session import first_line
 from runners.engines._static import REFUSED
 
-__all__ = ["INSTALL", "GenaiSession", "describe", "genai_config", "open_session"]
+__all__ = ["INSTALL", "GenaiSession", "describe", "open_session"]
 
 INSTALL = "pip install 'kvparity[genai]'"
 TAKES = "the dynamic layout with --sliding-cache full"
@@ -39,47 +39,12 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GenaiSession:
     """Load decode.onnx; setting ``type``, the model type that GenAI is told (decoder)."""
     only(options, "type")
     info = describe()
-    refuse_layouts("genai", bundle, "dynamic")
-    if bundle.model.window is not None and bundle.options.bounded:
-        raise EngineUnavailableError(
-            "genai allocates caches by total length, and this bundle's sliding caches are bounded; "
-            "export with --sliding-cache full"
-        )
-    settings = {**info.settings, "type": options.get("type", "decoder")}
+    try:
+        package.refuse(bundle)
+    except PackageError as error:
+        raise NotTakenError(str(error)) from error
+    settings = {**info.settings, "type": options.get("type", package.TYPE)}
     return GenaiSession(bundle, RunnerInfo("genai", info.version, settings, _ADAPTED))
-
-
-def genai_config(bundle: Bundle, kind: str) -> dict[str, Any]:
-    """What GenAI must be told of a bundle."""
-    model = bundle.model
-    slot = model.slots[0]
-    names = {"key": "past_key_names", "value": "past_value_names"}
-    decoder = {
-        "session_options": {"log_id": "genai", "provider_options": []},
-        "filename": bundle.graph(DECODE).file.path,
-        "head_size": slot.head_dim,
-        "hidden_size": model.hidden_size,
-        "num_attention_heads": model.heads,
-        "num_hidden_layers": len(model.slots),
-        "num_key_value_heads": slot.kv_heads,
-        "inputs": {
-            **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
-            **{names[part]: f"past_key_values.%d.{part}" for part in names},
-        },
-        "outputs": {"logits": "logits", **{f"present_{part}_names": f"present.%d.{part}" for part in names}},
-    }
-    eos = list(model.eos_token_ids) or [model.vocab_size - 1]
-    identity = {"bos_token_id": model.bos_token_id or 0, "eos_token_id": eos, "pad_token_id": model.pad_token_id or 0}
-    return {
-        "model": {
-            "type": kind,
-            "context_length": model.max_position,
-            "vocab_size": model.vocab_size,
-            "decoder": decoder,
-            **identity,
-        },
-        "search": {"max_length": model.max_position, "past_present_share_buffer": False, "do_sample": False},
-    }
 
 
 class GenaiSession:
@@ -96,13 +61,9 @@ class GenaiSession:
         self.info = info
         self._genai, self._bundle = onnxruntime_genai, bundle
         self._folder = tempfile.TemporaryDirectory(prefix="kvparity-genai-")
-        folder = Path(self._folder.name)
-        for entry in (bundle.graph(DECODE).file, *bundle.manifest.weights):
-            _link(bundle.root / entry.path, folder / entry.path)
-        text = json.dumps(genai_config(bundle, info.settings["type"]), indent=1)
-        (folder / "genai_config.json").write_text(text, encoding="utf-8")
+        package.write(bundle, Path(self._folder.name), link_file, info.settings["type"])
         try:
-            self._model = onnxruntime_genai.Model(str(folder))
+            self._model = onnxruntime_genai.Model(self._folder.name)
         except Exception as error:
             raise EngineUnavailableError(f"genai cannot load decode.onnx: {first_line(error)}") from error
         self._generator: Any = None
@@ -136,10 +97,3 @@ class GenaiSession:
         """Drop the model and its folder."""
         self._generator = self._model = None
         self._folder.cleanup()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -1,17 +1,20 @@
 """transformers.js under Node: its model class loads decode.onnx, makes first caches and positions, and keeps caches.
 
-It looks for ``onnx/model.onnx`` and a ``config.json`` of a model type that it knows: links and a config in a folder of
-its own, no edit of a graph.
+What it loads is the folder that ``cli.py package --to transformersjs`` writes, its weights a link.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from exporter.bundle import Bundle
+from exporter.errors import NotTakenError, PackageError
+from exporter.folders import link_file
+from exporter.packages import transformersjs as package
 from runners.base import RunnerInfo, only
 from runners.engines._node import INSTALL, describe_package, open_in_node
-from runners.engines._session import refuse_layouts
 from runners.isolate import IsolatedSession
 
 __all__ = ["INSTALL", "OWN_PROCESS", "describe", "open_session"]
@@ -29,5 +32,12 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
     """Load decode.onnx; settings ``type`` (llama: the model type it is told), ``threads``, ``level`` and ``limit``."""
     only(options, "type", "threads", "level", "limit")
     info = describe()
-    refuse_layouts(info.name, bundle, "dynamic")
-    return open_in_node("@huggingface/transformers", info, bundle, options)
+    try:
+        package.refuse(bundle)
+    except PackageError as error:
+        raise NotTakenError(str(error)) from error
+    folder = tempfile.TemporaryDirectory(prefix="kvparity-transformersjs-")
+    package.write(bundle, Path(folder.name), link_file, options.get("type", package.TYPE))
+    settings = {key: value for key, value in options.items() if key != "type"}
+    packed = Bundle(Path(folder.name), bundle.manifest)
+    return open_in_node("@huggingface/transformers", info, packed, settings, folder)
