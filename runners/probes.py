@@ -18,7 +18,7 @@ from exporter.dtypes import numpy_dtype
 from exporter.errors import BundleError
 from runners.base import Array
 from runners.engines.trace_file import TraceWriter
-from runners.locate.graphs import evaluate, expose, load_graph, probes_of
+from runners.locate.isolated import float64_values
 from runners.locate.probe_diff import Call
 from runners.locate.search import make_call
 from runners.references import select_cases
@@ -79,12 +79,8 @@ def inside(bundle: Bundle, cases: tuple[str, ...] = (), step: int | None = None)
 
 
 def _evaluated(bundle: Bundle, call: Call) -> Inside:
-    kind = call.step.graph
-    model = load_graph(bundle, kind)
-    probes = probes_of(model)
-    expose(model, probes.values())
-    values = evaluate(model, call.feeds, f"{kind}.onnx")
-    outputs = {port.name: values[port.name] for port in bundle.graph(kind).spec.outputs}
+    values, probes = float64_values(bundle, call, call.feeds, every=False)
+    outputs = {port.name: values[port.name] for port in bundle.graph(call.step.graph).spec.outputs}
     return Inside(call, outputs, {probe: values[value] for probe, value in probes.items()})
 
 

@@ -55,7 +55,7 @@ def engine_fault(bundle: Bundle, call: Call, spec: RunnerSpec, opener: Opener, l
     """
     kind = call.step.graph
     feeds = narrow_feeds(bundle, call.feeds)
-    values, probes = float64_values(bundle, call, feeds)
+    values, probes = float64_values(bundle, call, feeds, every=True)
     names = {probe: value for probe, value in probes.items() if values[value].dtype.kind == "f"}
     coarse = _compare(bundle, call, feeds, values, names, spec, opener)
     if not coarse.wrong:

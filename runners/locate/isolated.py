@@ -76,12 +76,13 @@ def narrow_feeds(bundle: Bundle, feeds: Mapping[str, Array]) -> dict[str, Array]
 
 
 def float64_values(
-    bundle: Bundle, call: Call, feeds: Mapping[str, Array]
+    bundle: Bundle, call: Call, feeds: Mapping[str, Array], *, every: bool
 ) -> tuple[dict[str, Array], Mapping[str, str]]:
-    """Every value of the graph in float64 by name, and its probes."""
+    """The graph's probes in float64 by value name, ``every`` other value with them, and which value each probe is."""
     model = load_graph(bundle, call.step.graph)
     probes = probes_of(model)
-    expose(model, [str(value.name) for node in model.graph for value in node.outputs if value.name])
+    inner = [str(value.name) for node in model.graph for value in node.outputs if value.name]
+    expose(model, inner if every else probes.values())
     return evaluate(model, feeds, f"{call.step.graph}.onnx"), probes
 
 

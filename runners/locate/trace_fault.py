@@ -68,7 +68,7 @@ def trace_fault(
     """
     kind, dtype = call.step.graph, numpy_dtype(bundle.options.dtype)
     feeds = narrow_feeds(bundle, {**call.feeds, **_pasts(bundle, call, before)})
-    exact, probes = float64_values(bundle, call, feeds)
+    exact, probes = float64_values(bundle, call, feeds, every=False)
     found = _match(bundle, call, recorded, exact, probes)
     base = Location(
         "engine",
