@@ -390,6 +390,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo("error: interrupted", err=True)
     except KvparityError as error:
         click.echo(f"error: {error}", err=True)
+    except ModuleNotFoundError as error:
+        from exporter.extras import missing_package
+
+        click.echo(f"error: {missing_package(error.name or str(error))}", err=True)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
     except Exception as error:

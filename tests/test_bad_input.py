@@ -48,6 +48,22 @@ def test_no_such_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "install"),
+    [("torch.nn", "pip install 'kvparity[export]'"), ("matplotlib", "pip install 'kvparity[report]'"), ("xyz", "xyz")],
+)
+def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, install: str
+) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("exporter.checkpoint.resolve", absent)
+    line = fails(capsys, "export", "-o", str(tmp_path / "b"))
+    assert f"needs {module.partition('.')[0]}" in line
+    assert line.endswith(install)
+
+
 def test_a_folder_that_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     assert "config.json is missing" in fails(capsys, "export", str(tmp_path / "x"), "-o", str(tmp_path / "b"))
