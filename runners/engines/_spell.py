@@ -90,7 +90,7 @@ def _dequantise(model: ir.Model) -> None:
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]  # codes: a model of 2 GB more can't be handed over
     for value in model.graph.initializers.values():  # codes that rows are looked up in
-        if isinstance(value.const_value, ir.ExternalTensor):
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.dtype != ir.DataType.DOUBLE:
             value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
 
 

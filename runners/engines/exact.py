@@ -19,11 +19,13 @@ from exporter.bundle import Bundle
 from exporter.errors import EngineUnavailableError
 from exporter.spec import FLOAT64_CONSTANTS, GraphKind
 from runners.base import Array, RunnerInfo, need, only
+from runners.engines._wide import folder, wide_weight
 
 __all__ = ["INSTALL", "ExactSession", "describe", "open_model", "open_session", "widen"]
 
 INSTALL = "pip install onnx onnx-ir onnxruntime"
 TAKES = "the dynamic and static layouts, every profile, evaluated in float64"
+_EXTERNAL = "session.model_external_initializers_file_folder_path"
 Evaluate = Callable[[Mapping[str, Array]], list[Array]]
 
 
@@ -97,6 +99,7 @@ def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evalua
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        settings.add_session_config_entry(_EXTERNAL, folder())
         try:
             session = onnxruntime.InferenceSession(
                 proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
@@ -145,7 +148,9 @@ def widen(model: Any) -> None:
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and tensor.dtype in narrow:
-            value.const_value = ir.tensor(_wide(tensor.numpy(), kept.get(name)), name=name)
+            large = None if name in kept else wide_weight(tensor, name)
+            whole = large is None
+            value.const_value = ir.tensor(_wide(tensor.numpy(), kept.get(name)), name=name) if whole else large
     values = [*graph.inputs, *graph.initializers.values()]
     for node in graph:
         values += node.outputs
