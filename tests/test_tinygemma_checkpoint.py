@@ -15,7 +15,7 @@ from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
 from exporter.tinygemma import lexicon
 from exporter.tinygemma.config import LAYER_SCALARS
 from exporter.tinygemma.corpus import stories, words
-from exporter.tinygemma.training import TrainOptions
+from exporter.tinygemma.options import TrainOptions
 
 SHIPPED = Path(__file__).parents[1] / "artifacts" / "tinygemma4text3m"
 UNSEEN = 424_242

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from exporter.errors import ExportError
-from exporter.tinygemma.training import StepInfo, TrainOptions, _rate, train
+from exporter.tinygemma.options import TrainOptions
+from exporter.tinygemma.training import StepInfo, _rate, train
 
 TINY = TrainOptions(steps=2, batch=2, block=16, long_block=32, long_every=2, warmup=1, tokenizer_stories=300, threads=1)
 

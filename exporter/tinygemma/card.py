@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from exporter.tinygemma.config import LAYER_SCALARS, TOTAL_PARAMETERS
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from exporter.tinygemma.training import TrainOptions
+from exporter.tinygemma.options import TrainOptions
 
 __all__ = ["write_card"]
 

@@ -16,9 +16,10 @@ def train_command(out: Path, given: dict[str, Any]) -> None:
 
     Args:
         out: Folder of the checkpoint.
-        given: Fields of :class:`exporter.tinygemma.training.TrainOptions` that were set on the command line.
+        given: Fields of :class:`exporter.tinygemma.options.TrainOptions` that were set on the command line.
     """
-    from exporter.tinygemma.training import StepInfo, TrainOptions, train
+    from exporter.tinygemma.options import TrainOptions
+    from exporter.tinygemma.training import StepInfo, train
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
