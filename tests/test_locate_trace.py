@@ -151,6 +151,24 @@ def test_the_first_value_that_is_not_a_number_is_named(subject: Bundle, tmp_path
     assert found(ask(subject, path, "prefill-9")).probe == "layers.3.self_attn.o_proj"
 
 
+def test_padded_slots_may_hold_anything_and_faults_beside_them_are_found(subject: Bundle, tmp_path: Path) -> None:
+    case = subject.vectors("batch-ragged").case
+    dead = case.mask[:, : case.chunks[0]] == 0
+    assert dead.any()
+
+    def poison(array: np.ndarray) -> np.ndarray:
+        poisoned = np.moveaxis(array.copy(), 2 if array.ndim == 4 else 1, 1)
+        poisoned[dead] = np.nan
+        return np.moveaxis(poisoned, 1, 2 if array.ndim == 4 else 1)
+
+    for mutant, probe in ((None, ""), (MUTANTS["silu"], "layers.2.mlp.down_proj")):
+        path = record(subject, tmp_path / "t.npz", ("batch-ragged",), mutant=mutant)
+        for name in ("layers.0.self_attn.value", "layers.1.self_attn.query", "layers.3.input_layernorm"):
+            change(path, f"batch-ragged/step_0/probes/{name}", poison)
+        location = found(ask(subject, path, "batch-ragged", tol=1e-9 if mutant is None else 1e-4))
+        assert (location.probe, location.fault) == (probe, "engine" if probe else "none"), location
+
+
 def test_a_foreign_name_and_a_wrong_shape_are_said(subject: Bundle, tmp_path: Path) -> None:
     with np.load(record(subject, tmp_path / "t.npz", ("prefill-9",))) as archive:
         arrays = {name: archive[name] for name in archive.files}

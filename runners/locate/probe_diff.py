@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from exporter.cases import Case, Step
 
-__all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "position_axis", "settle_mask"]
+__all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "fill_padding", "position_axis", "settle_mask"]
 
 BLOCKED = -1e9  # what a graph adds where a query may not look
 _MASKED = -1e8  # anything below is a blocked entry, whatever a library fills in
@@ -146,6 +146,16 @@ def diff_probe(
         got=got,
         over=over,
     )
+
+
+def fill_padding(call: Call, probe: str, array: Array, other: Array) -> Array:
+    """A probe with another tensor's numbers on padded slots, whose own may be anything, NaN too."""
+    axis, live = _slots(call, probe, array.shape)
+    if axis is None:
+        return array
+    shape = [1] * array.ndim
+    shape[0], shape[axis] = live.shape
+    return np.where(live.reshape(shape), array, other)
 
 
 def _slots(call: Call, probe: str, shape: tuple[int, ...]) -> tuple[int | None, npt.NDArray[np.bool_]]:

@@ -21,7 +21,7 @@ from runners.locate.experiment import make_experiment
 from runners.locate.export_fault import describe
 from runners.locate.graphs import GIVEN, load_graph, segment_of
 from runners.locate.isolated import Isolated, float64_values, isolated, narrow_feeds
-from runners.locate.probe_diff import Array, Call, ProbeDiff, settle_mask
+from runners.locate.probe_diff import Array, Call, ProbeDiff, fill_padding, settle_mask
 from runners.locate.records import paragraph
 from runners.locate.search import Found
 
@@ -70,6 +70,7 @@ def trace_fault(
     feeds = narrow_feeds(bundle, {**call.feeds, **_pasts(bundle, call, before)})
     exact, probes = float64_values(bundle, call, feeds, every=False)
     found = _match(bundle, call, recorded, exact, probes)
+    known = {value: fill_padding(call, found.name_of(value), a, exact[value]) for value, a in found.values.items()}
     base = Location(
         "engine",
         label,
@@ -81,7 +82,7 @@ def trace_fault(
     )
     given = {
         value + GIVEN: (settle_mask(array) if value.startswith("mask.") else array).astype(dtype)
-        for value, array in found.values.items()
+        for value, array in known.items()
     }
     fed = {**feeds, **given}
     made = isolated(bundle, kind, found.values, fed, probes.values())
