@@ -70,6 +70,11 @@ def test_a_norm_says_epsilon_or_weight() -> None:
     assert cause("layers.0.input_layernorm", want, want * (1 + RANDOM.random(8))) == "norm-weight"
 
 
+def test_a_value_without_token_slots_gets_no_cause() -> None:
+    want = RANDOM.normal(size=(TOTAL, 3 * TOTAL))  # batch and tokens in one axis, as OPT's MLP has them
+    assert cause("layers.0.activation_fn", want, want * 1.5) == ""
+
+
 def test_an_error_without_a_pattern_gets_no_cause() -> None:
     want = RANDOM.normal(size=(1, TOTAL, 8))
     assert cause("layers.0.mlp", want, want + RANDOM.normal(size=want.shape)) == ""

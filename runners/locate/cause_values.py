@@ -44,8 +44,10 @@ def wrong_weight(evidence: Evidence) -> Said:
 
 def other_value(evidence: Evidence) -> Said:
     """The value is another probe's: a neighbour layer's, the other kind's, something before or after it."""
+    if not finite(evidence.diff):
+        return None
     got = live(evidence, evidence.diff.got)
-    if not got.size or not finite(evidence.diff) or np.ptp(got) == 0:
+    if not got.size or np.ptp(got) == 0:
         return None
     for name, array in evidence.reference.items():
         if name == evidence.diff.probe or array.size != evidence.diff.want.size or name.startswith("mask."):
