@@ -18,8 +18,8 @@ from runners.options import JudgeOptions
 ENGINE = Path(__file__).resolve().parents[1] / "examples" / "engine" / "engine.py"
 
 
-def ask(bundle: Bundle, path: Path, *cases: str, fault: str = "") -> Report:
-    words = [str(bundle.root), "-o", str(path), *(word for case in cases for word in ("--case", case))]
+def ask(bundle: Bundle, path: Path, *cases: str, fault: str = "", flags: tuple[str, ...] = ()) -> Report:
+    words = [str(bundle.root), "-o", str(path), *(word for case in cases for word in ("--case", case)), *flags]
     command = [sys.executable, str(ENGINE), *words, *(("--fault", fault) if fault else ())]
     subprocess.run(command, check=True, capture_output=True, cwd=path.parent)
     spec = RunnerSpec("trace_file", {"file": str(path)})
@@ -63,6 +63,22 @@ def test_each_fault_is_found_where_it_was_put(
     report = ask(tiny_bundle, tmp_path / "mine.npz", "prefill-259", fault=fault)
     (location,) = report.locations
     assert (location.fault, location.probe, location.cause) == ("engine", probe, cause)
+    assert words in location.why
+
+
+@pytest.mark.parametrize(
+    ("fault", "probe", "words"),
+    [
+        ("base", "layers.2.self_attn.key", "key rows are rotated with base 1e+04, the model's is 1e+06"),
+        ("pairs", "present.0.key", "neighbours are turned as pairs"),
+        ("values", "present.0.value", "it is not normalised"),
+    ],
+)
+def test_outputs_alone_tell_some_causes_too(
+    tiny_bundle: Bundle, tmp_path: Path, fault: str, probe: str, words: str
+) -> None:
+    (location,) = ask(tiny_bundle, tmp_path / "m.npz", "prefill-259", fault=fault, flags=("--no-probes",)).locations
+    assert location.probe == probe
     assert words in location.why
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runners.locate.cause_values import other_value
-from runners.locate.evidence import Evidence, Float, Said, equal, finite, live
+from runners.locate.evidence import Evidence, Float, Said, equal, finite, layer_of, live
 
 Int = npt.NDArray[np.int64]
 
@@ -168,25 +168,31 @@ class _Turn:
 
 def _turn(evidence: Evidence) -> _Turn | None:
     diff, call, reference = evidence.diff, evidence.call, evidence.reference
-    prefix, _, part = diff.probe.rpartition(".")
-    if part not in ("query", "key") or not finite(diff) or diff.want.ndim != 4:
+    owner, _, part = diff.probe.rpartition(".")
+    index = layer_of(evidence.model, diff.probe)
+    if part not in ("query", "key") or index is None or not finite(diff) or diff.want.ndim != 4:
         return None
-    source = reference.get(f"{prefix}.{part[0]}_norm", reference.get(f"{prefix}.{part[0]}_proj"))
-    kind = evidence.model.layers[int(prefix.split(".")[1])].kind
-    tables = {name: array for name, array in reference.items() if name.startswith("rotary")}
-    own = [name for name in tables if f".{kind}" in name] or list(tables)
-    found = {part: next((tables[name] for name in own if name.endswith(part)), None) for part in ("cos", "sin")}
-    if source is None or found["cos"] is None or found["sin"] is None:
-        return None
+    path = f"layers.{index}.self_attn" if owner.startswith("present.") else owner
+    source = reference.get(f"{path}.{part[0]}_norm", reference.get(f"{path}.{part[0]}_proj"))
+    cos, sin = (_table(evidence, index, name) for name in ("cos", "sin"))
     new, heads, size = call.step.tokens, diff.want.shape[1], diff.want.shape[3]
-    if source.size != call.case.batch * new * heads * size:
+    if source is None or cos is None or sin is None or source.size != call.case.batch * new * heads * size:
         return None
-    shown = call.live(new)[0]
-    rows = np.asarray(source, np.float64).reshape(-1, new, heads, size)[0][shown]
-    got = np.swapaxes(np.asarray(diff.got, np.float64)[:, :, -new:], 1, 2)[0][shown]
-    cos, sin = (np.asarray(found[part], np.float64)[0][shown] for part in ("cos", "sin"))
-    positions = np.asarray(call.case.positions[0, call.step.start : call.step.stop][shown])
-    return _Turn(part, rows, got, cos, sin, positions)
+    kept = min(new, diff.want.shape[2])  # a sliding cache may hold fewer rows than the call has tokens
+    shown = call.live(kept)[0]
+    rows = np.asarray(source, np.float64).reshape(-1, new, heads, size)[0][-kept:][shown]
+    got = np.swapaxes(np.asarray(diff.got, np.float64)[:, :, -kept:], 1, 2)[0][shown]
+    positions = np.asarray(call.case.positions[0, call.step.stop - kept : call.step.stop][shown])
+    return _Turn(part, rows, got, cos[-kept:][shown], sin[-kept:][shown], positions)
+
+
+def _table(evidence: Evidence, layer: int, part: str) -> Float | None:
+    """(tokens, columns): the cos or sin of a layer's kind for the first row; None where there is no such table."""
+    tables = {name: array for name, array in evidence.reference.items() if name.startswith("rotary")}
+    own = [name for name in tables if f".{evidence.model.layers[layer].kind}" in name] or list(tables)
+    found = next((np.asarray(tables[name], np.float64) for name in own if name.endswith(part)), None)
+    fits = found is not None and found.ndim == 3 and found.shape[1] == evidence.call.step.tokens
+    return found[0] if found is not None and fits else None
 
 
 def rotated(evidence: Evidence) -> Said:

@@ -13,7 +13,7 @@ from exporter.spec import ModelSpec
 from runners.locate.operators import Inspection
 from runners.locate.probe_diff import Array, Call, ProbeDiff
 
-__all__ = ["Cause", "Evidence", "Experiment", "Float", "Said", "equal", "finite", "live"]
+__all__ = ["Cause", "Evidence", "Experiment", "Float", "Said", "equal", "finite", "layer_of", "live"]
 
 Float = npt.NDArray[np.float64]
 Said = tuple[str, str] | None  # a short name and a sentence; None where a pattern does not fit
@@ -100,3 +100,13 @@ def equal(evidence: Evidence, left: npt.NDArray[Any], right: npt.NDArray[Any], l
 def finite(diff: ProbeDiff) -> bool:
     """Whether slots differ by numbers, rather than by shape or NaN."""
     return diff.position is not None and bool(np.isfinite(diff.got).all())
+
+
+def layer_of(model: ModelSpec, probe: str) -> int | None:
+    """The decoder layer that a probe or an output belongs to; the first that reads it for masks and rotary tables."""
+    parts = probe.split(".")
+    rules: dict[str, Callable[[int], int]] = {"layers": lambda index: index, "present": lambda s: model.slots[s].layer}
+    if parts[0] in rules and len(parts) > 1 and parts[1].isdigit():
+        return rules[parts[0]](int(parts[1]))
+    kind = next((kind for kind in ("sliding", "full") if parts[0] != "layers" and kind in probe), None)
+    return next((layer.index for layer in model.layers if layer.kind == kind), None)

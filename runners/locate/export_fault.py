@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,13 +13,14 @@ from runners.base import Array
 from runners.diff.location import Location
 from runners.diff.records import number
 from runners.locate.causes import Cause, Evidence, likely_cause
+from runners.locate.evidence import layer_of
 from runners.locate.fingerprint import Fingerprint
 from runners.locate.operators import Inspection, inspect_segment
 from runners.locate.probe_diff import Call, ProbeDiff
 from runners.locate.records import paragraph
 from runners.locate.search import Found, search
 
-__all__ = ["ExportFault", "Watcher", "describe", "export_fault", "layer_of"]
+__all__ = ["ExportFault", "Watcher", "describe", "export_fault"]
 
 
 class Watcher(Protocol):
@@ -117,13 +118,3 @@ def describe(
         also=others,
         checked=len(found.probes),
     )
-
-
-def layer_of(model: ModelSpec, probe: str) -> int | None:
-    """The decoder layer that a probe or an output belongs to; the first that reads it for masks and rotary tables."""
-    parts = probe.split(".")
-    rules: dict[str, Callable[[int], int]] = {"layers": lambda index: index, "present": lambda s: model.slots[s].layer}
-    if parts[0] in rules and len(parts) > 1 and parts[1].isdigit():
-        return rules[parts[0]](int(parts[1]))
-    kind = next((kind for kind in ("sliding", "full") if parts[0] != "layers" and kind in probe), None)
-    return next((layer.index for layer in model.layers if layer.kind == kind), None)
