@@ -96,6 +96,10 @@ def change(path: Path, key: str, edit: Any) -> Path:
         ("residual-dropped", "inputs", "left out"),
         ("residual-twice", "inputs", "twice"),
         ("values-from-keys", "inputs", "k_proj"),
+        ("layer-norm", "inputs", "as LayerNorm does"),
+        ("ple-norm", "passed-through", "it is per_layer_model_projection times"),
+        ("softcap-value", "softcap", "capped at 5.5"),
+        ("logits-rolled", "shifted", "position p holds what position p"),
         ("weight-row-zero", "weight", "output channels 3"),
     ],
 )

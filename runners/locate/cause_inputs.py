@@ -39,7 +39,65 @@ def other_inputs(evidence: Evidence) -> Said:
     return None
 
 
+def scaled_input(evidence: Evidence) -> Said:
+    """The segment's input itself, by one factor: what should be done to it was not done."""
+    diff, tried = evidence.diff, evidence.experiment
+    if tried is None or not finite(diff):
+        return None
+    got = live(evidence, diff.got)
+    for name, array in tried.inputs.items():
+        source = live(evidence, array.reshape(diff.want.shape)) if array.size == diff.want.size else np.zeros(0)
+        power = float((source * source).sum())
+        factor = float((source * got).sum()) / power if source.shape == got.shape and power else 0.0
+        if factor and equal(evidence, got, source * factor):
+            return "passed-through", f"it is {name} times {factor:.6g}, and nothing else was done to it"
+    return None
+
+
+def softcap(evidence: Evidence) -> Said:
+    """Logits that are capped at another number: cap x tanh(x / cap)."""
+    diff, tried = evidence.diff, evidence.experiment
+    if tried is None or diff.probe not in ("logits", "lm_head") or not finite(diff):
+        return None
+    got = live(evidence, diff.got)
+    for array in tried.inputs.values():
+        if array.shape != diff.want.shape:
+            continue
+        source = live(evidence, array)
+        at = np.unravel_index(int(np.abs(source).argmax()), source.shape)
+        cap = _cap(abs(float(source[at])), abs(float(got[at])))
+        if cap is not None and equal(evidence, cap * np.tanh(source / cap), got):
+            return "softcap", f"logits are capped at {cap:.4g}, which is not the model's"
+    return None
+
+
+def _cap(value: float, capped: float) -> float | None:
+    """The cap that makes ``capped`` of ``value``; bisection, since it only grows with the cap."""
+    if not 0 < capped < value:
+        return None
+    low, high = capped, 1e6
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if middle * np.tanh(value / middle) < capped else (low, middle)
+    return high
+
+
+def shifted_tokens(evidence: Evidence) -> Said:
+    """Every token has what its neighbour should have."""
+    diff = evidence.diff
+    if not finite(diff) or diff.want.ndim != 3 or diff.over.shape[0] != 1 or diff.want.shape[1] < 4:
+        return None
+    want, got = live(evidence, diff.want), live(evidence, diff.got)
+    for shift, left, right in ((1, got[:-1], want[1:]), (-1, got[1:], want[:-1])):
+        if equal(evidence, left, right):
+            return "shifted", f"position p holds what position p{shift:+d} should"
+    return None
+
+
 def _changes(evidence: Evidence, inputs: Mapping[str, Array]) -> Iterator[tuple[str, dict[str, Array]]]:
+    if "norm" in evidence.diff.probe:  # of a sum, the mean is the sum of means
+        centred = {name: array - array.mean(axis=-1, keepdims=True) for name, array in inputs.items()}
+        yield "the mean is taken off before the norm, as LayerNorm does", centred
     for name, array in inputs.items():
         yield f"{name} is left out", {name: np.zeros_like(array)}
         yield f"{name} is counted twice", {name: 2 * array}
