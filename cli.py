@@ -125,7 +125,7 @@ def _export(model: str | None, output: Path | None, as_json: bool, tracer: Any, 
     print_bundle(bundle, progress.stages, str(target), as_json=as_json)
 
 
-def program() -> str:
+def _program() -> str:
     """How the reader called this program: as the installed command, or as the file in a clone."""
     called = Path(sys.argv[0]).stem
     return called if called == "kvparity" else "python cli.py"
@@ -195,7 +195,7 @@ def compare(bundle: Path, tol: str, **given: Any) -> int:
         cases=given["cases"],
         tol=tolerance,
         shown_bundle=str(bundle),
-        program=program(),
+        program=_program(),
         **{key: given[key] for key in _JUDGE_OPTIONS},
     )
     files = {key: given[key] for key in ("html", "junit", "markdown", "model_explorer")}

@@ -6,13 +6,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from exporter.bundle import Bundle
 from exporter.dtypes import numpy_dtype
 from exporter.features import coverage_lines, unproven
 from exporter.spec import GraphKind
+from runners.terminal import table_console
 
 __all__ = ["inspect_json", "print_inspection"]
 
@@ -78,8 +78,7 @@ def _slot_row(bundle: Bundle, index: int) -> dict[str, Any]:
 
 def print_inspection(bundle: Bundle, shown: str) -> None:
     """Print model, slots, graphs and cases as tables."""
-    terminal = Console(highlight=False)
-    console = terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)
+    console = table_console(_WIDTH)
     model, options = bundle.model, bundle.options
     console.print(f"[bold]{shown}[/bold]  {model.architecture} ({model.model_type}), {model.parameters:,} parameters")
     console.print(

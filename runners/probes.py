@@ -137,11 +137,11 @@ def probes_json(found: Sequence[Inside], names: Sequence[str] = ()) -> str:
 
 def print_probes(found: Sequence[Inside], names: Sequence[str] = ()) -> None:
     """Names, axes, shapes and ranges as tables, one per call."""
-    from rich.console import Console
     from rich.table import Table
 
-    terminal = Console(highlight=False)
-    console = terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)
+    from runners.terminal import table_console
+
+    console = table_console(_WIDTH)
     for item in found:
         call = item.call
         table = Table(title=f"case {call.case.name}, step {call.step.index} ({call.step.graph})", title_justify="left")

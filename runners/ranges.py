@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from exporter.bundle import Bundle, CaseEntry
@@ -25,6 +24,7 @@ from runners.engines.exact import open_model, widen
 from runners.locate.graphs import expose, open_graph, probes_of
 from runners.references import select_cases
 from runners.sequence import play
+from runners.terminal import table_console
 
 __all__ = ["RangeReport", "ValueRange", "measure_ranges", "print_ranges", "ranges_json"]
 
@@ -261,8 +261,7 @@ def ranges_json(report: RangeReport) -> str:
 
 def print_ranges(report: RangeReport, shown: str) -> None:
     """Print what reaches furthest, layers of a kind together."""
-    terminal = Console(highlight=False)
-    console = terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)
+    console = table_console(_WIDTH)
     console.print(f"[bold]{shown}[/bold]  against {report.dtype}, cases {', '.join(report.cases)}")
     console.print(report.sentence(), markup=False)
     table = Table(title="reach of values, furthest first", title_justify="left")

@@ -20,7 +20,7 @@ from runners.diff.location import Location
 from runners.diff.records import Report
 from runners.judge import judge
 from runners.locate import entry
-from runners.locate.graphs import open_graph
+from runners.locate.graphs import inline_weights, open_graph
 from runners.options import JudgeOptions
 from runners.report.html import html_report
 from runners.report.json_file import json_report
@@ -50,8 +50,7 @@ def broken(node: str, error: float) -> Opener:
         root.mkdir(exist_ok=True)
         for kind in bundle.manifest.graphs:
             model = open_graph(bundle, kind)
-            for value in model.graph.initializers.values():
-                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+            inline_weights(model)
             editor = Editor(model, bundle.model, kind)
             name = next(str(n.outputs[0].name) for n in model.graph if n.name == node)
             editor.rewrite(name, lambda v, e=editor: e.add("Add", [v, e.constant(error)], v.producer()))  # type: ignore[misc]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import onnx_ir as ir
-import onnxruntime
 
 from exporter.bundle import Bundle
 from exporter.spec import GraphKind
@@ -14,8 +10,9 @@ from exporter.vectors import Vectors
 from runners.base import Array, RunnerInfo
 from runners.diff.gate import compare_outputs
 from runners.diff.location import Location
+from runners.engines.exact import Evaluate, open_model
 from runners.expectations import Wanted, fixed_limits, step_expectations
-from runners.locate.graphs import expose, open_graph, probes_of
+from runners.locate.graphs import expose, inline_weights, open_graph, probes_of
 from runners.locate.search import make_call
 from runners.locate.trace_fault import trace_fault
 from runners.sequence import play
@@ -32,24 +29,19 @@ class RecordingEngine:
         self._outputs = {
             kind: [port.name for port in bundle.graph(kind).spec.outputs] for kind in bundle.manifest.graphs
         }
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[str, tuple[list[str], Evaluate]] = {}
         self._probes: dict[str, Mapping[str, str]] = {}
         for kind in bundle.manifest.graphs:
             model = open_graph(bundle, kind)
             self._probes[kind] = probes_of(model)
             expose(model, self._probes[kind].values())
-            for name, value in model.graph.initializers.items():
-                value.const_value = ir.tensor(value.const_value.numpy(), name=name)
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            self._sessions[kind] = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+            inline_weights(model)
+            self._sessions[kind] = open_model(model, "ort", f"{kind}.onnx, recorded")
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one graph once."""
-        session = self._sessions[graph]
-        names = [output.name for output in session.get_outputs()]
-        values = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        names, run = self._sessions[graph]
+        values = dict(zip(names, run(inputs), strict=True))
         outputs = {name: values[name] for name in self._outputs[graph]}
         self.inside = {probe: values[v] for probe, v in self._probes[graph].items() if probe not in outputs}
         return outputs

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.bundle import Bundle, GraphEntry
 from exporter.dtypes import numpy_dtype
-from exporter.errors import EngineUnavailableError, NotTakenError, TraceError
+from exporter.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError
 from exporter.spec import GraphKind, Port
 from runners.base import Array, RunnerInfo
 
@@ -24,6 +24,7 @@ __all__ = [
     "one_of",
     "refuse_layouts",
     "refuse_profiles",
+    "refuse_unpacked",
     "run_by_name",
     "threads_of",
 ]
@@ -134,6 +135,22 @@ def refuse_layouts(name: str, bundle: Bundle, *layouts: str) -> None:
             f"{name} takes the {' or '.join(layouts)} layout only, and this bundle's is {bundle.options.layout}; "
             f"export with --layout {layouts[0]}"
         )
+
+
+def refuse_unpacked(refuse: Callable[[Bundle], None], bundle: Bundle) -> None:
+    """Refuse a bundle that does not become a package of the engine's tool.
+
+    Args:
+        refuse: The package layout's own refusal.
+        bundle: The bundle.
+
+    Raises:
+        NotTakenError: In the layout's words.
+    """
+    try:
+        refuse(bundle)
+    except PackageError as error:
+        raise NotTakenError(str(error)) from error
 
 
 def refuse_profiles(name: str, bundle: Bundle, *profiles: str) -> None:

@@ -148,9 +148,10 @@ def widen(model: Any) -> None:
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and tensor.dtype in narrow:
-            large = None if name in kept else wide_weight(tensor, name)
-            whole = large is None
-            value.const_value = ir.tensor(_wide(tensor.numpy(), kept.get(name)), name=name) if whole else large
+            wide = None if name in kept else wide_weight(tensor, name)
+            if wide is None:
+                wide = ir.tensor(_wide(tensor.numpy(), kept.get(name)), name=name)
+            value.const_value = wide
     values = [*graph.inputs, *graph.initializers.values()]
     for node in graph:
         values += node.outputs

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError
+from exporter.errors import EngineUnavailableError, TraceError
 from exporter.folders import link_file
 from exporter.packages import genai as package
 from exporter.spec import GraphKind
 from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import first_line
+from runners.engines._session import first_line, refuse_unpacked
 from runners.engines._static import REFUSED
 
 __all__ = ["INSTALL", "GenaiSession", "describe", "open_session"]
@@ -39,10 +39,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GenaiSession:
     """Load decode.onnx; setting ``type``, the model type that GenAI is told (decoder)."""
     only(options, "type")
     info = describe()
-    try:
-        package.refuse(bundle)
-    except PackageError as error:
-        raise NotTakenError(str(error)) from error
+    refuse_unpacked(package.refuse, bundle)
     settings = {**info.settings, "type": options.get("type", package.TYPE)}
     return GenaiSession(bundle, RunnerInfo("genai", info.version, settings, _ADAPTED))
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.bundle import Bundle
-from exporter.errors import NotTakenError, PackageError
 from exporter.folders import link_file
 from exporter.packages import transformersjs as package
 from runners.base import RunnerInfo, only
 from runners.engines._node import INSTALL, describe_package, open_in_node
+from runners.engines._session import refuse_unpacked
 from runners.isolate import IsolatedSession
 
 __all__ = ["INSTALL", "OWN_PROCESS", "describe", "open_session"]
@@ -32,10 +32,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
     """Load decode.onnx; settings ``type`` (llama: the model type it is told), ``threads``, ``level`` and ``limit``."""
     only(options, "type", "threads", "level", "limit")
     info = describe()
-    try:
-        package.refuse(bundle)
-    except PackageError as error:
-        raise NotTakenError(str(error)) from error
+    refuse_unpacked(package.refuse, bundle)
     folder = tempfile.TemporaryDirectory(prefix="kvparity-transformersjs-")
     package.write(bundle, Path(folder.name), link_file, options.get("type", package.TYPE))
     settings = {key: value for key, value in options.items() if key != "type"}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from runners.locate.evidence import Evidence, equal
+from exporter.spec import LayerSpec
+from runners.locate.evidence import Evidence, equal, layer_of
 from runners.locate.probe_diff import BLOCKED, settle_mask
 
 __all__ = ["wrong_attention"]
@@ -57,10 +58,10 @@ def wrong_attention(evidence: Evidence) -> tuple[str, str] | None:
 
 def _right(evidence: Evidence, prefix: str) -> _Attention | None:
     """Attention as it should be, at the scale that reproduces the reference; None where none does."""
-    kind = evidence.model.layers[int(prefix.split(".")[1])].kind
-    names = [f"{prefix}.query", f"{prefix}.key", f"{prefix}.value", f"mask.{kind}"]
+    layer = _layer(evidence)
+    names = [f"{prefix}.query", f"{prefix}.key", f"{prefix}.value", f"mask.{layer.kind}"]
     if names[1] not in evidence.reference:  # a layer that shares another's cache
-        owner = evidence.model.slots[evidence.model.layers[int(prefix.split(".")[1])].slot].layer
+        owner = evidence.model.slots[layer.slot].layer
         names[1:3] = [name.replace(prefix, f"layers.{owner}.self_attn") for name in names[1:3]]
     if any(name not in evidence.reference for name in names):
         return None
@@ -85,8 +86,8 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
         for scale in (base.scale * factor, base.scale / factor):
             times = scale / base.scale
             yield "scale", f"scores are {times:.6g} times what they should be ({words})", replace(base, scale=scale)
-    heads = base.query.shape[1]
-    shared = evidence.model.slots[evidence.model.layers[int(prefix.split(".")[1])].slot].kv_heads
+    heads, layer = base.query.shape[1], _layer(evidence)
+    shared = evidence.model.slots[layer.slot].kv_heads
     tiled = np.arange(heads).reshape(shared, -1).T.ravel()
     for part in ("key", "value"):
         rows = getattr(base, part)
@@ -95,9 +96,9 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
         for head in range(0, heads, heads // shared):
             changed = _with(base, part, rows[:, [head] * heads])
             yield "kv-heads", f"every query head reads {part} head {head // (heads // shared)}", changed
-    tried, kind = evidence.experiment, evidence.model.layers[int(prefix.split(".")[1])].kind
-    if tried is not None and f"mask.{kind}" not in tried.recorded:  # off by one is likelier than another kind's mask
-        yield from _windows(evidence, base, prefix)
+    tried = evidence.experiment
+    if tried is not None and f"mask.{layer.kind}" not in tried.recorded:  # off by one is likelier than another's mask
+        yield from _windows(evidence, base, layer.window)
     for kind in ("full", "sliding"):
         other = evidence.reference.get(f"mask.{kind}")
         if other is not None and other.shape == base.mask.shape:
@@ -115,9 +116,15 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
                 yield "other-value", f"the layer reads {name}", changed
 
 
-def _windows(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tuple[str, str, _Attention]]:
+def _layer(evidence: Evidence) -> LayerSpec:
+    """The layer whose attention is looked at."""
+    index = layer_of(evidence.model, evidence.diff.probe)
+    assert index is not None  # a context is always a layer's
+    return evidence.model.layers[index]
+
+
+def _windows(evidence: Evidence, base: _Attention, window: int | None) -> Iterator[tuple[str, str, _Attention]]:
     """A sliding layer with a window that is off by one, over the rows that there are."""
-    window = evidence.model.layers[int(prefix.split(".")[1])].window
     if window is None:
         return
     full = evidence.reference.get("mask.full")

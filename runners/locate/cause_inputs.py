@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from runners.locate.cause_values import activations
-from runners.locate.evidence import Evidence, Experiment, Said, equal, finite, live
+from runners.locate.evidence import Evidence, Experiment, Said, equal, finite, live, shift_of
 from runners.locate.probe_diff import Array
 
 _MOST = 40  # evaluations for a guess
@@ -87,11 +87,8 @@ def shifted_tokens(evidence: Evidence) -> Said:
     diff = evidence.diff
     if not finite(diff) or diff.want.ndim != 3 or diff.over.shape[0] != 1 or diff.want.shape[1] < 4:
         return None
-    want, got = live(evidence, diff.want), live(evidence, diff.got)
-    for shift, left, right in ((1, got[:-1], want[1:]), (-1, got[1:], want[:-1])):
-        if equal(evidence, left, right):
-            return "shifted", f"position p holds what position p{shift:+d} should"
-    return None
+    shift = shift_of(evidence, live(evidence, diff.want), live(evidence, diff.got))
+    return None if shift is None else ("shifted", f"position p holds what position p{shift:+d} should")
 
 
 def _changes(evidence: Evidence, inputs: Mapping[str, Array]) -> Iterator[tuple[str, dict[str, Array]]]:

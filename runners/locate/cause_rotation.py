@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runners.locate.cause_values import other_value
-from runners.locate.evidence import Evidence, Float, Said, equal, finite, layer_of, live
+from runners.locate.evidence import Evidence, Float, Said, equal, finite, layer_of, live, shift_of
 
 Int = npt.NDArray[np.int64]
 
@@ -19,9 +19,9 @@ def rotary_tables(evidence: Evidence) -> Said:
     if not diff.probe.startswith("rotary") or not finite(diff):
         return None
     want, got = live(evidence, diff.want), live(evidence, diff.got)
-    for shift, left, right in ((1, got[:-1], want[1:]), (-1, got[1:], want[:-1])):
-        if len(want) > 2 and equal(evidence, left, right):
-            return "positions", f"rotary positions are off by {shift}: row p holds the table of position p{shift:+d}"
+    shift = shift_of(evidence, want, got) if len(want) > 2 else None
+    if shift is not None:
+        return "positions", f"rotary positions are off by {shift}: row p holds the table of position p{shift:+d}"
     return _other_position(want, got, evidence) or other_value(evidence) or _angles(want, got, diff.probe, evidence)
 
 

@@ -13,7 +13,7 @@ from exporter.spec import ModelSpec
 from runners.locate.operators import Inspection
 from runners.locate.probe_diff import Array, Call, ProbeDiff
 
-__all__ = ["Cause", "Evidence", "Experiment", "Float", "Said", "equal", "finite", "layer_of", "live"]
+__all__ = ["Cause", "Evidence", "Experiment", "Float", "Said", "equal", "finite", "layer_of", "live", "shift_of"]
 
 Float = npt.NDArray[np.float64]
 Said = tuple[str, str] | None  # a short name and a sentence; None where a pattern does not fit
@@ -37,6 +37,7 @@ class Experiment:
         weights: Its weights of one axis, by name.
         activation: The value that leaves its activation function; empty where it has none.
         gate: The value that enters it.
+        inside: Values that its nodes make, by name.
         recorded: Values of the candidate that are known, by value name; everything else is computed from them.
         run: What the segment gives, float64, with other arrays in the place of some of its values.
     """
@@ -45,6 +46,7 @@ class Experiment:
     weights: Mapping[str, Array]
     activation: str
     gate: str
+    inside: frozenset[str]
     recorded: frozenset[str]
     run: Callable[[Mapping[str, Array]], Array]
 
@@ -100,6 +102,14 @@ def equal(evidence: Evidence, left: npt.NDArray[Any], right: npt.NDArray[Any], l
 def finite(diff: ProbeDiff) -> bool:
     """Whether slots differ by numbers, rather than by shape or NaN."""
     return diff.position is not None and bool(np.isfinite(diff.got).all())
+
+
+def shift_of(evidence: Evidence, want: Float, got: Float) -> int | None:
+    """By how many slots rows are off by one, the first axis being the slots: 1 where each is its successor's."""
+    for shift, left, right in ((1, got[:-1], want[1:]), (-1, got[1:], want[:-1])):
+        if equal(evidence, left, right):
+            return shift
+    return None
 
 
 def layer_of(model: ModelSpec, probe: str) -> int | None:

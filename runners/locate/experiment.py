@@ -30,7 +30,7 @@ def make_experiment(
         cuts: Where segments begin.
         feeds: Inputs of the graph, and ``<cut>/given`` for every cut.
     """
-    plain = load_graph(bundle, kind)
+    plain = load_graph(bundle, kind, wide=False)
     segment = segment_of(plain, target, cuts)
     fed = {name: feeds.get(name + GIVEN, feeds.get(name)) for name in segment.inputs}
     inputs = {
@@ -38,11 +38,12 @@ def make_experiment(
         for name, array in fed.items()
         if array is not None and array.dtype.kind == "f" and not name.startswith("mask.")
     }
-    weights = {name: plain.graph.initializers[name].const_value.numpy() for name in segment.weights}
+    weights = {name: plain.graph.initializers[name].const_value for name in segment.weights}
+    vectors = {name: tensor.numpy() for name, tensor in weights.items() if len(tensor.shape) == 1}
+    made = frozenset(str(value.name) for node in segment.nodes for value in node.outputs)
     gate, activation = _activation(segment)
     trial = _Trial(bundle, kind, target, (*cuts, *filter(None, [activation])), feeds)
-    vectors = {name: array for name, array in weights.items() if array.ndim == 1}
-    return Experiment(inputs, vectors, activation, gate, frozenset(cuts), trial.run)
+    return Experiment(inputs, vectors, activation, gate, made, frozenset(cuts), trial.run)
 
 
 def _activation(segment: Segment) -> tuple[str, str]:
@@ -61,7 +62,6 @@ def _activation(segment: Segment) -> tuple[str, str]:
         for value in node.outputs
         if any(use.node not in inside for use in value.uses())
     ]
-    entering = list(dict.fromkeys(name for name in entering))
     return (entering[0], leaving[-1]) if len(leaving) == 1 and entering else ("", "")
 
 

@@ -14,7 +14,18 @@ from exporter.spec import GraphKind
 from runners.base import Array
 from runners.engines.exact import open_model, widen
 
-__all__ = ["GIVEN", "Segment", "cut", "evaluate", "expose", "load_graph", "open_graph", "probes_of", "segment_of"]
+__all__ = [
+    "GIVEN",
+    "Segment",
+    "cut",
+    "evaluate",
+    "expose",
+    "inline_weights",
+    "load_graph",
+    "open_graph",
+    "probes_of",
+    "segment_of",
+]
 
 GIVEN = "/given"  # suffix of the input that stands in for a cut value
 
@@ -34,6 +45,14 @@ def load_graph(bundle: Bundle, kind: GraphKind, *, wide: bool = True) -> Any:
     if wide:
         widen(model)
     return model
+
+
+def inline_weights(model: Any) -> None:
+    """Read the weights of a model into it, in place, so that it can be handed over without its files."""
+    import onnx_ir as ir
+
+    for name, value in model.graph.initializers.items():
+        value.const_value = ir.tensor(value.const_value.numpy(), name=name)
 
 
 def probes_of(model: Any) -> dict[str, str]:

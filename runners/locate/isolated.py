@@ -12,7 +12,7 @@ from exporter.bundle import Bundle
 from exporter.dtypes import numpy_dtype
 from exporter.spec import GraphKind
 from runners.engines.exact import widen
-from runners.locate.graphs import cut, evaluate, expose, load_graph, probes_of
+from runners.locate.graphs import cut, evaluate, expose, inline_weights, load_graph, probes_of
 from runners.locate.probe_diff import Array, Call, ProbeDiff, diff_probe
 
 __all__ = ["Isolated", "cut_graph", "float64_values", "isolated", "narrow_feeds"]
@@ -92,8 +92,7 @@ def _in_own_dtype(model: Any, feeds: Mapping[str, Array]) -> Mapping[str, Array]
     from onnx.reference import ReferenceEvaluator
 
     names = [str(value.name) for value in model.graph.outputs]
-    for name, value in model.graph.initializers.items():
-        value.const_value = ir.tensor(value.const_value.numpy(), name=name)
+    inline_weights(model)
     try:
         with np.errstate(all="ignore"):  # its Sigmoid computes both branches of a where, and one of them overflows
             results = ReferenceEvaluator(ir.to_proto(model)).run(names, dict(feeds))

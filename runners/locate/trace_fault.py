@@ -19,7 +19,7 @@ from runners.diff.location import Location
 from runners.locate.causes import Evidence, likely_cause
 from runners.locate.experiment import make_experiment
 from runners.locate.export_fault import describe
-from runners.locate.graphs import GIVEN, load_graph, segment_of
+from runners.locate.graphs import GIVEN
 from runners.locate.isolated import Isolated, float64_values, isolated, narrow_feeds
 from runners.locate.probe_diff import Array, Call, ProbeDiff, fill_padding, settle_mask
 from runners.locate.records import paragraph
@@ -86,8 +86,9 @@ def trace_fault(
     }
     fed = {**feeds, **given}
     made = isolated(bundle, kind, found.values, fed, probes.values())
-    every = {value: {**found.values, **found.misshapen}.get(value) for value in probes.values()}
-    judged = [made.judge(call, found.name_of(v), v, array) for v, array in every.items() if array is not None]
+    every = {**found.values, **found.misshapen}
+    in_order = (value for value in dict.fromkeys(probes.values()) if value in every)
+    judged = [made.judge(call, found.name_of(value), value, every[value]) for value in in_order]
     wrong = [diff for diff in judged if diff is not None]
     location = _guilty(bundle, call, base, found, made, wrong, fed) if wrong else _innocent(base, found)
     return replace(location, sentence=paragraph(location))
@@ -152,18 +153,16 @@ def _guilty(
     experiment = make_experiment(bundle, call.step.graph, first.value, found.values.keys(), fed)
     cause = likely_cause(Evidence(bundle.model, call, first, reference, experiment=experiment))
     searched = Found(found.probes, (), tuple(wrong), {}, {})
-    between = [] if cause is not None else _unrecorded(bundle, call, first, found)
+    between = [] if cause is not None else _unrecorded(found, first, experiment.inside)
     shown = ", ".join(between[:_SHOWN]) + (f" and {len(between) - _SHOWN} more" if len(between) > _SHOWN else "")
     note = f"Between it and the recorded values before it lie {shown}: record those to narrow it." if between else ""
     return replace(describe(base, bundle.model, first, searched, None, cause), note=note, checked=base.checked)
 
 
-def _unrecorded(bundle: Bundle, call: Call, first: ProbeDiff, found: _Recording) -> list[str]:
+def _unrecorded(found: _Recording, first: ProbeDiff, inside: frozenset[str]) -> list[str]:
     """Probes inside the guilty segment that the trace lacks: those of its own layer first, in execution order."""
-    segment = segment_of(load_graph(bundle, call.step.graph), first.value, found.values.keys())
-    inside = {str(value.name) for node in segment.nodes for value in node.outputs} - {first.value}
-    layer = ".".join(found.name_of(first.value).split(".")[:2]) + "."
-    names = [probe for probe, value in found.probes.items() if value in inside]
+    layer = ".".join(first.probe.split(".")[:2]) + "."
+    names = [probe for probe, value in found.probes.items() if value in inside and value != first.value]
     return sorted(names, key=lambda name: not name.startswith(layer))
 
 
