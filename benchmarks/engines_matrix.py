@@ -24,13 +24,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from exporter.bundle import Bundle  # noqa: E402
-from exporter.errors import KvparityError  # noqa: E402
-from runners.base import RunnerSpec, Session, parse_runner  # noqa: E402
-from runners.isolate import engines_folder, open_runner  # noqa: E402
-from runners.judge import JudgeOptions, judge  # noqa: E402
-from runners.known_failures import load_known_failures, unexpected  # noqa: E402
-from runners.timing import Timed  # noqa: E402
+from kvparity.exporter.contract.bundle import Bundle  # noqa: E402
+from kvparity.exporter.contract.errors import KvparityError  # noqa: E402
+from kvparity.runners.base import RunnerSpec, Session, parse_runner  # noqa: E402
+from kvparity.runners.compare.judge import JudgeOptions, judge  # noqa: E402
+from kvparity.runners.compare.known_failures import load_known_failures, unexpected  # noqa: E402
+from kvparity.runners.compare.timing import Timed  # noqa: E402
+from kvparity.runners.isolation.process import engines_folder, open_runner  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "engines_matrix.json"
 KNOWN = ROOT / "tests" / "known_failures"

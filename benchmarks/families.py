@@ -20,16 +20,16 @@ from typing import Any
 
 import click
 
-from exporter.bundle import Bundle
-from exporter.cases import Case, left_padded, seeded_tokens
-from exporter.checkpoint import resolve
-from exporter.errors import ExportError, KvparityError
-from exporter.export import export
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec
-from runners.diff.records import Report
-from runners.judge import JudgeOptions, judge
-from runners.record import record_cases
+from kvparity.exporter.checkpoint.source import resolve
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case, left_padded, seeded_tokens
+from kvparity.exporter.contract.errors import ExportError, KvparityError
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.exporter.export import export
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.records import Report
+from kvparity.runners.reference.record import record_cases
 from tests.families import FAMILIES, Family, is_fault, make_config, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

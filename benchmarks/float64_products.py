@@ -16,8 +16,8 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from exporter.bundle import Bundle
-from exporter.passes.match import made_by, replace
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.passes.match import made_by, replace
 
 
 def write_copy(bundle: Bundle, folder: Path) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from exporter.bundle import inside
-from exporter.errors import ExportError
-from exporter.spec import ExportOptions, GraphSpec
+from kvparity.exporter.contract.bundle import inside
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.spec import ExportOptions, GraphSpec
 
 __all__ = ["check_graph", "external_files"]
 

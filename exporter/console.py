@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from exporter.bundle import Bundle
-from exporter.cases import Case
-from exporter.export import Stage
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.export import Stage
 
 __all__ = ["Progress", "print_bundle"]
 

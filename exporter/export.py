@@ -12,7 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from exporter.bundle import (
+from kvparity.exporter.check import check_graph
+from kvparity.exporter.checkpoint.model_spec import model_spec
+from kvparity.exporter.checkpoint.source import Checkpoint
+from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer, sample_text
+from kvparity.exporter.checkpoint.weights import Placement, place_weights
+from kvparity.exporter.contract.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
     Bundle,
@@ -24,25 +29,20 @@ from exporter.bundle import (
     unrecorded_case,
     write_manifest,
 )
-from exporter.cases import Case, default_cases
-from exporter.check import check_graph
-from exporter.checkpoint import Checkpoint
-from exporter.describe import model_spec
-from exporter.errors import ExportError, KvparityError
-from exporter.folders import new_folder
-from exporter.in_place import beside_weights, refuse_reference
-from exporter.lowering import default_opset
-from exporter.model_files import MODEL_FILES
-from exporter.needs import needs
-from exporter.packages.golden import write_golden
-from exporter.ports import graph_spec, host_inputs, settled
-from exporter.quantization import Quantization
-from exporter.quantize.plan import plan
-from exporter.quantize.stage import held_blocks, quantize_weights
-from exporter.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
-from exporter.tokenizer import copy_tokenizer, sample_text
-from exporter.tracer import Job, Tracer
-from exporter.weights import Placement, place_weights
+from kvparity.exporter.contract.cases import Case, default_cases
+from kvparity.exporter.contract.errors import ExportError, KvparityError
+from kvparity.exporter.contract.files import new_folder
+from kvparity.exporter.contract.model_files import MODEL_FILES
+from kvparity.exporter.contract.ports import graph_spec, host_inputs, resolve_options
+from kvparity.exporter.contract.quantization import Quantization
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
+from kvparity.exporter.golden.test_data import write_golden
+from kvparity.exporter.in_place import beside_weights, refuse_reference
+from kvparity.exporter.minimum_runtime import minimum_runtime
+from kvparity.exporter.quantize.plan import plan
+from kvparity.exporter.quantize.stage import held_blocks, quantize_weights
+from kvparity.exporter.trace.onnx_translations import default_opset
+from kvparity.exporter.trace.process import Job, Tracer
 
 __all__ = ["Stage", "export"]
 
@@ -100,9 +100,9 @@ def export(
         if process and not checkpoint.gguf:
             process.begin(job)
         with _stage("read", report):
-            found, shell = _read(checkpoint, folder, options, process, job)
-        placements, quantization = _place(checkpoint, folder, found, shell, text, report)
-        del shell
+            found, meta_model = _read(checkpoint, folder, options, process, job)
+        placements, quantization = _place(checkpoint, folder, found, meta_model, text, report)
+        del meta_model
         with _stage("trace", report):
             if process:
                 process.finish(placements)
@@ -135,23 +135,23 @@ def _read(
         config.save_pretrained(folder)
     if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
         process.begin(replace(job, config=str(folder)))
-    shell = checkpoint.shell(config)
-    spec = model_spec(config, shell, options.dtype)
-    options = settled(options, spec)
-    chosen = plan(shell, options)
+    meta_model = checkpoint.meta_model(config)
+    spec = model_spec(config, meta_model, options.dtype)
+    options = resolve_options(options, spec)
+    chosen = plan(meta_model, options)
     if options.weights != "reference":
         copy_tokenizer(checkpoint, folder)
-    return _Found(config, spec, options, chosen), shell
+    return _Found(config, spec, options, chosen), meta_model
 
 
 def _place(
-    checkpoint: Checkpoint, folder: Path, found: _Found, shell: Any, text: Path | None, report: Report
+    checkpoint: Checkpoint, folder: Path, found: _Found, meta_model: Any, text: Path | None, report: Report
 ) -> tuple[dict[str, Placement], Quantization | None]:
     """Place the weights, quantised where that was asked for."""
     options = found.options
     with _stage("weights", report):
-        placements = place_weights(checkpoint, shell, folder, options.dtype, options.weights)
-        source = held_blocks(checkpoint, shell, options) if found.chosen else None
+        placements = place_weights(checkpoint, meta_model, folder, options.dtype, options.weights)
+        source = held_blocks(checkpoint, meta_model, options) if found.chosen else None
     if not found.chosen:
         return placements, None
     with _stage("quantize", report):
@@ -220,7 +220,7 @@ def _tracing(tracer: Tracer | None, in_process: bool) -> AbstractContextManager[
 
 
 def _trace_here(job: Job, placements: dict[str, Placement]) -> None:
-    from exporter.worker import trace
+    from kvparity.exporter.trace.worker import trace
 
     trace(job, placements)
 
@@ -233,7 +233,7 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
         ports = graph_spec(kind, spec, options)
         model = check_graph(path, ports, options)
         graphs[kind] = GraphEntry(
-            file_entry(folder, path), ports, dict(model.opset_imports), model.ir_version, needs(model)
+            file_entry(folder, path), ports, dict(model.opset_imports), model.ir_version, minimum_runtime(model)
         )
     return graphs
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.bundle import MANIFEST
-from exporter.checkpoint import Checkpoint
-from exporter.errors import ExportError
-from exporter.folders import sync
-from exporter.spec import ExportOptions
+from kvparity.exporter.checkpoint.source import Checkpoint
+from kvparity.exporter.contract.bundle import MANIFEST
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.files import sync
+from kvparity.exporter.contract.spec import ExportOptions
 
 __all__ = ["beside_weights", "refuse_reference"]
 

@@ -11,10 +11,10 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from exporter.bundle import Bundle
-from exporter.cases import Case
-from exporter.errors import EngineUnavailableError
-from exporter.spec import GraphKind
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.spec import GraphKind
 
 __all__ = [
     "Array",
@@ -152,7 +152,7 @@ def parse_runner(text: str) -> RunnerSpec:
 
 def engine_names() -> tuple[str, ...]:
     """Names of all runners, installed or not, without importing any of them."""
-    package = importlib.import_module("runners.engines")
+    package = importlib.import_module("kvparity.runners.engines")
     return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"))
 
 
@@ -164,7 +164,7 @@ def load_engine(name: str) -> Engine:
     """
     if name not in engine_names():
         raise EngineUnavailableError(f"runner {name!r}: unknown; known are {', '.join(engine_names())}")
-    return cast(Engine, importlib.import_module(f"runners.engines.{name}"))
+    return cast(Engine, importlib.import_module(f"kvparity.runners.engines.{name}"))
 
 
 def need(distribution: str, install: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.bundle import Bundle
+from kvparity.exporter.contract.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "artifacts" / "tinygemma4text3m" / "hf"
@@ -20,10 +20,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The shipped checkpoint, exported with all default cases; tests must not change it."""
     pytest.importorskip("torch", reason="the exporter's extra is not installed")
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from exporter.spec import ExportOptions
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     target = tmp_path_factory.mktemp("tiny") / "bundle"
     return export(resolve(str(TINY)), target, ExportOptions(), record=record_cases)
@@ -33,7 +33,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The toy model of the mutants, with every feature of Gemma 4; tests must not change it."""
     pytest.importorskip("torch", reason="the exporter's extra is not installed")
-    from benchmarks.mutants.subject import make_subject
+    from tests.mutants.subject import make_subject
 
     return make_subject(tmp_path_factory.mktemp("subject"))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from exporter.spec import DECODE, PREFILL
+from kvparity.exporter.contract.spec import DECODE, PREFILL
 
 __all__ = ["Draw", "draws", "traits"]
 

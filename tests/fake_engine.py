@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np  # noqa: E402
-from synthetic import Decoder  # noqa: E402
 
-from runners.wire import encode, requests, write_all  # noqa: E402
+from kvparity.runners.isolation.wire import encode, requests, write_all  # noqa: E402
+from tests.synthetic import Decoder  # noqa: E402
 
 
 def main(mode: str) -> int:

@@ -26,16 +26,16 @@ import click
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from exporter.cases import Case, left_padded, seeded_tokens
-from exporter.errors import ExportError
-from exporter.ports import graph_spec, settled
-from exporter.spec import PREFILL, ExportOptions, GraphKind, ModelSpec
-from exporter.vectors import expected_outputs
-from runners.base import RunnerInfo, RunnerSpec
-from runners.layouts.dynamic import Player
-from runners.layouts.shared import Player as SharedPlayer
-from runners.layouts.static import Player as StaticPlayer
-from runners.record import record_cases, reference_arrays
+from kvparity.exporter.contract.cases import Case, left_padded, seeded_tokens
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.ports import graph_spec, resolve_options
+from kvparity.exporter.contract.spec import PREFILL, ExportOptions, GraphKind, ModelSpec
+from kvparity.exporter.contract.vectors import expected_outputs
+from kvparity.runners.base import RunnerInfo, RunnerSpec
+from kvparity.runners.decode.layouts.dynamic import Player
+from kvparity.runners.decode.layouts.shared import Player as SharedPlayer
+from kvparity.runners.decode.layouts.static import Player as StaticPlayer
+from kvparity.runners.reference.record import record_cases, reference_arrays
 from tests.draws import Draw, draws, traits
 from tests.families import draw_weights, is_fault, save_checkpoint, small_config
 
@@ -116,12 +116,12 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from exporter.attention import ATTENTION, register_attention
-    from exporter.decoder import Decoder
-    from exporter.describe import model_spec
-    from exporter.experts import choose_experts, register_experts
-    from exporter.rope import hook_tables
-    from runners.engines.torch_eager import TorchSession
+    from kvparity.exporter.checkpoint.model_spec import model_spec
+    from kvparity.exporter.model.attention import ATTENTION, register_attention
+    from kvparity.exporter.model.decoder import Decoder
+    from kvparity.exporter.model.experts import choose_experts, register_experts
+    from kvparity.exporter.model.rope import hook_tables
+    from kvparity.runners.engines.torch_eager import TorchSession
 
     register_attention()
     register_experts()
@@ -134,7 +134,7 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     draw_weights(models[0], 0)
     models[1].load_state_dict(models[0].state_dict())
     spec = model_spec(models[1].config, models[1], "float32")
-    options = settled(options, spec)
+    options = resolve_options(options, spec)
     case = make_case(spec, given_case)
     reference = TorchSession(models[0].double(), spec, bounded=False)
     wanted = reference_arrays(reference, spec, replace(case, chunks=(case.total,), first=PREFILL))
@@ -195,9 +195,9 @@ def _close(name: str, step: int, expected: Any, actual: Any, case: Case, start: 
 
 def _graphs(config: Any, given_case: Draw, options: ExportOptions) -> None:
     """The exported graphs: exact in float64, within the budget in ONNX Runtime."""
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.judge import JudgeOptions, judge
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.compare.judge import JudgeOptions, judge
 
     with tempfile.TemporaryDirectory(prefix="kvparity-fuzz-") as folder:
         checkpoint = resolve(str(save_checkpoint(config, Path(folder) / "hf")))

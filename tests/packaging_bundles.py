@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from families import save_checkpoint, small_config
-
-from exporter.bundle import Bundle
-from exporter.spec import ExportOptions
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import ExportOptions
+from tests.families import save_checkpoint, small_config
 
 TINY = Path(__file__).resolve().parents[1] / "artifacts" / "tinygemma4text3m" / "hf"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -55,8 +54,8 @@ def checkpoint(name: str, folder: Path, *, shard_kb: int | None = None) -> Path:
 
 def export_to(source: Path, target: Path, options: ExportOptions | None = None) -> Bundle:
     """A bundle without vectors."""
-    from exporter.checkpoint import resolve
-    from exporter.export import export
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
 
     return export(resolve(str(source)), target, options or ExportOptions(sliding_cache="full"), in_process=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import (
+from kvparity.exporter.contract.bundle import (
     SCHEMA_VERSION,
     Bundle,
     CaseEntry,
@@ -23,8 +23,8 @@ from exporter.bundle import (
     unrecorded_case,
     write_manifest,
 )
-from exporter.cases import Case, default_cases
-from exporter.spec import (
+from kvparity.exporter.contract.cases import Case, default_cases
+from kvparity.exporter.contract.spec import (
     DECODE,
     PREFILL,
     ExportOptions,
@@ -35,9 +35,9 @@ from exporter.spec import (
     past_name,
     present_name,
 )
-from exporter.vectors import Recorder, Vectors
-from runners.base import RunnerInfo
-from runners.layouts.dynamic import Player
+from kvparity.exporter.contract.vectors import Recorder, Vectors
+from kvparity.runners.base import RunnerInfo
+from kvparity.runners.decode.layouts.dynamic import Player
 
 WINDOW = 6
 MODEL = ModelSpec(

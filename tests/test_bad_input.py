@@ -58,7 +58,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(
     def absent(*_: object, **__: object) -> None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setattr("exporter.checkpoint.resolve", absent)
+    monkeypatch.setattr("kvparity.exporter.checkpoint.source.resolve", absent)
     line = fails(capsys, "export", "-o", str(tmp_path / "b"))
     assert f"needs {module.partition('.')[0]}" in line
     assert line.endswith(install)

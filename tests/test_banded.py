@@ -9,13 +9,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from fuzz import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.banded import attend_banded, band_mask
-from exporter.lowering import translation_table
-from exporter.standard import attend
+from kvparity.exporter.model.banded_attention import attend_banded, band_mask
+from kvparity.exporter.model.standard_operators import attend
+from kvparity.exporter.trace.onnx_translations import translation_table
+from tests.fuzz import check
 
 HEADS, KV_HEADS, SIZE = 4, 2, 3
 

@@ -6,22 +6,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from synthetic import MODEL
 
-from exporter.capture import _check_positions
-from exporter.decoder import NO_POSITIONS
-from exporter.errors import ExportError
-from exporter.host_inputs import compute, table, visible
-from exporter.layouts.base import open_cache
-from exporter.passes.divide import divide
-from exporter.passes.lengths import vector_lengths
-from exporter.passes.one_head import repeat_one_head
-from exporter.passes.opset import to_opset
-from exporter.passes.repeat import repeat_by_concat
-from exporter.ports import graph_spec, host_inputs, settled
-from exporter.probe import probe
-from exporter.rope import rope_specs
-from exporter.spec import DECODE, PREFILL, ExportOptions, RopeSpec, past_name
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.host_inputs import compute, table, visible
+from kvparity.exporter.contract.ports import graph_spec, host_inputs, resolve_options
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, RopeSpec, past_name
+from kvparity.exporter.model.decoder import NO_POSITIONS
+from kvparity.exporter.model.layouts.base import open_cache
+from kvparity.exporter.model.probe import probe
+from kvparity.exporter.model.rope import rope_specs
+from kvparity.exporter.passes.expand_as_concat import repeat_by_concat
+from kvparity.exporter.passes.expand_single_kv_head import repeat_one_head
+from kvparity.exporter.passes.opset import to_opset
+from kvparity.exporter.passes.reciprocal_to_div import divide
+from kvparity.exporter.passes.slice_bounds import vector_lengths
+from kvparity.exporter.trace.capture import _check_positions
+from tests.synthetic import MODEL
 
 ROPE = RopeSpec("", (1.0, 0.1), 1.0, "halves")
 
@@ -83,14 +83,14 @@ def test_tables_are_read_from_the_model_and_computed_as_it_does(arrangement: str
 def test_a_rotary_embedding_that_depends_on_the_length_has_no_table_and_bare_is_refused() -> None:
     assert rope_specs(torch.nn.ModuleDict({"rotary_emb": _Rotary("halves", drift=1e-6)}), 64) == ()
     with pytest.raises(ExportError, match=r"--profile bare: the rotary embedding of synthetic.*--profile portable"):
-        settled(ExportOptions(profile="bare"), MODEL)
+        resolve_options(ExportOptions(profile="bare"), MODEL)
 
 
 def test_ports_name_masks_and_tables_and_nothing_of_positions() -> None:
     from dataclasses import replace
 
     model = replace(MODEL, ropes=(ROPE,))
-    options = settled(ExportOptions(profile="bare"), model)
+    options = resolve_options(ExportOptions(profile="bare"), model)
     names = ["input_ids", "mask.sliding_6", "mask.full", "rope.cos", "rope.sin"]
     for kind in (PREFILL, DECODE):
         assert [port.name for port in graph_spec(kind, model, options).inputs][:5] == names

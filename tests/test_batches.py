@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import by_name, draw_weights, make_config
 
-from exporter.cases import Case, left_padded, seeded_tokens
-from exporter.ports import settled
-from exporter.spec import PREFILL, ExportOptions
+from kvparity.exporter.contract.cases import Case, left_padded, seeded_tokens
+from kvparity.exporter.contract.ports import resolve_options
+from kvparity.exporter.contract.spec import PREFILL, ExportOptions
+from tests.families import by_name, draw_weights, make_config
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -39,11 +39,11 @@ class Played:
         from fuzz import Eager, player_of
         from transformers import AutoModelForCausalLM
 
-        from exporter.attention import ATTENTION, register_attention
-        from exporter.decoder import Decoder
-        from exporter.describe import model_spec
-        from exporter.experts import choose_experts, register_experts
-        from exporter.rope import hook_tables
+        from kvparity.exporter.checkpoint.model_spec import model_spec
+        from kvparity.exporter.model.attention import ATTENTION, register_attention
+        from kvparity.exporter.model.decoder import Decoder
+        from kvparity.exporter.model.experts import choose_experts, register_experts
+        from kvparity.exporter.model.rope import hook_tables
 
         register_attention()
         register_experts()
@@ -51,7 +51,7 @@ class Played:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32).eval()
         draw_weights(model, 0)
         self.spec = model_spec(model.config, model, "float32")
-        options = settled(options, self.spec)
+        options = resolve_options(options, self.spec)
         choose_experts(model, PREFILL)
         hook_tables(model)
         self._session = Eager(Decoder(model.double(), self.spec, options, lift=True).eval(), self.spec, options)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from runners.bench import BenchOptions, Measure, Times, as_json, page, table
-from runners.report.svg import LinearAxis, LogAxis
+from kvparity.runners.bench.bench import BenchOptions, Measure, Times, as_json, page, table
+from kvparity.runners.report.svg import LinearAxis, LogAxis
 
 OPTIONS = BenchOptions(contexts=(1000, 64, 512))
 

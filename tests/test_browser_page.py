@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from synthetic import flip_exponent_bit, make_bundle
 
-from runners.isolate import engines_folder
+from kvparity.runners.isolation.process import engines_folder
+from tests.synthetic import flip_exponent_bit, make_bundle
 
 SERVE = Path(__file__).resolve().parents[1] / "examples" / "browser" / "serve.py"
 MODULES = engines_folder() / "node" / "node_modules"

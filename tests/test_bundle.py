@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.bundle import MANIFEST, Bundle, FileEntry, inside, write_manifest
-from exporter.errors import BundleError
-from exporter.folders import new_folder
+from kvparity.exporter.contract.bundle import MANIFEST, Bundle, FileEntry, inside, write_manifest
+from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.files import new_folder
 
 
 def test_a_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:

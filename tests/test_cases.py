@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.cases import Case, default_cases, left_padded, seeded_tokens
-from exporter.spec import DECODE, PREFILL, LayerSpec, ModelSpec
+from kvparity.exporter.contract.cases import Case, default_cases, left_padded, seeded_tokens
+from kvparity.exporter.contract.spec import DECODE, PREFILL, LayerSpec, ModelSpec
 
 
 def model(window: int | None, vocab: int = 64, positions: int = 4096) -> ModelSpec:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import Decoder, make_bundle
 
 import cli
-from exporter.bundle import Bundle
-from runners import judge as judge_module
-from runners.base import RunnerSpec
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare import judge as judge_module
+from tests.synthetic import Decoder, make_bundle
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_judging_recorded_vectors_imports_no_torch(bundle: Bundle) -> None:
     import subprocess
 
     code = (
-        "import sys, cli; from synthetic import Decoder; import runners.judge as j; "
+        "import sys, cli; from tests.synthetic import Decoder; import kvparity.runners.compare.judge as j; "
         "j.open_runner = lambda b, s: Decoder(); "
         f"code = cli.main(['compare', {str(bundle.root)!r}, '--tol', 'auto', '--self']); "
         "assert code == 0, code; "
@@ -134,7 +134,7 @@ def test_judging_recorded_vectors_imports_no_torch(bundle: Bundle) -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     root = Path(cli.__file__).parent
-    environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "PATH": ""}
+    environment = {"PYTHONPATH": str(root), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
@@ -142,8 +142,8 @@ def test_judging_recorded_vectors_imports_no_torch(bundle: Bundle) -> None:
 def test_all_means_every_engine_that_is_here_and_names_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from runners import listing
-    from runners.compare import runner_specs
+    from kvparity.runners.compare.command import runner_specs
+    from kvparity.runners.inspect import listing
 
     rows = (
         listing.RunnerRow("exact", True, "1", ""),

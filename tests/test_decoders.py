@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.bundle import Bundle
-from runners.base import RunnerSpec, load_engine
-from runners.decoders import Decoder, PlayedDecoder, open_decoder
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec, load_engine
+from kvparity.runners.decode.decoders import Decoder, PlayedDecoder, open_decoder
 
 ONE_THREAD = {"threads": "1"}
 CHUNKS = ([5] + [1] * 140, [120, 1, 1, 1, 7, 1, 1, 1, 1, 30, 1, 1], [300, 1, 200, 1, 1])
@@ -38,9 +38,9 @@ def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     pytest.importorskip("torch", reason="the exporter's extra is not installed")
     from conftest import TINY
 
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from exporter.spec import ExportOptions
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.export import export
 
     target = tmp_path_factory.mktemp("shared") / "bundle"
     return export(resolve(str(TINY)), target, ExportOptions(layout="shared", profile="ort", logits="last"))
@@ -85,7 +85,7 @@ def test_one_graph_in_memory_at_a_time_changes_nothing(shared_bundle: Bundle) ->
 
 def test_texts_of_different_lengths_share_a_batch(shared_bundle: Bundle) -> None:
     """``past_lengths`` is by row: two texts at 40 and 200 tokens, decoded in one call, give what each gives alone."""
-    from exporter.spec import DECODE, PREFILL, past_name, present_name
+    from kvparity.exporter.contract.spec import DECODE, PREFILL, past_name, present_name
 
     model, session = shared_bundle.model, load_engine("ort").open_session(shared_bundle, ONE_THREAD)
     ids, capacity = np.random.default_rng(1).integers(3, model.vocab_size, 201), 256

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runners.diff.budget import FLOOR_ULPS, Noise, budget_of, floor_of, noise_of, terms64
-from runners.diff.metrics import METRICS, Block, finish, measure, merge
+from kvparity.runners.diff.budget import FLOOR_ULPS, Noise, budget_of, floor_of, noise_of, terms64
+from kvparity.runners.diff.metrics import METRICS, Block, finish, measure, merge
 
 RANDOM = np.random.default_rng(3)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runners.diff import tensor
-from runners.diff.gate import compare_outputs
-from runners.diff.tensor import Expectation, compare
+from kvparity.runners.diff import tensor
+from kvparity.runners.diff.gate import compare_outputs
+from kvparity.runners.diff.tensor import Expectation, compare
 
 LIMIT = 1e-4
 

@@ -17,7 +17,7 @@ PAGES = sorted(Path(ROOT / name) for name in tracked() if name.endswith(".md"))
 
 
 def commands(text: str) -> list[str]:
-    """Every ``python cli.py …`` line of the shell blocks of a page."""
+    """Every ``python cli.py …`` line of the meta_model blocks of a page."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("python cli.py ")]

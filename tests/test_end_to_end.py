@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import cli
-from exporter.bundle import Bundle
-from runners.base import RunnerSpec, load_engine
-from runners.sequence import play
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec, load_engine
+from kvparity.runners.decode.play import play
 from tests.conftest import ROOT, TINY
 
 torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
@@ -77,7 +77,7 @@ def test_run_writes_what_transformers_generates_token_for_token(
 ) -> None:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from runners.generate import Sampling, generate
+    from kvparity.runners.decode.generate import Sampling, generate
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()

@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import make_bundle
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, TraceError
-from exporter.spec import DECODE, ExportOptions, GraphSpec, Port
-from runners.base import RunnerInfo, RunnerSpec, engine_names, load_engine, parse_runner
-from runners.engines import _session, _static
-from runners.engines._chromium import chromium
-from runners.isolate import describe_isolated, engines_folder, open_runner
-from runners.judge import JudgeOptions, judge
-from runners.known_failures import KnownFailure, load_known_failures, unexpected
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.exporter.contract.spec import DECODE, ExportOptions, GraphSpec, Port
+from kvparity.runners.base import RunnerInfo, RunnerSpec, engine_names, load_engine, parse_runner
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.compare.known_failures import KnownFailure, load_known_failures, unexpected
+from kvparity.runners.engines import _session, _static
+from kvparity.runners.engines._chromium import chromium
+from kvparity.runners.isolation.process import describe_isolated, engines_folder, open_runner
+from tests.synthetic import make_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = Path(__file__).with_name("known_failures")
@@ -28,7 +28,7 @@ BARE_ONLY = ("onnx2torch",)
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_engine_is_a_module_with_an_install_line_that_loads_without_its_engine(name: str) -> None:
-    module = importlib.import_module(f"runners.engines.{name}")
+    module = importlib.import_module(f"kvparity.runners.engines.{name}")
     assert module.__doc__
     assert module.INSTALL.startswith(("pip install", "make engines"))
     assert module.TAKES.startswith(("the ", "every "))
@@ -38,8 +38,8 @@ def test_an_engine_is_a_module_with_an_install_line_that_loads_without_its_engin
 
 def test_importing_every_engine_module_imports_no_engine() -> None:
     code = (
-        "import sys, importlib, pkgutil, runners.engines as package\n"
-        "[importlib.import_module(f'runners.engines.{m.name}') for m in pkgutil.iter_modules(package.__path__)"
+        "import sys, importlib, pkgutil, kvparity.runners.engines as package\n"
+        "[importlib.import_module(f'kvparity.runners.engines.{m.name}') for m in pkgutil.iter_modules(package.__path__)"
         " if m.name[0] != '_' and m.name != 'torch_eager']\n"
         "engines = {'onnx', 'onnxruntime', 'openvino', 'tract', 'cv2', 'iree', 'MNN', 'tvm', 'tinygrad', 'torch'}\n"
         "print(sorted(engines & set(sys.modules)))"
@@ -76,7 +76,7 @@ def test_a_setting_that_an_engine_does_not_have_is_refused(name: str, tmp_path: 
 def test_an_engine_with_fixed_shapes_refuses_growing_caches_and_says_what_to_do(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(f"runners.engines.{name}")
+    module = importlib.import_module(f"kvparity.runners.engines.{name}")
     monkeypatch.setattr(module, "describe", lambda: RunnerInfo(name, "1"))
     with pytest.raises(EngineUnavailableError, match="export with --layout static"):
         module.open_session(make_bundle(tmp_path / "bundle", cases=()), {})
@@ -86,7 +86,7 @@ def test_an_engine_with_fixed_shapes_refuses_growing_caches_and_says_what_to_do(
 def test_an_engine_of_few_operators_refuses_other_profiles_and_says_what_to_do(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(f"runners.engines.{name}")
+    module = importlib.import_module(f"kvparity.runners.engines.{name}")
     monkeypatch.setattr(module, "describe", lambda: RunnerInfo(name, "1"))
     with pytest.raises(EngineUnavailableError, match="export with --profile bare"):
         module.open_session(make_bundle(tmp_path / "bundle", cases=()), {})
@@ -206,9 +206,9 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def _export(target: Path, options: ExportOptions) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     source = resolve(str(ROOT / "artifacts" / "tinygemma4text3m" / "hf"))
     return export(source, target, options, record=record_cases, limit=300)

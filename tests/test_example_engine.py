@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from exporter.bundle import Bundle
-from runners.base import RunnerSpec
-from runners.diff.records import Report
-from runners.isolate import open_runner
-from runners.judge import judge
-from runners.options import JudgeOptions
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import judge
+from kvparity.runners.compare.options import JudgeOptions
+from kvparity.runners.diff.records import Report
+from kvparity.runners.isolation.process import open_runner
 
 ENGINE = Path(__file__).resolve().parents[1] / "examples" / "engine" / "engine.py"
 

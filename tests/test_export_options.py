@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, make_config, save_checkpoint
 
-from exporter.bundle import Bundle
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from tests.families import FAMILIES, make_config, save_checkpoint
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -23,9 +23,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(checkpoint: Path, target: Path, options: ExportOptions, *, in_process: bool = True) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     return export(resolve(str(checkpoint)), target, options, record=record_cases, limit=40, in_process=in_process)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, Family, make_config, save_checkpoint, small_config
 
-from exporter.bundle import Bundle
-from exporter.errors import ExportError
-from exporter.features import coverage_lines
-from exporter.spec import ExportOptions, ModelSpec
-from runners.base import RunnerSpec
-from runners.diff.records import Report
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.features import coverage_lines
+from kvparity.exporter.contract.spec import ExportOptions, ModelSpec
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.records import Report
+from tests.families import FAMILIES, Family, make_config, save_checkpoint, small_config
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -21,21 +21,21 @@ CASES = ("decode-far", "chunk-7", "batch-ragged", "batch-chunks")
 
 
 def exported(family: Family, folder: Path) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     checkpoint = resolve(str(save_checkpoint(make_config(family), folder / "hf")))
     return export(checkpoint, folder / "bundle", ExportOptions(), record=record_cases, limit=40, in_process=True)
 
 
 def described(folder: Path) -> ModelSpec:
-    from exporter.checkpoint import resolve
-    from exporter.describe import model_spec
+    from kvparity.exporter.checkpoint.model_spec import model_spec
+    from kvparity.exporter.checkpoint.source import resolve
 
     checkpoint = resolve(str(folder))
     config = checkpoint.config()
-    return model_spec(config, checkpoint.shell(config), "float32")
+    return model_spec(config, checkpoint.meta_model(config), "float32")
 
 
 def judged(bundle: Bundle) -> Report:
@@ -59,7 +59,7 @@ def test_a_family_computes_what_pytorch_computes(family: Family, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_wrong_window_of_a_sharing_layer_is_a_mismatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.layouts import dynamic
+    from kvparity.exporter.model.layouts import dynamic
 
     right = dynamic.Cache.mask
 
@@ -106,7 +106,7 @@ def test_a_window_that_only_the_cache_heeds_is_refused(model_type: str, refused:
 def test_a_layer_that_makes_a_mask_of_its_own_is_refused(tmp_path: Path) -> None:
     import torch
 
-    from exporter.attention import Masks, Spelling, _attention, use
+    from kvparity.exporter.model.attention import Masks, Spelling, _attention, use
 
     layer = torch.nn.Module()
     layer.layer_idx = 0  # type: ignore[assignment]
@@ -121,7 +121,7 @@ def test_values_are_named_by_the_layers_wherever_the_list_of_layers_is() -> None
     import torch
     from transformers import AutoModelForCausalLM
 
-    from exporter.decoder import _stack
+    from kvparity.exporter.model.decoder import _stack
 
     for name, path in (("opt", "model.decoder"), ("llama", "model")):
         family = next(family for family in FAMILIES if family.name == name)
@@ -156,7 +156,7 @@ def test_inspect_says_what_a_checkpoint_exercises_and_what_it_does_not(
 
 
 def test_the_report_of_a_bundle_says_what_it_does_not_prove(tiny_bundle: Bundle) -> None:
-    from runners.report.markdown import markdown_report
+    from kvparity.runners.report.markdown import markdown_report
 
     report = judge(tiny_bundle, JudgeOptions((RunnerSpec("ort", {"threads": "1"}),), ("prefill-1",)))
     assert "KV sharing" in report.bundle.not_proven

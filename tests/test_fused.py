@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 import torch
 
-from exporter.grouping import can_group, grouped_attention
-from exporter.passes.norms import fuse_norms
-from exporter.passes.reshapes import drop_reshapes
-from exporter.passes.rotary import fuse_rotary
-from exporter.passes.skips import fuse_skips
-from runners.engines._spell import spell_out
-from runners.engines.exact import widen
+from kvparity.exporter.model.grouped_queries import can_group, grouped_attention
+from kvparity.exporter.passes.cancel_reshapes import drop_reshapes
+from kvparity.exporter.passes.rms_normalization import fuse_norms
+from kvparity.exporter.passes.rotary_embedding import fuse_rotary
+from kvparity.exporter.passes.skip_normalization import fuse_skips
+from kvparity.runners.engines._spell import spell_out
+from kvparity.runners.engines.exact import widen
 
 NORM = """
 <ir_version: 8, opset_import: ["" : 18]>

@@ -6,9 +6,9 @@ import json
 import time
 
 import pytest
-from fuzz import Outcome, attempt, check, collect, main, shrunk, summary
 
 from tests.draws import Draw
+from tests.fuzz import Outcome, attempt, check, collect, main, shrunk, summary
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 PLAIN: Draw = {
@@ -27,7 +27,7 @@ def test_drawn_modules_compute_what_pytorch_computes() -> None:
 def test_a_drawn_module_with_another_window_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from exporter.layouts import dynamic
+    from kvparity.exporter.model.layouts import dynamic
 
     right = dynamic.Cache.mask
 

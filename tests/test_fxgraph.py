@@ -18,8 +18,8 @@ class Scaled(torch.nn.Module):
 
 
 def translated() -> onnx.ModelProto:
-    from exporter.capture import _translate
-    from exporter.spec import ExportOptions
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.trace.capture import _translate
 
     program = torch.export.export(Scaled(), (torch.arange(9), torch.ones(9)))
     return ir.to_proto(_translate(program, ExportOptions()))
@@ -38,7 +38,7 @@ def test_whole_numbers_that_meet_fractions_are_cast() -> None:
 
 def test_left_alone_they_are_an_invalid_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twin: the checker sees it only when it infers types."""
-    from exporter import fxgraph
+    from kvparity.exporter.trace import fx_normalise as fxgraph
 
     monkeypatch.setattr(fxgraph, "_promote", lambda graph, node: None)
     with pytest.raises(onnx.shape_inference.InferenceError):

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.errors import BundleError
-from exporter.model_files import end_tokens
-from runners.chat import chat_prompt, chat_template
-from runners.generate import Sampling, choose
+from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.model_files import end_tokens
+from kvparity.runners.decode.chat import chat_prompt, chat_template
+from kvparity.runners.decode.generate import Sampling, choose
 
 LOGITS = np.log(np.asarray([0.5, 0.3, 0.15, 0.05]))
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.checkpoint import Checkpoint, read_safetensors_header, resolve
-from exporter.gguf_head import gguf_head, gguf_tensors
-from exporter.weights import Placement, place_weights
+from kvparity.exporter.checkpoint.gguf_head import gguf_head, gguf_tensors
+from kvparity.exporter.checkpoint.source import Checkpoint, read_safetensors_header, resolve
+from kvparity.exporter.checkpoint.weights import Placement, place_weights
 
 VOCAB, HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 96, 64, 4, 2, 96, 2
 
@@ -66,8 +66,8 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _placed(checkpoint: Checkpoint, folder: Path, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
-    shell = checkpoint.shell(checkpoint.config())
-    places = place_weights(checkpoint, shell, folder, dtype)
+    meta_model = checkpoint.meta_model(checkpoint.config())
+    places = place_weights(checkpoint, meta_model, folder, dtype)
     return {name: _read(folder, place) for name, place in places.items()}
 
 
@@ -82,7 +82,7 @@ def test_every_tensor_is_what_transformers_loads(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("exporter.gguf_tensors._BLOCK", block)
+    monkeypatch.setattr("kvparity.exporter.checkpoint.gguf_tensors._BLOCK", block)
     checkpoint = resolve(str(gguf_file))
     monkeypatch.setattr(Checkpoint, "load", _forbidden)
     placed = _placed(checkpoint, tmp_path, "float32")
@@ -133,11 +133,11 @@ def test_a_file_of_an_unknown_form_is_left_to_transformers(tmp_path: Path) -> No
 
 
 def test_a_wrong_size_is_refused(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter import weights
-    from exporter.errors import ExportError
+    from kvparity.exporter.checkpoint import weights
+    from kvparity.exporter.contract.errors import ExportError
 
     names = weights.weight_names
-    monkeypatch.setattr(weights, "weight_names", lambda shell: tuple(_longer(name) for name in names(shell)))
+    monkeypatch.setattr(weights, "weight_names", lambda meta_model: tuple(_longer(name) for name in names(meta_model)))
     with pytest.raises(ExportError, match="elements, expected shape"):
         _placed(resolve(str(gguf_file)), tmp_path, "float32")
 
@@ -156,8 +156,8 @@ def test_a_tokenizer_whose_type_transformers_does_not_know_is_taken_without_it(
 ) -> None:
     import transformers
 
-    from exporter.checkpoint import Checkpoint
-    from exporter.tokenizer import copy_tokenizer
+    from kvparity.exporter.checkpoint.source import Checkpoint
+    from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer
 
     class Taken:
         def save_pretrained(self, folder: Path) -> None:

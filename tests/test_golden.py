@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import flip_exponent_bit
 
-from exporter.bundle import Bundle
-from exporter.spec import past_name, present_name
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import past_name, present_name
+from tests.synthetic import flip_exponent_bit
 
 
 def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,7 @@ def test_the_readme_explains_replay_in_ten_lines(tiny_bundle: Bundle) -> None:
 def test_the_javascript_example_replays_the_golden_vectors(tiny_bundle: Bundle, tmp_path: Path) -> None:
     import shutil
 
-    from runners.isolate import engines_folder
+    from kvparity.runners.isolation.process import engines_folder
 
     example = Path(__file__).resolve().parents[1] / "examples" / "node" / "replay.js"
     modules = engines_folder() / "node" / "node_modules"
@@ -161,10 +161,10 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     pytest.importorskip("torch", reason="the exporter's extra is not installed")
     from families import FAMILIES, make_config, save_checkpoint
 
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from exporter.spec import ExportOptions
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     options = {
         "static": ExportOptions(layout="static", max_len=40, chunk=4),

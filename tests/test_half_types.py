@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.bundle import Bundle
-from exporter.spec import DECODE, FLOAT64_CONSTANTS, PREFILL, ExportOptions
-from runners.base import RunnerSpec
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import DECODE, FLOAT64_CONSTANTS, PREFILL, ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
 from tests.families import FAMILIES, make_config, save_checkpoint
 
 torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
@@ -23,9 +23,9 @@ EXACT = JudgeOptions(ORT, cases=("prefill-8", "decode-far"), tol="auto", exact=T
 
 
 def exported(name: str, dtype: str, folder: Path) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     family = next(family for family in FAMILIES if family.name == name)
     checkpoint = resolve(str(save_checkpoint(make_config(family), folder / "hf")))
@@ -46,7 +46,7 @@ def test_float16_is_within_the_budget_of_pytorch_in_float16_and_a_fault_is_not(g
     options = JudgeOptions(ORT, tol="auto")
     assert judge(bundle, options).verdict == "match"
     place = bundle.root / bundle.manifest.weights[0].path
-    from exporter.checkpoint import read_safetensors_header
+    from kvparity.exporter.checkpoint.source import read_safetensors_header
 
     norm = read_safetensors_header(place)["model.norm.weight"]
     with place.open("r+b") as stream:
@@ -117,7 +117,7 @@ def kinds_in_pytorch(bundle: Bundle) -> dict[str, set[str]]:
     """dtypes that PyTorch's model, in the bundle's own, hands to softmax and mean."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from runners.engines.torch_eager import reference_session
+    from kvparity.runners.engines.torch_eager import reference_session
 
     found: dict[str, set[str]] = {}
 
@@ -146,7 +146,7 @@ def test_a_cast_like_is_resolved_where_the_trace_leaves_dtypes_out() -> None:
     """Exponentials and sums carry no dtype in torch's translation of xIELU (Apertus)."""
     import onnx_ir as ir
 
-    from exporter.passes.simplify import drop_casts
+    from kvparity.exporter.passes.fold_constants import drop_casts
 
     x, one = ir.Value(name="x", type=ir.TensorType(ir.DataType.DOUBLE)), ir.Value(name="one")
     exp = ir.node("Exp", [x])

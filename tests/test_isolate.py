@@ -10,12 +10,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from synthetic import Decoder, make_bundle
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, TraceError
-from runners.base import RunnerSpec, Session, parse_runner
-from runners.isolate import (
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.runners.base import RunnerSpec, Session, parse_runner
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.decode.layouts.dynamic import Player
+from kvparity.runners.isolation.process import (
     EngineCrashError,
     IsolatedSession,
     Launch,
@@ -25,9 +26,8 @@ from runners.isolate import (
     launch_of,
     open_runner,
 )
-from runners.judge import JudgeOptions, judge
-from runners.layouts.dynamic import Player
-from runners.wire import HungError, encode, read_frame, write_all
+from kvparity.runners.isolation.wire import HungError, encode, read_frame, write_all
+from tests.synthetic import Decoder, make_bundle
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 Opener = Callable[..., IsolatedSession]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import make_bundle
 
-from exporter.errors import EngineUnavailableError
-from runners.base import RunnerInfo, load_engine
-from runners.engines import _chromium, _node
-from runners.wire import encode, read_frame
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.runners.base import RunnerInfo, load_engine
+from kvparity.runners.engines import _chromium, _node
+from kvparity.runners.isolation.wire import encode, read_frame
+from tests.synthetic import make_bundle
 
 JS = Path(_node.HOST).parent
 NODE = shutil.which("node")
@@ -131,7 +131,7 @@ def test_a_browser_that_ends_ends_its_process_instead_of_hanging(tmp_path: Path)
     browser = tmp_path / "browser"
     browser.write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
     browser.chmod(0o755)
-    code = "import sys; from runners.engines._chromium import main; sys.exit(main(*sys.argv[1:]))"
+    code = "import sys; from kvparity.runners.engines._chromium import main; sys.exit(main(*sys.argv[1:]))"
     command = ["env", f"KVPARITY_CHROMIUM={browser}", sys.executable, "-c", code, str(tmp_path)]
     words = b"".join(map(bytes, encode({"op": "open", "bundle": str(tmp_path)})))
     done = subprocess.run(command, input=words, capture_output=True, timeout=30, cwd=JS.parents[2])

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import MODEL, WINDOW, Decoder, make_bundle
 
-from exporter.bundle import Bundle
-from exporter.errors import BundleError, EngineUnavailableError, NotTakenError, TraceError
-from exporter.spec import ExportOptions
-from runners import references
-from runners.base import RunnerSpec
-from runners.diff.records import Report
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError, EngineUnavailableError, NotTakenError, TraceError
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.records import Report
+from kvparity.runners.reference import source as references
+from tests.synthetic import MODEL, WINDOW, Decoder, make_bundle
 
 Make = Callable[[], Any]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import MODEL, WINDOW, Decoder, make_bundle
 
-from exporter.bundle import Bundle
-from runners.base import RunnerSpec
-from runners.diff.records import Report
-from runners.identities import identities
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.identities import identities
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.records import Report
+from tests.synthetic import MODEL, WINDOW, Decoder, make_bundle
 
 
 @pytest.fixture(scope="module")

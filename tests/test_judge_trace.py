@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import Decoder, make_bundle
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, TraceError
-from runners.base import RunnerSpec
-from runners.diff.records import Report
-from runners.engines import trace_file
-from runners.isolate import open_runner
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.records import Report
+from kvparity.runners.engines import trace_file
+from kvparity.runners.isolation.process import open_runner
+from tests.synthetic import Decoder, make_bundle
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_trace_takes_one_runner_and_a_folder_that_exists(bundle: Bundle, tmp_p
 def test_bfloat16_survives_the_file(tmp_path: Path) -> None:
     import ml_dtypes
 
-    from exporter.cases import Step
+    from kvparity.exporter.contract.cases import Step
 
     values = np.asarray([[1.5, 2.0]], ml_dtypes.bfloat16)
     with trace_file.TraceWriter(tmp_path / "t.npz", "x") as writer:

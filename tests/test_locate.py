@@ -10,21 +10,21 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from benchmarks.mutants import around, attention
-from benchmarks.mutants.editor import Editor
-from benchmarks.mutants.trial import mutated
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError
-from runners.base import RunnerSpec, Session, load_engine
-from runners.diff.location import Location
-from runners.diff.records import Report
-from runners.judge import judge
-from runners.locate import entry
-from runners.locate.graphs import inline_weights, open_graph
-from runners.options import JudgeOptions
-from runners.report.html import html_report
-from runners.report.json_file import json_report
-from runners.report.markdown import markdown_report
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.runners.base import RunnerSpec, Session, load_engine
+from kvparity.runners.compare.judge import judge
+from kvparity.runners.compare.options import JudgeOptions
+from kvparity.runners.diff.location import Location
+from kvparity.runners.diff.records import Report
+from kvparity.runners.locate import entry
+from kvparity.runners.locate.graphs import inline_weights, open_graph
+from kvparity.runners.report.html import html_report
+from kvparity.runners.report.json_file import json_report
+from kvparity.runners.report.markdown import markdown_report
+from tests.mutants import around, attention
+from tests.mutants.editor import Editor
+from tests.mutants.trial import mutated
 
 MUTANTS = {mutant.name: mutant for mutant in (*attention.MUTANTS, *around.MUTANTS)}
 CASES = ("prefill-9", "handoff-8", "chunk-9")

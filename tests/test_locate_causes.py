@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import MODEL, WINDOW
 
-from exporter.cases import Case, seeded_tokens
-from runners.locate.causes import Evidence, likely_cause
-from runners.locate.probe_diff import BLOCKED, Call, diff_probe
+from kvparity.exporter.contract.cases import Case, seeded_tokens
+from kvparity.runners.locate.causes import Evidence, likely_cause
+from kvparity.runners.locate.probe_diff import BLOCKED, Call, diff_probe
+from tests.synthetic import MODEL, WINDOW
 
 TOTAL = 2 * WINDOW
 RANDOM = np.random.default_rng(11)

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.mutants import around, attention
-from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.recording import RecordingEngine
-from benchmarks.mutants.trial import mutated
-from exporter.bundle import Bundle
-from exporter.errors import BundleError, TraceError
-from runners.base import RunnerSpec
-from runners.diff.location import Location
-from runners.diff.records import Report
-from runners.engines.trace_file import TraceWriter
-from runners.isolate import open_runner
-from runners.judge import judge
-from runners.options import JudgeOptions
-from runners.probes import inside, save_probes
-from runners.sequence import play
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError, TraceError
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import judge
+from kvparity.runners.compare.options import JudgeOptions
+from kvparity.runners.decode.play import play
+from kvparity.runners.diff.location import Location
+from kvparity.runners.diff.records import Report
+from kvparity.runners.engines.trace_file import TraceWriter
+from kvparity.runners.inspect.probes import inside, save_probes
+from kvparity.runners.isolation.process import open_runner
+from tests.mutants import around, attention
+from tests.mutants.mutant import Mutant
+from tests.mutants.recording import RecordingEngine
+from tests.mutants.trial import mutated
 
 MUTANTS = {mutant.name: mutant for mutant in (*attention.MUTANTS, *around.MUTANTS)}
 CASES = ("prefill-9", "handoff-8", "chunk-9")

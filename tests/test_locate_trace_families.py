@@ -8,13 +8,13 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from benchmarks.mutants.editor import Editor
-from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.recording import locate_recorded
-from benchmarks.mutants.trial import mutated
-from exporter.bundle import Bundle
-from runners.locate.graphs import open_graph, probes_of
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.locate.graphs import open_graph, probes_of
 from tests.families import by_name, make_config, save_checkpoint
+from tests.mutants.editor import Editor
+from tests.mutants.mutant import Mutant
+from tests.mutants.recording import locate_recorded
+from tests.mutants.trial import mutated
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -22,10 +22,10 @@ COUNT = 4
 
 
 def bundle_of(family: str, folder: Path) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from exporter.spec import ExportOptions
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     save_checkpoint(make_config(by_name(family)), folder / "hf")
     return export(resolve(str(folder / "hf")), folder / "bundle", ExportOptions(), record=record_cases, limit=24)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from exporter.lift import lifted
-from exporter.needs import needs
-from exporter.passes.norms import fuse_norms
-from exporter.passes.rotary import fuse_rotary
-from exporter.spec import FLOAT64_EPSILON
-from exporter.standard import attend, is_standard, tensor_scatter
-from runners.engines._spell import spell_out
+from kvparity.exporter.contract.float64 import lifted
+from kvparity.exporter.contract.spec import FLOAT64_EPSILON
+from kvparity.exporter.minimum_runtime import minimum_runtime
+from kvparity.exporter.model.standard_operators import attend, is_standard, tensor_scatter
+from kvparity.exporter.passes.rms_normalization import fuse_norms
+from kvparity.exporter.passes.rotary_embedding import fuse_rotary
+from kvparity.runners.engines._spell import spell_out
 
 RNG = np.random.default_rng(3)
 
@@ -187,8 +187,10 @@ def test_tensor_scatter_is_the_operators(circular: bool) -> None:
 def test_needs_name_the_runtime_that_is_right_and_not_only_the_one_that_loads() -> None:
     build = Builder()
     model = build.model(build("Gelu", build.input("x", 3)))
-    assert needs(model) == "opset 23: ONNX Runtime 1.23 or later"
+    assert minimum_runtime(model) == "opset 23: ONNX Runtime 1.23 or later"
     build = Builder()
     query = build.input("q", 1, 2, 3, 4)
     capped = build("Attention", query, query, query, softcap=5.0)
-    assert needs(build.model(capped)).startswith("opset 23: ONNX Runtime 1.27 or later (Attention with softcap")
+    assert minimum_runtime(build.model(capped)).startswith(
+        "opset 23: ONNX Runtime 1.27 or later (Attention with softcap"
+    )

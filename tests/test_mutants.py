@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.mutants.bench import CATALOGUE
-from benchmarks.mutants.report import failures, markdown
-from benchmarks.mutants.trial import Outcome, try_mutant
-from exporter.bundle import Bundle
-from exporter.vectors import Vectors
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.vectors import Vectors
+from tests.mutants.bench import CATALOGUE
+from tests.mutants.report import failures, markdown
+from tests.mutants.trial import Outcome, try_mutant
 
 QUICK = [mutant for mutant in CATALOGUE if mutant.quick]
 CASES = ("prefill-7", "prefill-9", "handoff-8", "chunk-9", "batch-ragged")
@@ -18,7 +18,7 @@ CASES = ("prefill-7", "prefill-9", "handoff-8", "chunk-9", "batch-ragged")
 
 @pytest.fixture(scope="module")
 def referee(subject: Bundle) -> Iterator[tuple[list[Vectors], object]]:
-    from runners.locate.pytorch import WatchedModel
+    from kvparity.runners.locate.pytorch import WatchedModel
 
     return [subject.vectors(name) for name in CASES], WatchedModel(subject)
 

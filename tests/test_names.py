@@ -7,9 +7,18 @@ import json
 import onnx_ir as ir
 import pytest
 
-from exporter.bundle import Bundle
-from exporter.names import PROBES, SCOPES, Abbreviations, file_name, kept_probes, number, spell_out, split_path
-from runners.locate.graphs import open_graph
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.names import (
+    PROBES,
+    SCOPES,
+    Abbreviations,
+    file_name,
+    kept_probes,
+    number,
+    spell_out,
+    split_path,
+)
+from kvparity.runners.locate.graphs import open_graph
 
 KINDS = ("prefill", "decode")
 INNER = (
@@ -89,6 +98,6 @@ def test_probes_of_earlier_bundles_are_read() -> None:
 
 
 def _stored(bundle: Bundle) -> set[str]:
-    from exporter.checkpoint import read_safetensors_header
+    from kvparity.exporter.checkpoint.source import read_safetensors_header
 
     return set(read_safetensors_header(bundle.root / bundle.manifest.weights[0].path))

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging_bundles import TEMPLATE, checkpoint, export_to
-from synthetic import make_bundle
 
 import cli
-from exporter.bundle import Bundle, FileEntry
-from exporter.errors import BundleError, PackageError
-from exporter.folders import copy_file, link_file
-from exporter.package import load_layout, package_names, write_package
-from exporter.packages import genai, transformersjs
-from exporter.spec import DECODE, ExportOptions
+from kvparity.exporter.contract.bundle import Bundle, FileEntry
+from kvparity.exporter.contract.errors import BundleError, PackageError
+from kvparity.exporter.contract.files import copy_file, link_file
+from kvparity.exporter.contract.package import load_layout, package_names, write_package
+from kvparity.exporter.contract.packages import genai, transformersjs
+from kvparity.exporter.contract.spec import DECODE, ExportOptions
+from tests.packaging_bundles import TEMPLATE, checkpoint, export_to
+from tests.synthetic import make_bundle
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 TOOLS = ("genai", "transformersjs")
@@ -95,7 +95,7 @@ def test_a_transformersjs_folder_has_the_names_that_are_asked_for_and_unchanged_
     import onnx
     import onnx_ir as ir
 
-    from exporter.check import external_files
+    from kvparity.exporter.check import external_files
 
     bundle = request.getfixturevalue(name)
     files = {path.as_posix() for path in write_package(bundle, "transformersjs", tmp_path / "p")}
@@ -122,7 +122,7 @@ def test_a_transformersjs_folder_has_the_names_that_are_asked_for_and_unchanged_
 def test_weights_in_several_files_get_the_numbers_that_are_asked_for(tmp_path: Path) -> None:
     import onnx_ir as ir
 
-    from exporter.check import external_files
+    from kvparity.exporter.check import external_files
 
     bundle = export_to(checkpoint("llama", tmp_path / "hf", shard_kb=200), tmp_path / "bundle")
     count = len(bundle.manifest.weights)
@@ -208,7 +208,9 @@ def test_a_package_is_whole_or_absent(
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("exporter.packages._parts.inside", fails)  # the graph and the weights are there by then
+    monkeypatch.setattr(
+        "kvparity.exporter.contract.packages._parts.inside", fails
+    )  # the graph and the weights are there by then
     for target in (tmp_path / "p", tmp_path / "q"):
         with pytest.raises(PackageError, match=r"cannot be written \(No space left on device\); nothing was"):
             write_package(llama, tool, target)

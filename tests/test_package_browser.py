@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from packaging_bundles import TINY, export_to, zero_row
 from test_package_engines import said_by
 
-from exporter.errors import EngineUnavailableError
-from exporter.package import write_package
-from exporter.spec import ExportOptions
-from runners.base import load_engine
-from runners.engines import _node
-from runners.engines._chromium import chromium
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.package import write_package
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import load_engine
+from kvparity.runners.engines import _node
+from kvparity.runners.engines._chromium import chromium
+from tests.packaging_bundles import TINY, export_to, zero_row
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 PAGE = """<script type="importmap">

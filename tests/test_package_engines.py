@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from packaging_bundles import TINY, checkpoint, export_to, zero_row
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError
-from exporter.package import write_package
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec, load_engine
-from runners.engines import _node
-from runners.generate import Generation, Sampling, generate
-from runners.isolate import describe_isolated, interpreter
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.package import write_package
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec, load_engine
+from kvparity.runners.decode.generate import Generation, Sampling, generate
+from kvparity.runners.engines import _node
+from kvparity.runners.isolation.process import describe_isolated, interpreter
+from tests.packaging_bundles import TINY, checkpoint, export_to, zero_row
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import cli
-from exporter.bundle import Bundle
-from runners.probes import axes_of
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.inspect.probes import axes_of
 
 
 def test_values_inside_are_listed_with_axes_and_shapes(subject: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

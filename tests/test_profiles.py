@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.bundle import Bundle
-from exporter.export import export
-from exporter.spec import ExportOptions
-from exporter.vectors import expected_outputs
-from runners.base import load_engine
-from runners.record import record_cases
-from runners.sequence import play
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.exporter.contract.vectors import expected_outputs
+from kvparity.exporter.export import export
+from kvparity.runners.base import load_engine
+from kvparity.runners.decode.play import play
+from kvparity.runners.reference.record import record_cases
 
 torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Bundles by name, made when first asked for; traced here, because a process of its own loads torch anew."""
-    from exporter.checkpoint import resolve
+    from kvparity.exporter.checkpoint.source import resolve
 
     made: dict[str, Bundle] = {}
 
@@ -131,7 +131,7 @@ def test_the_shared_buffers_are_written_in_place_and_one_wrong_length_is_a_misma
     bundles: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twin of the shared match: the host says that the cache is one row longer than it is."""
-    from runners.layouts import shared
+    from kvparity.runners.decode.layouts import shared
 
     bundle = bundles("shared")
     for graph in bundle.manifest.graphs.values():
@@ -154,19 +154,19 @@ def test_the_shared_buffers_are_written_in_place_and_one_wrong_length_is_a_misma
 
 
 def test_the_shared_layout_is_for_onnx_runtime(checkpoint: Path) -> None:
-    from exporter.errors import ExportError
-    from exporter.ports import settled
+    from kvparity.exporter.contract.errors import ExportError
+    from kvparity.exporter.contract.ports import resolve_options
 
     model: Any = None
     with pytest.raises(ExportError, match="--layout shared is for ONNX Runtime: it needs --profile ort"):
-        settled(ExportOptions(layout="shared"), model)
+        resolve_options(ExportOptions(layout="shared"), model)
     with pytest.raises(ExportError, match="--profile ort needs --opset 24 or later in the shared layout"):
-        settled(ExportOptions(layout="shared", profile="ort", opset=23), model)
+        resolve_options(ExportOptions(layout="shared", profile="ort", opset=23), model)
 
 
 def test_a_mask_that_the_host_gets_wrong_is_a_mismatch(bundles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twin of the bare match: the window that the host uses is one too wide."""
-    import exporter.host_inputs as host
+    import kvparity.exporter.contract.host_inputs as host
 
     visible = host.visible
     monkeypatch.setattr(

@@ -28,7 +28,7 @@ class Joined(torch.nn.Module):
 def recorded(forward: Forward, sizes: Sequence[tuple[int, int]] = SIZES) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from exporter.program import record
+    from kvparity.exporter.trace.record.program import record
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -42,8 +42,8 @@ def recorded(forward: Forward, sizes: Sequence[tuple[int, int]] = SIZES) -> Any:
 def translated(forward: Forward) -> Any:
     import onnx_ir as ir
 
-    from exporter.capture import _translate_directly
-    from exporter.lowering import translation_table
+    from kvparity.exporter.trace.capture import _translate_directly
+    from kvparity.exporter.trace.onnx_translations import translation_table
 
     program = recorded(forward)
     with program.shapes:
@@ -72,7 +72,7 @@ def test_a_graph_is_right_at_sizes_that_no_example_has(past: int, new: int) -> N
 
 
 def test_a_decision_that_examples_disagree_on_is_refused() -> None:
-    from exporter.sizes import UnsureError
+    from kvparity.exporter.trace.record.sizes import UnsureError
 
     def forward(past: Any, new: Any) -> Any:
         return new * 2 if past.shape[1] > 100 else new
@@ -83,7 +83,7 @@ def test_a_decision_that_examples_disagree_on_is_refused() -> None:
 
 
 def test_a_clamp_that_no_example_needs_is_refused() -> None:
-    from exporter.sizes import UnsureError
+    from kvparity.exporter.trace.record.sizes import UnsureError
 
     assert recorded(newest)
     with pytest.raises(UnsureError, match="no example shows"):
@@ -91,7 +91,7 @@ def test_a_clamp_that_no_example_needs_is_refused() -> None:
 
 
 def test_a_size_taken_as_a_plain_number_is_refused() -> None:
-    from exporter.sizes import UnsureError
+    from kvparity.exporter.trace.record.sizes import UnsureError
 
     def counted(past: Any, new: Any) -> Any:
         return new * len(range(past.shape[1]))
@@ -119,12 +119,12 @@ def test_sizes_equal_at_every_example_are_one() -> None:
 
 def test_what_the_recorder_refuses_is_traced_by_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways give the same operators, in any order."""
-    import exporter.capture
+    import kvparity.exporter.trace.capture
     from tests.program_ways import operators
 
     quick = operators()
     asked: list[str] = []
-    whole = exporter.capture._export
+    whole = kvparity.exporter.trace.capture._export
 
     def export(*arguments: Any) -> Any:
         asked.append("asked")
@@ -133,10 +133,10 @@ def test_what_the_recorder_refuses_is_traced_by_torch_export(monkeypatch: pytest
     def refuse(*_: Any) -> Any:
         raise RuntimeError("an operator that nobody knows")
 
-    monkeypatch.setattr(exporter.capture, "_export", export)
+    monkeypatch.setattr(kvparity.exporter.trace.capture, "_export", export)
     assert operators() == quick
     assert not asked
-    monkeypatch.setattr(exporter.capture, "record", refuse)
+    monkeypatch.setattr(kvparity.exporter.trace.capture, "record", refuse)
     assert operators() == quick
     assert asked
 
@@ -156,7 +156,7 @@ def test_what_is_written_into_a_tensor_is_read_afterwards() -> None:
 
 
 def test_what_is_written_through_a_view_is_left_to_torch_export() -> None:
-    from exporter.writes import UnsupportedError
+    from kvparity.exporter.trace.in_place_operators import UnsupportedError
 
     def forward(past: Any, new: Any) -> Any:
         rows = torch.cat([past, new], dim=1) * 2

@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, make_config, save_checkpoint
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, ExportError
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec, parse_runner
-from runners.engines.ort import open_session
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError, ExportError
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec, parse_runner
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.engines.ort import open_session
+from tests.families import FAMILIES, make_config, save_checkpoint
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 CASES = ("decode-far", "chunk-7", "batch-ragged", "prefill-*")
 
 
 def export_to(folder: Path, options: ExportOptions, family: str = "gemma3") -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     found = next(item for item in FAMILIES if item.name == family)
     checkpoint = resolve(str(save_checkpoint(make_config(found), folder / "hf")))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import cli
-from exporter.blocks import Blocks, dequantize, pack, unpack
-from exporter.bundle import Bundle
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.blocks import Blocks, dequantize, pack, unpack
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
 from tests.conftest import TINY
 from tests.families import by_name, save_checkpoint, small_config
 
@@ -28,9 +28,9 @@ CASES = ("handoff-128", "batch-chunks", "decode-far")
 @pytest.fixture(scope="module", params=["int4", "int8"])
 def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The shipped checkpoint in blocks of 16."""
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     profile = "ort" if request.param == "int4" else "portable"
     options = ExportOptions(quantize=request.param, block_size=16, keep=KEEP, profile=profile)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def test_a_wrong_scale_zero_point_or_code_is_a_mismatch(quantised: Bundle, part:
 
 def change(path: Path, name: str) -> None:
     """Scale one block by 1.01, or add one to its code or zero point."""
-    from exporter.checkpoint import read_safetensors_header
+    from kvparity.exporter.checkpoint.source import read_safetensors_header
 
     place = read_safetensors_header(path)[name]
     kind = np.float32 if place.dtype == "float32" else np.uint8
@@ -109,9 +109,9 @@ def test_experts_are_quantised_what_stays_is_named_and_a_wrong_code_is_seen(
     name: str, quantize: str, kept: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Two layouts of experts: (rows, columns) and, in gpt-oss, (columns, rows)."""
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     family = by_name(name)
     config = small_config(family.model_type, {**family.settings, "moe_intermediate_size": 32, "intermediate_size": 32})
@@ -137,8 +137,8 @@ def test_rows_and_products_are_those_of_quantize_dynamic(tmp_path: Path) -> None
     ir, onnxruntime = pytest.importorskip("onnx_ir"), pytest.importorskip("onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from exporter.passes.integers import multiply_integers
-    from exporter.quantize.kernels import quantize_rows
+    from kvparity.exporter.passes.matmul_integer import multiply_integers
+    from kvparity.exporter.quantize.kernels import quantize_rows
 
     random = np.random.default_rng(0)
     weight, x = (random.standard_normal(shape).astype(np.float32) for shape in ((24, 32), (3, 32)))
@@ -177,7 +177,7 @@ def test_rows_and_products_are_those_of_quantize_dynamic(tmp_path: Path) -> None
 
 def test_pytorch_rounds_activations_as_dynamic_quantize_linear_does() -> None:
     ir, onnxruntime = pytest.importorskip("onnx_ir"), pytest.importorskip("onnxruntime")
-    from exporter.rounding import rounded
+    from kvparity.exporter.contract.rounding import rounded
 
     x = ir.Value(name="x", shape=ir.Shape(["n"]), type=ir.TensorType(ir.DataType.FLOAT))
     node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
@@ -226,7 +226,7 @@ def test_what_cannot_be_quantised_is_refused_with_what_to_do(
 def test_quantisers_round_to_half_a_step_also_where_a_block_is_constant_or_of_one_sign(
     bits: int, algorithm: str
 ) -> None:
-    from exporter.quantize.kernels import quantize_weight
+    from kvparity.exporter.quantize.kernels import quantize_weight
 
     weight = np.random.default_rng(0).standard_normal((6, 48)).astype(np.float32)
     weight[0], weight[1], weight[2] = 0, 0.7, np.abs(weight[2]) + 5
@@ -246,7 +246,7 @@ def test_codes_come_back_as_they_were_packed() -> None:
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q8_0", "Q6_K"])
 def test_blocks_of_a_gguf_file_stand_for_exactly_its_values(kind: str) -> None:
     gguf = pytest.importorskip("gguf")
-    from exporter.quantize.gguf import _TYPES
+    from kvparity.exporter.quantize.gguf import _TYPES
 
     size = {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34, "Q6_K": 210}[kind]
     random = np.random.default_rng(0)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import cli
-from exporter.bundle import Bundle
-from exporter.errors import BundleError
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec
-from runners.judge import JudgeOptions, judge
-from runners.ranges import ValueRange, measure_ranges
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.inspect.ranges import ValueRange, measure_ranges
 from tests.families import save_checkpoint, small_config
 
 torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
@@ -34,9 +34,9 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(folder: Path, target: Path, dtype: str) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     options = ExportOptions(dtype=dtype)  # type: ignore[arg-type]
     return export(resolve(str(folder)), target, options, record=record_cases, limit=12, in_process=True)

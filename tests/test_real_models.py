@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import cli
-from exporter.bundle import Bundle
+from kvparity.exporter.contract.bundle import Bundle
 
 pytestmark = pytest.mark.real
 

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from synthetic import Decoder, make_bundle
 
-from exporter.bundle import Bundle
-from runners.base import RunnerSpec
-from runners.diff.metrics import METRICS
-from runners.diff.records import Report
-from runners.judge import JudgeOptions, judge
-from runners.report.html import html_report
-from runners.report.json_file import json_report, json_schema
-from runners.report.junit import junit_report
-from runners.report.markdown import markdown_report
-from runners.report.text import print_report
-from runners.report.words import round_up, share, times
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.metrics import METRICS
+from kvparity.runners.diff.records import Report
+from kvparity.runners.report.html import html_report
+from kvparity.runners.report.json_file import json_report, json_schema
+from kvparity.runners.report.junit import junit_report
+from kvparity.runners.report.markdown import markdown_report
+from kvparity.runners.report.text import print_report
+from kvparity.runners.report.words import round_up, share, times
+from tests.synthetic import Decoder, make_bundle
 
 DOCS = Path(__file__).parents[1] / "docs"
 WRITERS = {"json": json_report, "html": html_report, "junit": junit_report, "markdown": markdown_report}
@@ -101,7 +101,7 @@ def test_json_is_strict_round_trips_and_fits_the_published_schema(reports: dict[
 
 def test_the_published_schema_is_current() -> None:
     assert (DOCS / "report.schema.json").read_text(encoding="utf-8") == json_schema(), (
-        "python -m runners.report.json_file > docs/report.schema.json"
+        "python -m kvparity.runners.report.json_file > docs/report.schema.json"
     )
 
 

@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from synthetic import Decoder, make_bundle
 
-from runners.base import RunnerSpec
-from runners.judge import JudgeOptions, judge
-from runners.report.html import html_report
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.report.html import html_report
+from tests.synthetic import Decoder, make_bundle
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic import MODEL, WINDOW, Decoder, make_bundle
 
-from exporter.bundle import Bundle
-from exporter.cases import Case, default_cases, seeded_tokens
-from exporter.errors import ExportError, TraceError
-from exporter.layouts.base import open_cache
-from exporter.ports import graph_spec, settled
-from exporter.spec import DECODE, PREFILL, ExportOptions, present_name
-from runners.sequence import play
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case, default_cases, seeded_tokens
+from kvparity.exporter.contract.errors import ExportError, TraceError
+from kvparity.exporter.contract.ports import graph_spec, resolve_options
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, present_name
+from kvparity.exporter.model.layouts.base import open_cache
+from kvparity.runners.decode.play import play
+from tests.synthetic import MODEL, WINDOW, Decoder, make_bundle
 
 MAX_LEN = 40
 
@@ -52,7 +52,7 @@ class StaticDecoder(Decoder):
 
 
 def static(**given: Any) -> ExportOptions:
-    return settled(ExportOptions(layout="static", **{"max_len": MAX_LEN, "chunk": 4, **given}), MODEL)
+    return resolve_options(ExportOptions(layout="static", **{"max_len": MAX_LEN, "chunk": 4, **given}), MODEL)
 
 
 def worst(bundle: Bundle, session: Decoder, case: Case, *, poison: bool = False) -> float:
@@ -169,4 +169,4 @@ def test_a_case_longer_than_the_buffers_is_refused_with_the_reason(tmp_path: Pat
 )
 def test_sizes_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        settled(ExportOptions(**given), MODEL)
+        resolve_options(ExportOptions(**given), MODEL)

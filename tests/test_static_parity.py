@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.bundle import Bundle
-from exporter.cases import Case
-from exporter.spec import ExportOptions, present_name
-from runners.base import RunnerSpec, Session
-from runners.isolate import open_runner
-from runners.sequence import play
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.spec import ExportOptions, present_name
+from kvparity.runners.base import RunnerSpec, Session
+from kvparity.runners.decode.play import play
+from kvparity.runners.isolation.process import open_runner
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = 1e-10  # evaluated in float64, where nothing but a fault of the graph can show
@@ -24,9 +24,9 @@ CHUNK = 64
 
 @pytest.fixture(scope="module")
 def static(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     source = resolve(str(ROOT / "artifacts" / "tinygemma4text3m" / "hf"))
     options = ExportOptions(layout="static", max_len=1024, chunk=CHUNK)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.bundle import Bundle
-from exporter.cases import Case
-from exporter.checkpoint import resolve
-from exporter.export import export
-from exporter.spec import PREFILL, ExportOptions
-from runners.engines.torch_eager import reference_session
-from runners.record import reference_arrays
+from kvparity.exporter.checkpoint.source import resolve
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.spec import PREFILL, ExportOptions
+from kvparity.exporter.export import export
+from kvparity.runners.engines.torch_eager import reference_session
+from kvparity.runners.reference.record import reference_arrays
 from tests.conftest import TINY
 from tests.families import by_name, make_config, save_checkpoint
 
@@ -56,7 +56,7 @@ def _check(bundle: Bundle, dtype: str) -> None:
 
 
 def test_a_weight_read_from_another_row_changes_the_result(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runners.engines import _streamed
+    from kvparity.runners.engines import _streamed
 
     case, read = _case(bundle), _streamed._read
     whole = reference_arrays(reference_session(bundle, "float32"), bundle.model, case)

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
 
-from exporter.tinygemma import lexicon
-from exporter.tinygemma.config import LAYER_SCALARS
-from exporter.tinygemma.corpus import stories, words
-from exporter.tinygemma.options import TrainOptions
+from kvparity.exporter.tinygemma import lexicon
+from kvparity.exporter.tinygemma.config import LAYER_SCALARS
+from kvparity.exporter.tinygemma.corpus import stories, words
+from kvparity.exporter.tinygemma.options import TrainOptions
 
 SHIPPED = Path(__file__).parents[1] / "artifacts" / "tinygemma4text3m"
 UNSEEN = 424_242

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
-from exporter.errors import ExportError
-from exporter.tinygemma import config
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.tinygemma import config
 
 SHIPPED = Path(__file__).parents[1] / "artifacts" / "tinygemma4text3m" / "hf"
 

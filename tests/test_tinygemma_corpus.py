@@ -7,8 +7,8 @@ from itertools import islice
 
 import pytest
 
-from exporter.tinygemma import lexicon, plots
-from exporter.tinygemma.corpus import stories, words
+from kvparity.exporter.tinygemma import lexicon, plots
+from kvparity.exporter.tinygemma.corpus import stories, words
 
 
 @pytest.fixture(scope="module")

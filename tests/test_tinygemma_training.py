@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporter.errors import ExportError
-from exporter.tinygemma.options import TrainOptions
-from exporter.tinygemma.training import StepInfo, _rate, train
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.tinygemma.options import TrainOptions
+from kvparity.exporter.tinygemma.training import StepInfo, _rate, train
 
 TINY = TrainOptions(steps=2, batch=2, block=16, long_block=32, long_every=2, warmup=1, tokenizer_stories=300, threads=1)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cli
-from exporter.bundle import Bundle
+from kvparity.exporter.contract.bundle import Bundle
 
 SCRIPT = re.search(
     r"```python\n(.*?)```", (Path(__file__).resolve().parents[1] / "docs" / "trace-format.md").read_text("utf-8"), re.S

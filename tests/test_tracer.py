@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from families import save_checkpoint
+
+from tests.families import save_checkpoint
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.cases import Case, Step
-from exporter.errors import TraceError
-from exporter.spec import SlotSpec, present_name
-from exporter.vectors import Recorder
+from kvparity.exporter.contract.cases import Case, Step
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import SlotSpec, present_name
+from kvparity.exporter.contract.vectors import Recorder
 
 SLOTS = (SlotSpec(slot=0, layer=0, kind="full", window=None, kv_heads=1, head_dim=2, value_head_dim=2),)
 

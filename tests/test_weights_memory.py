@@ -12,8 +12,8 @@ CONVERT = """
 import sys, tracemalloc
 from pathlib import Path
 import ml_dtypes, numpy
-from exporter.checkpoint import StoredTensor
-from exporter.weights import _reader, write_safetensors
+from kvparity.exporter.checkpoint.source import StoredTensor
+from kvparity.exporter.checkpoint.weights import _reader, write_safetensors
 source, target = map(Path, sys.argv[1:])
 shape = (1 << 17, 1 << 10)
 read = _reader(StoredTensor(source, 0, 4 << 27, "float32", shape))

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, make_config, save_checkpoint
 
-from exporter.bundle import Bundle
-from exporter.errors import BundleError, ExportError
-from exporter.spec import ExportOptions
-from runners.base import RunnerSpec
-from runners.judge import JudgeOptions, judge
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError, ExportError
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from tests.families import FAMILIES, make_config, save_checkpoint
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 REFERENCE = ExportOptions(weights="reference")
@@ -26,9 +26,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def export_to(checkpoint: Path, target: Path, options: ExportOptions) -> Bundle:
-    from exporter.checkpoint import resolve
-    from exporter.export import export
-    from runners.record import record_cases
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
 
     return export(resolve(str(checkpoint)), target, options, record=record_cases, limit=24, in_process=True)
 
@@ -62,7 +62,7 @@ def test_a_failed_export_beside_the_weights_brings_the_earlier_bundle_back(
     def fails(*_: object) -> None:
         raise ExportError("no")
 
-    monkeypatch.setattr("exporter.export.check_graph", fails)
+    monkeypatch.setattr("kvparity.exporter.export.check_graph", fails)
     with pytest.raises(ExportError, match="stage check: no"):
         export_to(checkpoint, checkpoint, replace(REFERENCE, logits="last"))
     assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before

@@ -9,12 +9,12 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from exporter.bundle import Bundle
-from runners.engines import _wide
-from runners.engines.exact import ExactSession
-from runners.locate.isolated import isolated
-from runners.locate.search import make_call
-from runners.sequence import play
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.decode.play import play
+from kvparity.runners.engines import _wide
+from kvparity.runners.engines.exact import ExactSession
+from kvparity.runners.locate.isolated import isolated
+from kvparity.runners.locate.search import make_call
 
 
 @pytest.fixture

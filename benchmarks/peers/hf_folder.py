@@ -30,15 +30,15 @@ def write_folder(gguf: Path, folder: Path) -> None:
     The config names its architecture, which onnxruntime-genai's builder and Optimum ask for, and has the rotary bases
     under transformers 4's names too, because both read those.
     """
-    from exporter.checkpoint import resolve
-    from exporter.tokenizer import copy_tokenizer
-    from exporter.weights import place_weights
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer
+    from kvparity.exporter.checkpoint.weights import place_weights
 
     checkpoint = resolve(str(gguf))
     config = checkpoint.config()
-    shell = checkpoint.shell(config)
+    meta_model = checkpoint.meta_model(config)
     folder.mkdir(parents=True, exist_ok=True)
-    config.architectures = [type(shell).__name__]
+    config.architectures = [type(meta_model).__name__]
     config.save_pretrained(folder)
     path = folder / "config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def write_folder(gguf: Path, folder: Path) -> None:
     old = {name: ropes[kind]["rope_theta"] for name, kind in names.items() if kind in ropes}
     path.write_text(json.dumps({**written, **old}, indent=2) + "\n", encoding="utf-8")
     copy_tokenizer(checkpoint, folder)
-    place_weights(checkpoint, shell, folder, "float32")
+    place_weights(checkpoint, meta_model, folder, "float32")
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ def export(checkpoint: Path, folder: Path, profile: str = PROFILE, layout: str =
 
 def open(folder: Path, threads: int) -> Any:
     sys.path.insert(0, str(ROOT))
-    from exporter.bundle import Bundle
-    from runners.base import RunnerSpec
-    from runners.decoders import open_decoder
+    from kvparity.exporter.contract.bundle import Bundle
+    from kvparity.runners.base import RunnerSpec
+    from kvparity.runners.decode.decoders import open_decoder
 
     return open_decoder(Bundle.open(folder), RunnerSpec("ort", {"threads": str(threads)}))

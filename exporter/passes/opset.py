@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporter.errors import ExportError
+from kvparity.exporter.contract.errors import ExportError
 
 __all__ = ["NEWEST", "OLDEST", "to_opset"]
 

@@ -7,29 +7,29 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from exporter.capture import Captured, name_ports
-from exporter.errors import ExportError
-from exporter.lowering import default_opset
-from exporter.names import shorten_names
-from exporter.passes.digits import keep_digits
-from exporter.passes.divide import divide
-from exporter.passes.group_queries import group_queries
-from exporter.passes.lengths import vector_lengths
-from exporter.passes.lower import lower_to_float32
-from exporter.passes.nbits import quantize_products
-from exporter.passes.norms import fuse_norms
-from exporter.passes.one_head import repeat_one_head
-from exporter.passes.opset import to_opset
-from exporter.passes.plain import plain_shapes
-from exporter.passes.probes import find_probes, name_probes
-from exporter.passes.repeat import repeat_by_concat
-from exporter.passes.reshapes import drop_reshapes
-from exporter.passes.rotary import fuse_rotary
-from exporter.passes.simplify import drop_casts, simplify
-from exporter.passes.skips import fuse_skips
-from exporter.passes.targets import constant_targets
-from exporter.passes.tidy import tidy
-from exporter.weights import Placement
+from kvparity.exporter.checkpoint.weights import Placement
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.names import shorten_names
+from kvparity.exporter.passes.cancel_reshapes import drop_reshapes
+from kvparity.exporter.passes.constant_shapes import constant_targets
+from kvparity.exporter.passes.expand_as_concat import repeat_by_concat
+from kvparity.exporter.passes.expand_single_kv_head import repeat_one_head
+from kvparity.exporter.passes.explicit_slices import plain_shapes
+from kvparity.exporter.passes.float64_to_float32 import lower_to_float32
+from kvparity.exporter.passes.fold_constants import drop_casts, simplify
+from kvparity.exporter.passes.group_query_attention import group_queries
+from kvparity.exporter.passes.half_type_constants import keep_digits
+from kvparity.exporter.passes.matmul_nbits import quantize_products
+from kvparity.exporter.passes.node_names import tidy
+from kvparity.exporter.passes.opset import to_opset
+from kvparity.exporter.passes.probe_names import find_probes, name_probes
+from kvparity.exporter.passes.reciprocal_to_div import divide
+from kvparity.exporter.passes.rms_normalization import fuse_norms
+from kvparity.exporter.passes.rotary_embedding import fuse_rotary
+from kvparity.exporter.passes.skip_normalization import fuse_skips
+from kvparity.exporter.passes.slice_bounds import vector_lengths
+from kvparity.exporter.trace.capture import Captured, name_ports
+from kvparity.exporter.trace.onnx_translations import default_opset
 
 __all__ = ["finish"]
 

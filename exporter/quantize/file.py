@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.blocks import ZERO_POINTS
-from exporter.errors import ExportError
-from exporter.weights import Placement
+from kvparity.exporter.checkpoint.weights import Placement
+from kvparity.exporter.contract.blocks import ZERO_POINTS
+from kvparity.exporter.contract.errors import ExportError
 
 __all__ = ["FILE", "Writer", "write_tensors"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.blocks import Blocks, dequantize, pack
-from exporter.gguf_head import gguf_tensors
+from kvparity.exporter.checkpoint.gguf_head import gguf_tensors
+from kvparity.exporter.contract.blocks import Blocks, dequantize, pack
 
 __all__ = ["gguf_blocks"]
 
@@ -22,20 +22,20 @@ Array = npt.NDArray[Any]
 _SLAB = 1 << 14  # rows compared at a time
 
 
-def gguf_blocks(path: Path, shell: Any, bits: int) -> Callable[[str, Array], Blocks | None]:
+def gguf_blocks(path: Path, meta_model: Any, bits: int) -> Callable[[str, Array], Blocks | None]:
     """A function from a weight's name and float values to its blocks, None where they would not be exactly these.
 
     Args:
         path: The GGUF file.
-        shell: The model without weights; its names decide what the file's are called.
+        meta_model: The model without weights; its names decide what the file's are called.
         bits: Of the codes wanted; types that need more are left out.
     """
     from transformers import modeling_gguf_pytorch_utils as loader
     from transformers.integrations.gguf import read_gguf_metadata
 
     architecture = read_gguf_metadata(str(path))[0]["general.architecture"]
-    processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config=shell.config.to_dict())
-    names = loader.get_gguf_hf_weights_map(shell, processor)
+    processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config=meta_model.config.to_dict())
+    names = loader.get_gguf_hf_weights_map(meta_model, processor)
     stored = {names[name]: (name, tensor) for name, tensor in gguf_tensors(path).items() if name in names}
 
     def blocks(name: str, weight: Array) -> Blocks | None:

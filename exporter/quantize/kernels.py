@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.blocks import Blocks, dequantize, pack, unpack
-from exporter.errors import ExportError
+from kvparity.exporter.contract.blocks import Blocks, dequantize, pack, unpack
+from kvparity.exporter.contract.errors import ExportError
 
 __all__ = ["quantize_rows", "quantize_weight"]
 

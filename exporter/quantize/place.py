@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
-from exporter.dtypes import numpy_dtype
-from exporter.quantize.file import FILE, write_tensors
-from exporter.quantize.kernels import quantize_rows, quantize_weight
-from exporter.spec import ExportOptions
-from exporter.weights import Placement
+from kvparity.exporter.checkpoint.weights import Placement
+from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.exporter.quantize.file import FILE, write_tensors
+from kvparity.exporter.quantize.kernels import quantize_rows, quantize_weight
 
 __all__ = ["Placed", "place_quantized"]
 
@@ -27,7 +27,7 @@ class Placed:
     """What was written.
 
     Attributes:
-        placements: Where each tensor lies: quantised weights as their parts (:mod:`exporter.blocks`), others whole.
+        placements: Where each tensor lies: quantised weights as their parts (``contract.blocks``), others whole.
         kept_exactly: Quantised weights whose values are those of a quantised source; None where it is not.
     """
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.errors import ExportError
-from exporter.spec import ExportOptions
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.spec import ExportOptions
 
 __all__ = ["plan"]
 
 _GROUPS = {"embed": "embed", "attention": "attn.", "mlp": "mlp."}
 
 
-def plan(shell: Any, options: ExportOptions) -> tuple[str, ...]:
-    """Names of the weights to quantise, as :func:`exporter.weights.weight_names` gives them, in that order.
+def plan(meta_model: Any, options: ExportOptions) -> tuple[str, ...]:
+    """Names of the weights to quantise, as :func:`exporter.checkpoint.weights.weight_names` gives them, in that order.
 
     Args:
-        shell: The model without weights.
+        meta_model: The model without weights.
         options: What was asked.
 
     Raises:
@@ -30,7 +30,7 @@ def plan(shell: Any, options: ExportOptions) -> tuple[str, ...]:
     if options.quantize == "none":
         return ()
     _check(options)
-    shapes = _shapes(shell)
+    shapes = _shapes(meta_model)
     kinds = {name: _kind(name) for name in shapes}
     known = sorted({*kinds.values(), *(group for group in _GROUPS if any(_is(n, group) for n in shapes))})
     for kind in options.keep:
@@ -64,13 +64,13 @@ def _check(options: ExportOptions) -> None:
         raise ExportError(f"--block-size {size}: expected a power of two of at least 16, as MatMulNBits takes it")
 
 
-def _shapes(shell: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(meta_model: Any) -> dict[str, tuple[int, ...]]:
     """(rows, columns), or (experts, rows, columns), by canonical name; a tied table once, as the embedding."""
     from torch import nn
 
     seen: set[int] = set()
     found: dict[str, tuple[int, ...]] = {}
-    for path, module in shell.named_modules():
+    for path, module in meta_model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding) and id(module.weight) not in seen:
             seen.add(id(module.weight))
             found[f"{path}.weight"] = (int(module.weight.shape[0]), int(module.weight.shape[1]))

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
-from exporter.quantization import Quality
-from exporter.quantize.place import read_placed
-from exporter.weights import Placement
+from kvparity.exporter.checkpoint.weights import Placement
+from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
+from kvparity.exporter.contract.quantization import Quality
+from kvparity.exporter.quantize.place import read_placed
 
 __all__ = ["Text", "cut", "logits_of", "quality_of", "quantised_tensors", "reference_model"]
 
@@ -94,7 +94,7 @@ def quality_of(
     """
     import torch
 
-    from exporter.rounding import round_inputs
+    from kvparity.exporter.contract.rounding import round_inputs
 
     with tempfile.TemporaryFile() as file:
         for logits in logits_of(model, windows):

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.blocks import Blocks
-from exporter.checkpoint import Checkpoint
-from exporter.errors import ExportError
-from exporter.quantization import Quality, Quantization
-from exporter.quantize.place import Placed, place_quantized
-from exporter.quantize.quality import cut, quality_of, quantised_tensors, reference_model
-from exporter.spec import ExportOptions, ModelSpec
-from exporter.tokenizer import sample_text
-from exporter.weights import Placement
+from kvparity.exporter.checkpoint.source import Checkpoint
+from kvparity.exporter.checkpoint.tokenizer import sample_text
+from kvparity.exporter.checkpoint.weights import Placement
+from kvparity.exporter.contract.blocks import Blocks
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.quantization import Quality, Quantization
+from kvparity.exporter.contract.spec import ExportOptions, ModelSpec
+from kvparity.exporter.quantize.place import Placed, place_quantized
+from kvparity.exporter.quantize.quality import cut, quality_of, quantised_tensors, reference_model
 
 __all__ = ["held_blocks", "quantize_weights"]
 
@@ -57,13 +57,13 @@ def quantize_weights(
     return placed.placements, _describe(placed, placements, chosen, before, options, quality)
 
 
-def held_blocks(checkpoint: Checkpoint, shell: Any, options: ExportOptions) -> Held | None:
+def held_blocks(checkpoint: Checkpoint, meta_model: Any, options: ExportOptions) -> Held | None:
     """What gives the blocks of a GGUF file's quantised weights; None for other checkpoints."""
     if checkpoint.gguf is None or options.dtype != "float32":
         return None
-    from exporter.quantize.gguf import gguf_blocks
+    from kvparity.exporter.quantize.gguf import gguf_blocks
 
-    return gguf_blocks(checkpoint.folder / checkpoint.gguf, shell, 4 if options.quantize == "int4" else 8)
+    return gguf_blocks(checkpoint.folder / checkpoint.gguf, meta_model, 4 if options.quantize == "int4" else 8)
 
 
 def _windows(folder: Path, spec: ModelSpec, path: Path | None) -> tuple[str, npt.NDArray[np.int64], bool]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.tinygemma.config import LAYER_SCALARS, TOTAL_PARAMETERS
-from exporter.tinygemma.options import TrainOptions
+from kvparity.exporter.tinygemma.config import LAYER_SCALARS, TOTAL_PARAMETERS
+from kvparity.exporter.tinygemma.options import TrainOptions
 
 __all__ = ["write_card"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from exporter.errors import ExportError
-from exporter.folders import swap
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.files import swap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
-from exporter.errors import ExportError
+from kvparity.exporter.contract.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,8 +18,8 @@ def train_command(out: Path, given: dict[str, Any]) -> None:
         out: Folder of the checkpoint.
         given: Fields of :class:`exporter.tinygemma.options.TrainOptions` that were set on the command line.
     """
-    from exporter.tinygemma.options import TrainOptions
-    from exporter.tinygemma.training import StepInfo, train
+    from kvparity.exporter.tinygemma.options import TrainOptions
+    from kvparity.exporter.tinygemma.training import StepInfo, train
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:

@@ -11,8 +11,8 @@ import random
 import re
 from collections.abc import Iterator
 
-from exporter.tinygemma import asides, frames, plots
-from exporter.tinygemma.scene import Scene, draw, new_cast, set_episode
+from kvparity.exporter.tinygemma import asides, frames, plots
+from kvparity.exporter.tinygemma.scene import Scene, draw, new_cast, set_episode
 
 __all__ = ["stories", "story", "words"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.errors import ExportError
+from kvparity.exporter.contract.errors import ExportError
 
 __all__ = ["TrainOptions"]
 

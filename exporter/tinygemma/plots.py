@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.tinygemma.adventures import ADVENTURES
+from kvparity.exporter.tinygemma.adventures import ADVENTURES
 
 __all__ = ["PLOTS", "Plot"]
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from exporter.tinygemma import lexicon, world
+from kvparity.exporter.tinygemma import lexicon, world
 
 __all__ = ["Scene", "draw", "new_cast", "set_episode"]
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from exporter.errors import ExportError
-from exporter.tinygemma.config import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.tinygemma.config import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,13 +18,13 @@ import torch
 from torch.nn import functional
 from transformers import Gemma4ForCausalLM
 
-from exporter.errors import ExportError
-from exporter.tinygemma.card import write_card
-from exporter.tinygemma.checkpoint import LossPoint, replacing, require_plotting, save_curve, save_hf
-from exporter.tinygemma.config import EOS_ID, LAYER_SCALARS, check_parameters, tiny_config
-from exporter.tinygemma.corpus import stories
-from exporter.tinygemma.options import TrainOptions
-from exporter.tinygemma.tokenizer import train_tokenizer, wrap_tokenizer
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.tinygemma.card import write_card
+from kvparity.exporter.tinygemma.checkpoint import LossPoint, replacing, require_plotting, save_curve, save_hf
+from kvparity.exporter.tinygemma.config import EOS_ID, LAYER_SCALARS, check_parameters, tiny_config
+from kvparity.exporter.tinygemma.corpus import stories
+from kvparity.exporter.tinygemma.options import TrainOptions
+from kvparity.exporter.tinygemma.tokenizer import train_tokenizer, wrap_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

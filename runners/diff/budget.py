@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runners.diff.metrics import Floats
+from kvparity.runners.diff.metrics import Floats
 
 __all__ = ["FLOOR_ULPS", "Budget", "Noise", "add64", "budget_of", "floor_of", "noise_of", "ratio", "terms64"]
 

@@ -9,16 +9,25 @@ from typing import TypedDict
 
 import numpy as np
 
-from exporter.cases import Case, Step
-from exporter.spec import ModelSpec
-from runners.diff.budget import Budget, Noise, add64, budget_of, ratio
-from runners.diff.curves import Curves
-from runners.diff.metrics import Totals, merge, top1
-from runners.diff.names import kind_of, slot_of
-from runners.diff.records import CaseRecord, Divergence, Number, Question, Result, TopDifference, Verdict, number
-from runners.diff.sentences import divergence_of
-from runners.diff.tensor import Array, Expectation, TensorDiff
-from runners.diff.tokens import flips
+from kvparity.exporter.contract.cases import Case, Step
+from kvparity.exporter.contract.spec import ModelSpec
+from kvparity.runners.diff.budget import Budget, Noise, add64, budget_of, ratio
+from kvparity.runners.diff.curves import Curves
+from kvparity.runners.diff.metrics import Totals, merge, top1
+from kvparity.runners.diff.names import kind_of, slot_of
+from kvparity.runners.diff.records import (
+    CaseRecord,
+    Divergence,
+    Number,
+    Question,
+    Result,
+    TopDifference,
+    Verdict,
+    number,
+)
+from kvparity.runners.diff.sentences import divergence_of
+from kvparity.runners.diff.tensor import Array, Expectation, TensorDiff
+from kvparity.runners.diff.tokens import flips
 
 __all__ = ["CaseDiff", "Collector"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from exporter.spec import ModelSpec
-from runners.diff.metrics import Floats
-from runners.diff.names import slot_of
-from runners.diff.records import Curve
-from runners.diff.tensor import TensorDiff
+from kvparity.exporter.contract.spec import ModelSpec
+from kvparity.runners.diff.metrics import Floats
+from kvparity.runners.diff.names import slot_of
+from kvparity.runners.diff.records import Curve
+from kvparity.runners.diff.tensor import TensorDiff
 
 __all__ = ["Curves"]
 

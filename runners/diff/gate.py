@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from runners.diff.tensor import Array, Expectation, TensorDiff, compare
+from kvparity.runners.diff.tensor import Array, Expectation, TensorDiff, compare
 
 __all__ = ["compare_outputs"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.spec import ModelSpec, SlotSpec
+from kvparity.exporter.contract.spec import ModelSpec, SlotSpec
 
 __all__ = ["KINDS", "kind_of", "slot_of"]
 

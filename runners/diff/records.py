@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from exporter.quantization import Quantization
-from runners.diff.budget import Budget
-from runners.diff.location import Location, Number
-from runners.diff.tensor import Reason
+from kvparity.exporter.contract.quantization import Quantization
+from kvparity.runners.diff.budget import Budget
+from kvparity.runners.diff.location import Location, Number
+from kvparity.runners.diff.tensor import Reason
 
 __all__ = [
     "SCHEMA_VERSION",

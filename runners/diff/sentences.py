@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exporter.cases import Case, Step
-from exporter.spec import ModelSpec, SlotSpec
-from runners.diff.names import slot_of
-from runners.diff.records import Divergence, Number, Question, number
-from runners.diff.tensor import TensorDiff
+from kvparity.exporter.contract.cases import Case, Step
+from kvparity.exporter.contract.spec import ModelSpec, SlotSpec
+from kvparity.runners.diff.names import slot_of
+from kvparity.runners.diff.records import Divergence, Number, Question, number
+from kvparity.runners.diff.tensor import TensorDiff
 
 __all__ = ["divergence_of"]
 

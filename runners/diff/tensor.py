@@ -15,8 +15,8 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from runners.diff.budget import add64, terms64
-from runners.diff.metrics import Block, Floats, Totals, measure, merge
+from kvparity.runners.diff.budget import add64, terms64
+from kvparity.runners.diff.metrics import Block, Floats, Totals, measure, merge
 
 __all__ = ["Expectation", "Place", "Reason", "TensorDiff", "compare"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from runners.diff.metrics import TOP_K, Floats
-from runners.diff.records import TokenChoice, TopDifference, number
-from runners.diff.tensor import Array, Expectation
+from kvparity.runners.diff.metrics import TOP_K, Floats
+from kvparity.runners.diff.records import TokenChoice, TopDifference, number
+from kvparity.runners.diff.tensor import Array, Expectation
 
 __all__ = ["flips"]
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from runners.isolate import engines_folder
+from kvparity.runners.isolation.process import engines_folder
 
 __all__ = ["compiled"]
 

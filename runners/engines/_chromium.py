@@ -1,6 +1,6 @@
-"""Runs a bundle in a headless Chromium: ``python -m runners.engines._chromium MODULES FLAG…``.
+"""Runs a bundle in a headless Chromium: ``python -m kvparity.runners.engines._chromium MODULES FLAG…``.
 
-Speaks the frames of :mod:`runners.wire` on stdin and stdout; a page (``_js/page.html``) fetches each frame from here,
+Speaks the frames of ``isolation/wire.py`` on stdin and stdout; a page (``_js/page.html``) fetches each frame from here,
 runs the graph in onnxruntime-web, and posts what came out. Served on the loopback address only.
 """
 
@@ -17,8 +17,8 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from exporter.errors import EngineUnavailableError
-from runners.wire import encode, requests, write_all
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.runners.isolation.wire import encode, requests, write_all
 
 __all__ = ["Relay", "chromium", "main", "make_server"]
 

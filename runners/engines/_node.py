@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError
-from runners.base import RunnerInfo
-from runners.engines._chromium import chromium
-from runners.engines._session import one_of
-from runners.isolate import IsolatedSession, Launch, engines_folder, limit_of
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.runners.base import RunnerInfo
+from kvparity.runners.engines._chromium import chromium
+from kvparity.runners.engines._session import one_of
+from kvparity.runners.isolation.process import IsolatedSession, Launch, engines_folder, limit_of
 
 __all__ = ["INSTALL", "describe_package", "open_in_chromium", "open_in_node"]
 
@@ -64,7 +64,7 @@ def open_in_chromium(info: RunnerInfo, bundle: Bundle, options: Mapping[str, str
     """
     chromium()
     flags = ["--enable-unsafe-webgpu"] if options["provider"] == "webgpu" else ["--disable-gpu"]
-    command = [sys.executable, "-m", "runners.engines._chromium", str(home() / "node_modules"), *flags]
+    command = [sys.executable, "-m", "kvparity.runners.engines._chromium", str(home() / "node_modules"), *flags]
     return _open(command, info, bundle, options)
 
 

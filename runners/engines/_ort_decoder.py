@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.bundle import Bundle
-from exporter.dtypes import numpy_dtype
-from exporter.errors import TraceError
-from exporter.spec import DECODE, past_name, present_name
-from runners.engines.ort import open_session
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import DECODE, past_name, present_name
+from kvparity.runners.engines.ort import open_session
 
 __all__ = ["OrtDecoder"]
 
@@ -61,7 +61,7 @@ class _Rows:
 
 
 class OrtDecoder:
-    """See :class:`runners.decoders.Decoder`; dynamic layout, batch of one."""
+    """See :class:`runners.decode.decoders.Decoder`; dynamic layout, batch of one."""
 
     def __init__(self, bundle: Bundle, options: Mapping[str, str]) -> None:
         self._session = open_session(bundle, options).native(DECODE)
@@ -94,7 +94,7 @@ class OrtDecoder:
         self._total, self._settled = 0, [False, False]
 
     def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Append tokens; see :class:`runners.decoders.Decoder`.
+        """Append tokens; see :class:`runners.decode.decoders.Decoder`.
 
         Raises:
             TraceError: The conversation would pass the model's last position.

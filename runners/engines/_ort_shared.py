@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.bundle import Bundle
-from exporter.dtypes import numpy_dtype
-from exporter.errors import TraceError
-from exporter.spec import DECODE, PREFILL, GraphKind, past_name, present_name
-from runners.engines.ort import element_type, open_session
-from runners.layouts.shared import BLOCK, capacity_for
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind, past_name, present_name
+from kvparity.runners.decode.layouts.shared import BLOCK, capacity_for
+from kvparity.runners.engines.ort import element_type, open_session
 
 __all__ = ["OrtSharedDecoder"]
 
@@ -26,7 +26,7 @@ _SPARE = 2 * BLOCK - 1  # rows added at once for steps: growing copies the full 
 
 
 class OrtSharedDecoder:
-    """See :class:`runners.decoders.Decoder`; shared layout, batch of one."""
+    """See :class:`runners.decode.decoders.Decoder`; shared layout, batch of one."""
 
     def __init__(self, bundle: Bundle, options: Mapping[str, str]) -> None:
         self._model, self._options = bundle.model, bundle.options
@@ -49,7 +49,7 @@ class OrtSharedDecoder:
         self._total = 0
 
     def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Append tokens; see :class:`runners.decoders.Decoder`.
+        """Append tokens; see :class:`runners.decode.decoders.Decoder`.
 
         Raises:
             TraceError: The conversation would pass the model's last position.

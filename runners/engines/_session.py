@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from exporter.dtypes import numpy_dtype
-from exporter.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError
-from exporter.spec import GraphKind, Port
-from runners.base import Array, RunnerInfo
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError
+from kvparity.exporter.contract.spec import GraphKind, Port
+from kvparity.runners.base import Array, RunnerInfo
 
 __all__ = [
     "GraphSession",

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from exporter.blocks import Blocks, dequantize
-from exporter.spec import FLOAT64_EPSILON
+from kvparity.exporter.contract.blocks import Blocks, dequantize
+from kvparity.exporter.contract.spec import FLOAT64_EPSILON
 
 __all__ = ["spell_out"]
 

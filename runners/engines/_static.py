@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from exporter.bundle import GraphEntry
-from exporter.errors import EngineUnavailableError, TraceError
-from runners.base import Array
-from runners.engines._session import Run, first_line
+from kvparity.exporter.contract.bundle import GraphEntry
+from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.runners.base import Array
+from kvparity.runners.engines._session import Run, first_line
 
 __all__ = ["REFUSED", "CompileShapes", "PerShape", "shapes_limit", "symbol_values"]
 

@@ -90,7 +90,7 @@ def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
 def _read(stored: Stored, name: str, rows: slice) -> torch.Tensor:
     from safetensors import safe_open
 
-    # Lifting (exporter.lift) must not reach into the reader, which would take float32 files for float64 ones.
+    # Lifting (contract/float64.py) must not reach into the reader, which would take float32 files for float64 ones.
     with torch._C.DisableTorchFunction(), safe_open(stored[name], framework="pt") as file:
         part: Callable[[slice], Any] = file.get_slice(name).__getitem__
         return part(rows) if file.get_slice(name).get_shape() else file.get_tensor(name)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from exporter.errors import EngineUnavailableError
-from runners.base import Array, RunnerInfo
-from runners.engines._session import GraphSession, Run, by_name
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.runners.base import Array, RunnerInfo
+from kvparity.runners.engines._session import GraphSession, Run, by_name
 
 __all__ = ["converted_session", "stand_in_for_torchvision", "torch_module"]
 

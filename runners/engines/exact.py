@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError
-from exporter.spec import FLOAT64_CONSTANTS, GraphKind
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._wide import folder, wide_weight
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, GraphKind
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._wide import folder, wide_weight
 
 __all__ = ["INSTALL", "ExactSession", "describe", "open_model", "open_session", "widen"]
 
@@ -138,7 +138,7 @@ def widen(model: Any) -> None:
     """
     import onnx_ir as ir
 
-    from runners.engines._spell import spell_out
+    from kvparity.runners.engines._spell import spell_out
 
     half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
     given = {value.dtype for value in [*model.graph.inputs, *model.graph.initializers.values()]}

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, TraceError
-from exporter.folders import link_file
-from exporter.packages import genai as package
-from exporter.spec import GraphKind
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import first_line, refuse_unpacked
-from runners.engines._static import REFUSED
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.exporter.contract.files import link_file
+from kvparity.exporter.contract.packages import genai as package
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._session import first_line, refuse_unpacked
+from kvparity.runners.engines._static import REFUSED
 
 __all__ = ["INSTALL", "GenaiSession", "describe", "open_session"]
 

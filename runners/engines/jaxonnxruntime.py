@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, by_name, refuse_layouts
-from runners.engines._static import PerShape, Shapes, shapes_limit
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._session import GraphSession, Run, by_name, refuse_layouts
+from kvparity.runners.engines._static import PerShape, Shapes, shapes_limit
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._cache import compiled
-from runners.engines._session import GraphSession, Run, by_name, refuse_layouts, threads_of
-from runners.engines._torch import torch_module
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._cache import compiled
+from kvparity.runners.engines._session import GraphSession, Run, by_name, refuse_layouts, threads_of
+from kvparity.runners.engines._torch import torch_module
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from exporter.errors import EngineUnavailableError
-from exporter.spec import Port
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._cache import compiled
-from runners.engines._session import GraphSession, Run, by_name, one_of, threads_of
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.spec import Port
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._cache import compiled
+from kvparity.runners.engines._session import GraphSession, Run, by_name, one_of, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.bundle import Bundle
-from runners.base import RunnerInfo, need, only
-from runners.engines._session import GraphSession, threads_of
-from runners.engines._torch import converted_session, stand_in_for_torchvision
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerInfo, need, only
+from kvparity.runners.engines._session import GraphSession, threads_of
+from kvparity.runners.engines._torch import converted_session, stand_in_for_torchvision
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

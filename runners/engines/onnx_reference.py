@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporter.bundle import Bundle, GraphEntry
-from runners.base import RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, run_by_name
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.runners.base import RunnerInfo, need, only
+from kvparity.runners.engines._session import GraphSession, Run, run_by_name
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exporter.bundle import Bundle
-from runners.base import RunnerInfo, only
-from runners.engines._node import INSTALL, describe_package, open_in_node
-from runners.engines._session import refuse_layouts
-from runners.isolate import IsolatedSession
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerInfo, only
+from kvparity.runners.engines._node import INSTALL, describe_package, open_in_node
+from kvparity.runners.engines._session import refuse_layouts
+from kvparity.runners.isolation.process import IsolatedSession
 
 __all__ = ["INSTALL", "OWN_PROCESS", "describe", "open_session"]
 

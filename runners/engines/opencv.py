@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, by_name, one_of, threads_of
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._session import GraphSession, Run, by_name, one_of, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError
-from exporter.spec import GraphKind
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import one_of
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._session import one_of
 
 __all__ = ["INSTALL", "OrtSession", "describe", "element_type", "open_session"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from exporter.errors import EngineUnavailableError
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._session import GraphSession, Run, empty, refuse_layouts
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._session import GraphSession, Run, empty, refuse_layouts
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

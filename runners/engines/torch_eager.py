@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
-from exporter.bundle import Bundle
-from exporter.errors import BundleError
-from exporter.lift import lifted
-from exporter.rounding import round_inputs
-from exporter.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._streamed import stream_weights
+from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.float64 import lifted
+from kvparity.exporter.contract.rounding import round_inputs
+from kvparity.exporter.contract.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._streamed import stream_weights
 
 __all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
 

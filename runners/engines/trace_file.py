@@ -16,11 +16,11 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.cases import Case, Step
-from exporter.errors import EngineUnavailableError, TraceError
-from exporter.spec import GraphKind
-from runners.base import Array, RunnerInfo, only
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case, Step
+from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.base import Array, RunnerInfo, only
 
 __all__ = ["INSTALL", "TraceSession", "TraceWriter", "describe", "open_session"]
 

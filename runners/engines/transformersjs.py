@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporter.bundle import Bundle
-from exporter.folders import link_file
-from exporter.packages import transformersjs as package
-from runners.base import RunnerInfo, only
-from runners.engines._node import INSTALL, describe_package, open_in_node
-from runners.engines._session import refuse_unpacked
-from runners.isolate import IsolatedSession
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.files import link_file
+from kvparity.exporter.contract.packages import transformersjs as package
+from kvparity.runners.base import RunnerInfo, only
+from kvparity.runners.engines._node import INSTALL, describe_package, open_in_node
+from kvparity.runners.engines._session import refuse_unpacked
+from kvparity.runners.isolation.process import IsolatedSession
 
 __all__ = ["INSTALL", "OWN_PROCESS", "describe", "open_session"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle, GraphEntry
-from runners.base import Array, RunnerInfo, need, only
-from runners.engines._cache import compiled
-from runners.engines._session import GraphSession, Run, by_name, refuse_layouts, threads_of
+from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._cache import compiled
+from kvparity.runners.engines._session import GraphSession, Run, by_name, refuse_layouts, threads_of
 
 __all__ = ["INSTALL", "describe", "open_session"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from exporter.spec import LayerSpec
-from runners.locate.evidence import Evidence, equal, layer_of
-from runners.locate.probe_diff import BLOCKED, settle_mask
+from kvparity.exporter.contract.spec import LayerSpec
+from kvparity.runners.locate.evidence import Evidence, equal, layer_of
+from kvparity.runners.locate.probe_diff import BLOCKED, settle_mask
 
 __all__ = ["wrong_attention"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from runners.locate.evidence import Evidence, Said, equal, finite
+from kvparity.runners.locate.evidence import Evidence, Said, equal, finite
 
 
 def wrong_rows(evidence: Evidence) -> Said:

@@ -7,9 +7,9 @@ from itertools import combinations
 
 import numpy as np
 
-from runners.locate.cause_values import activations
-from runners.locate.evidence import Evidence, Experiment, Said, equal, finite, live, shift_of
-from runners.locate.probe_diff import Array
+from kvparity.runners.locate.cause_values import activations
+from kvparity.runners.locate.evidence import Evidence, Experiment, Said, equal, finite, live, shift_of
+from kvparity.runners.locate.probe_diff import Array
 
 _MOST = 40  # evaluations for a guess
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from runners.locate.evidence import Evidence
-from runners.locate.probe_diff import BLOCKED
+from kvparity.runners.locate.evidence import Evidence
+from kvparity.runners.locate.probe_diff import BLOCKED
 
 __all__ = ["window_from_position", "wrong_mask"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runners.locate.cause_values import other_value
-from runners.locate.evidence import Evidence, Float, Said, equal, finite, layer_of, live, shift_of
+from kvparity.runners.locate.cause_values import other_value
+from kvparity.runners.locate.evidence import Evidence, Float, Said, equal, finite, layer_of, live, shift_of
 
 Int = npt.NDArray[np.int64]
 

@@ -7,8 +7,8 @@ from itertools import permutations
 
 import numpy as np
 
-from exporter.names import file_name
-from runners.locate.evidence import Evidence, Float, Said, equal, finite, live
+from kvparity.exporter.contract.names import file_name
+from kvparity.runners.locate.evidence import Evidence, Float, Said, equal, finite, live
 
 _HALF = (10, 16)  # ONNX's numbers of float16 and bfloat16
 

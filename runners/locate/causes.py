@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from runners.locate import (
+from kvparity.runners.locate import (
     cause_attention,
     cause_caches,
     cause_inputs,
@@ -12,7 +12,7 @@ from runners.locate import (
     cause_rotation,
     cause_values,
 )
-from runners.locate.evidence import Cause, Evidence, Said
+from kvparity.runners.locate.evidence import Cause, Evidence, Said
 
 __all__ = ["Cause", "Evidence", "likely_cause"]
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.dtypes import numpy_dtype
-from runners.base import RunnerSpec, Session
-from runners.diff.location import Location
-from runners.locate.causes import Cause
-from runners.locate.export_fault import describe
-from runners.locate.graphs import GIVEN, load_graph, segment_of
-from runners.locate.isolated import cut_graph, float64_values, isolated, narrow_feeds
-from runners.locate.operators import Inspection
-from runners.locate.probe_diff import Array, Call, ProbeDiff
-from runners.locate.probed_bundle import probed_bundle
-from runners.locate.records import paragraph
-from runners.locate.search import Found
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.runners.base import RunnerSpec, Session
+from kvparity.runners.diff.location import Location
+from kvparity.runners.locate.causes import Cause
+from kvparity.runners.locate.export_fault import describe
+from kvparity.runners.locate.graphs import GIVEN, load_graph, segment_of
+from kvparity.runners.locate.isolated import cut_graph, float64_values, isolated, narrow_feeds
+from kvparity.runners.locate.operators import Inspection
+from kvparity.runners.locate.probe_diff import Array, Call, ProbeDiff
+from kvparity.runners.locate.probed_bundle import probed_bundle
+from kvparity.runners.locate.records import paragraph
+from kvparity.runners.locate.search import Found
 
 __all__ = ["engine_fault"]
 

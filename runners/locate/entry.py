@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.errors import EngineUnavailableError, KvparityError
-from exporter.vectors import Vectors, expected_outputs
-from runners.base import RunnerSpec, Session, need
-from runners.diff.location import Location
-from runners.diff.records import Divergence, Report
-from runners.engines import trace_file
-from runners.locate.engine_fault import engine_fault
-from runners.locate.export_fault import ExportFault, Watcher, export_fault
-from runners.locate.graphs import evaluate, load_graph
-from runners.locate.probe_diff import Call, diff_probe
-from runners.locate.records import paragraph
-from runners.locate.search import make_call
-from runners.locate.trace_fault import trace_fault
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import EngineUnavailableError, KvparityError
+from kvparity.exporter.contract.vectors import Vectors, expected_outputs
+from kvparity.runners.base import RunnerSpec, Session, need
+from kvparity.runners.diff.location import Location
+from kvparity.runners.diff.records import Divergence, Report
+from kvparity.runners.engines import trace_file
+from kvparity.runners.locate.engine_fault import engine_fault
+from kvparity.runners.locate.export_fault import ExportFault, Watcher, export_fault
+from kvparity.runners.locate.graphs import evaluate, load_graph
+from kvparity.runners.locate.probe_diff import Call, diff_probe
+from kvparity.runners.locate.records import paragraph
+from kvparity.runners.locate.search import make_call
+from kvparity.runners.locate.trace_fault import trace_fault
 
 __all__ = ["Locator", "locate"]
 
@@ -106,7 +106,7 @@ class Locator:
             if self.watcher is None:
                 for name in ("torch", "transformers"):
                     need(name, "pip install 'kvparity[export]'")
-                from runners.locate.pytorch import WatchedModel
+                from kvparity.runners.locate.pytorch import WatchedModel
 
                 self.watcher = WatchedModel(self.bundle)
             self.known[key] = export_fault(self.bundle, call, self.watcher)

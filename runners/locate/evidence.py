@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.spec import ModelSpec
-from runners.locate.operators import Inspection
-from runners.locate.probe_diff import Array, Call, ProbeDiff
+from kvparity.exporter.contract.spec import ModelSpec
+from kvparity.runners.locate.operators import Inspection
+from kvparity.runners.locate.probe_diff import Array, Call, ProbeDiff
 
 __all__ = ["Cause", "Evidence", "Experiment", "Float", "Said", "equal", "finite", "layer_of", "live", "shift_of"]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.spec import GraphKind
-from runners.engines.exact import open_model, widen
-from runners.locate.evidence import Experiment
-from runners.locate.graphs import GIVEN, Segment, load_graph, segment_of
-from runners.locate.isolated import cut_graph
-from runners.locate.probe_diff import Array
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.engines.exact import open_model, widen
+from kvparity.runners.locate.evidence import Experiment
+from kvparity.runners.locate.graphs import GIVEN, Segment, load_graph, segment_of
+from kvparity.runners.locate.isolated import cut_graph
+from kvparity.runners.locate.probe_diff import Array
 
 __all__ = ["make_experiment"]
 

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from exporter.bundle import Bundle
-from exporter.names import file_name
-from exporter.spec import GraphKind, ModelSpec
-from runners.base import Array
-from runners.diff.location import Location
-from runners.diff.records import number
-from runners.locate.causes import Cause, Evidence, likely_cause
-from runners.locate.evidence import layer_of
-from runners.locate.fingerprint import Fingerprint
-from runners.locate.operators import Inspection, inspect_segment
-from runners.locate.probe_diff import Call, ProbeDiff
-from runners.locate.records import paragraph
-from runners.locate.search import Found, search
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.names import file_name
+from kvparity.exporter.contract.spec import GraphKind, ModelSpec
+from kvparity.runners.base import Array
+from kvparity.runners.diff.location import Location
+from kvparity.runners.diff.records import number
+from kvparity.runners.locate.causes import Cause, Evidence, likely_cause
+from kvparity.runners.locate.evidence import layer_of
+from kvparity.runners.locate.fingerprint import Fingerprint
+from kvparity.runners.locate.operators import Inspection, inspect_segment
+from kvparity.runners.locate.probe_diff import Call, ProbeDiff
+from kvparity.runners.locate.records import paragraph
+from kvparity.runners.locate.search import Found, search
 
 __all__ = ["ExportFault", "Watcher", "describe", "export_fault"]
 

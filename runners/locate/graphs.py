@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.names import kept_probes, spell_out
-from exporter.spec import GraphKind
-from runners.base import Array
-from runners.engines.exact import open_model, widen
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.names import kept_probes, spell_out
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.base import Array
+from kvparity.runners.engines.exact import open_model, widen
 
 __all__ = [
     "GIVEN",

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.dtypes import numpy_dtype
-from exporter.spec import GraphKind
-from runners.engines.exact import widen
-from runners.locate.graphs import cut, evaluate, expose, inline_weights, load_graph, probes_of
-from runners.locate.probe_diff import Array, Call, ProbeDiff, diff_probe
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.engines.exact import widen
+from kvparity.runners.locate.graphs import cut, evaluate, expose, inline_weights, load_graph, probes_of
+from kvparity.runners.locate.probe_diff import Array, Call, ProbeDiff, diff_probe
 
 __all__ = ["Isolated", "cut_graph", "float64_values", "isolated", "narrow_feeds"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from runners.base import Array
-from runners.locate.fingerprint import Fingerprint, fingerprint, is_known
-from runners.locate.graphs import Segment, cut, evaluate, expose, load_graph, segment_of
-from runners.locate.probe_diff import Call
-from runners.locate.search import Found
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import Array
+from kvparity.runners.locate.fingerprint import Fingerprint, fingerprint, is_known
+from kvparity.runners.locate.graphs import Segment, cut, evaluate, expose, load_graph, segment_of
+from kvparity.runners.locate.probe_diff import Call
+from kvparity.runners.locate.search import Found
 
 __all__ = ["Inspection", "inspect_segment"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.cases import Case, Step
+from kvparity.exporter.contract.cases import Case, Step
 
 __all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "fill_padding", "position_axis", "settle_mask"]
 

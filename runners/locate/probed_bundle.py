@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from exporter.bundle import Bundle, file_entry, write_manifest
-from exporter.spec import GraphKind, GraphSpec, Port
+from kvparity.exporter.contract.bundle import Bundle, file_entry, write_manifest
+from kvparity.exporter.contract.spec import GraphKind, GraphSpec, Port
 
 __all__ = ["probed_bundle"]
 

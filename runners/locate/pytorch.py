@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exporter.bundle import Bundle
-from exporter.spec import GraphKind
-from runners.base import Array
-from runners.engines.torch_eager import TorchSession, open_session
-from runners.locate.fingerprint import Fingerprint, fingerprint
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.base import Array
+from kvparity.runners.engines.torch_eager import TorchSession, open_session
+from kvparity.runners.locate.fingerprint import Fingerprint, fingerprint
 
 __all__ = ["WatchedModel"]
 

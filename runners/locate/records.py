@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runners.diff.location import Location, Number
+from kvparity.runners.diff.location import Location, Number
 
 __all__ = ["paragraph"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import Bundle
-from exporter.errors import TraceError
-from exporter.spec import DECODE, GraphKind, past_name
-from exporter.vectors import Vectors, cache_key
-from runners.base import Array
-from runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
-from runners.locate.probe_diff import Call, ProbeDiff, diff_probe, settle_mask
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import DECODE, GraphKind, past_name
+from kvparity.exporter.contract.vectors import Vectors, cache_key
+from kvparity.runners.base import Array
+from kvparity.runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
+from kvparity.runners.locate.probe_diff import Call, ProbeDiff, diff_probe, settle_mask
 
 __all__ = ["Found", "make_call", "search"]
 

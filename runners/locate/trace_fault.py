@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from exporter.bundle import Bundle
-from exporter.dtypes import numpy_dtype
-from exporter.errors import TraceError
-from exporter.spec import DECODE, past_name, present_name
-from runners.diff.location import Location
-from runners.locate.causes import Evidence, likely_cause
-from runners.locate.experiment import make_experiment
-from runners.locate.export_fault import describe
-from runners.locate.graphs import GIVEN
-from runners.locate.isolated import Isolated, float64_values, isolated, narrow_feeds
-from runners.locate.probe_diff import Array, Call, ProbeDiff, fill_padding, settle_mask
-from runners.locate.records import paragraph
-from runners.locate.search import Found
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import DECODE, past_name, present_name
+from kvparity.runners.diff.location import Location
+from kvparity.runners.locate.causes import Evidence, likely_cause
+from kvparity.runners.locate.experiment import make_experiment
+from kvparity.runners.locate.export_fault import describe
+from kvparity.runners.locate.graphs import GIVEN
+from kvparity.runners.locate.isolated import Isolated, float64_values, isolated, narrow_feeds
+from kvparity.runners.locate.probe_diff import Array, Call, ProbeDiff, fill_padding, settle_mask
+from kvparity.runners.locate.records import paragraph
+from kvparity.runners.locate.search import Found
 
 __all__ = ["trace_fault"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from runners.diff.records import BundleRecord, CaseRecord, Curve
-from runners.report.element import Element, el
-from runners.report.svg import LogAxis, Plot, heat_map, mark_columns, thinned
+from kvparity.runners.diff.records import BundleRecord, CaseRecord, Curve
+from kvparity.runners.report.element import Element, el
+from kvparity.runners.report.svg import LogAxis, Plot, heat_map, mark_columns, thinned
 
 __all__ = ["HEAT_LEVELS", "depth_chart", "heat_chart", "heat_level", "legend", "position_chart"]
 

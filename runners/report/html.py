@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from runners.diff.records import CaseRecord, QuestionRecord, Report, TopDifference
-from runners.report.charts import HEAT_LEVELS, depth_chart, heat_chart, heat_level, legend, position_chart
-from runners.report.element import Child, Element, el, to_html
-from runners.report.style import STYLE
-from runners.report.tables import definitions, environment, tensor_table
-from runners.report.words import budget_cell, position_cell, short, smallest, top_cell, verdict_sentence
+from kvparity.runners.diff.records import CaseRecord, QuestionRecord, Report, TopDifference
+from kvparity.runners.report.charts import HEAT_LEVELS, depth_chart, heat_chart, heat_level, legend, position_chart
+from kvparity.runners.report.element import Child, Element, el, to_html
+from kvparity.runners.report.style import STYLE
+from kvparity.runners.report.tables import definitions, environment, tensor_table
+from kvparity.runners.report.words import budget_cell, position_cell, short, smallest, top_cell, verdict_sentence
 
 __all__ = ["TokenText", "html_report"]
 

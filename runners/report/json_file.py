@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from runners.diff.records import Report
+from kvparity.runners.diff.records import Report
 
 __all__ = ["json_report", "json_schema"]
 
@@ -37,5 +37,5 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-if __name__ == "__main__":  # python -m runners.report.json_file > docs/report.schema.json
+if __name__ == "__main__":  # python -m kvparity.runners.report.json_file > docs/report.schema.json
     print(json_schema(), end="")

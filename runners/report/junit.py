@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from runners.diff.records import CaseRecord, QuestionRecord, Report, RunnerRecord
-from runners.report.words import position_cell, short
+from kvparity.runners.diff.records import CaseRecord, QuestionRecord, Report, RunnerRecord
+from kvparity.runners.report.words import position_cell, short
 
 __all__ = ["junit_report"]
 

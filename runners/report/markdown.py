@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from runners.diff.records import CaseRecord, QuestionRecord, Report
-from runners.report.words import (
+from kvparity.runners.diff.records import CaseRecord, QuestionRecord, Report
+from kvparity.runners.report.words import (
     budget_cell,
     position_cell,
     short,

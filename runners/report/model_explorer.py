@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.bundle import Bundle
-from runners.diff.records import Report, TensorRecord
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.diff.records import Report, TensorRecord
 
 __all__ = ["model_explorer_report"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runners.report.charts import legend
-from runners.report.element import Element, el, to_html
-from runners.report.style import STYLE
-from runners.report.svg import LinearAxis, LogAxis, Plot
+from kvparity.runners.report.charts import legend
+from kvparity.runners.report.element import Element, el, to_html
+from kvparity.runners.report.style import STYLE
+from kvparity.runners.report.svg import LinearAxis, LogAxis, Plot
 
 __all__ = ["SpeedRow", "speed_page"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runners.report.element import Element, el
+from kvparity.runners.report.element import Element, el
 
 __all__ = ["LinearAxis", "LogAxis", "Plot", "heat_map", "mark_columns", "thinned"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from runners.diff.metrics import METRICS
-from runners.diff.records import QuestionRecord, Report
-from runners.report.element import Child, Element, el
-from runners.report.words import short, times
+from kvparity.runners.diff.metrics import METRICS
+from kvparity.runners.diff.records import QuestionRecord, Report
+from kvparity.runners.report.element import Child, Element, el
+from kvparity.runners.report.words import short, times
 
 __all__ = ["definitions", "environment", "tensor_table"]
 

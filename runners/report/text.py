@@ -10,8 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runners.diff.records import CaseRecord, QuestionRecord, Report, Result, RunnerRecord, Verdict, worst_verdict
-from runners.report.words import budget_cell, position_cell, short, smallest, times, top_cell, verdict_sentence
+from kvparity.runners.diff.records import (
+    CaseRecord,
+    QuestionRecord,
+    Report,
+    Result,
+    RunnerRecord,
+    Verdict,
+    worst_verdict,
+)
+from kvparity.runners.report.words import budget_cell, position_cell, short, smallest, times, top_cell, verdict_sentence
 
 __all__ = ["print_report"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from runners.diff.records import CaseRecord, Number, QuestionRecord, Report
+from kvparity.runners.diff.records import CaseRecord, Number, QuestionRecord, Report
 
 __all__ = [
     "budget_cell",

@@ -1,4 +1,4 @@
-// The frames of runners/wire.py in JavaScript, for Node and for browsers: a length, a header in JSON, the bytes of tensors.
+// The frames of runners/isolation/wire.py in JavaScript, for Node and for browsers: a length, a header in JSON, the bytes of tensors.
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array,
   float16: Uint16Array, uint8: Uint8Array, bool: Uint8Array,

@@ -1,4 +1,4 @@
-// Runs a bundle in a JavaScript package under Node and speaks the frames of runners/wire.py on stdin and stdout.
+// Runs a bundle in a JavaScript package under Node and speaks the frames of runners/isolation/wire.py on stdin and stdout.
 // Arguments: the package's name, and the folder that has node_modules. No Python in here, and no other package.
 import fs from "node:fs";
 import { createRequire } from "node:module";

@@ -1,0 +1,74 @@
+"""What the cache of a model holds, seen by running it once on fake tensors; for models whose modules do not say it.
+
+Multi-head latent attention, for one, has no key projection of a head's size: only the call to the cache tells.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from kvparity.exporter.contract.errors import ExportError
+
+__all__ = ["observed_rows"]
+
+
+def observed_rows(model: Any) -> dict[int, tuple[int, int, int]]:
+    """(kv_heads, head_dim, value_head_dim) of every layer that writes to the cache.
+
+    Args:
+        model: A meta model; left as it is.
+
+    Raises:
+        ExportError: The model cannot be run with a key-value cache alone.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from kvparity.exporter.model.experts import choose_experts
+
+    cache = _Watch()
+    clone = copy.deepcopy(model)
+    choose_experts(clone, "prefill")
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            _fill(clone)
+            tokens = torch.zeros(1, 3, dtype=torch.int64)
+            name = "cache" if "cache" in clone.forward.__code__.co_varnames else "past_key_values"
+            clone(input_ids=tokens, position_ids=tokens, use_cache=True, **{name: cache})
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            f"{model.config.model_type}: does not run with a key-value cache alone "
+            f"({type(error).__name__}: {lines[0][:200] if lines else ''})"
+        ) from error
+    return cache.rows
+
+
+def _fill(model: Any) -> None:
+    """Fake tensors on the CPU in place of every parameter and buffer."""
+    import torch
+
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    table[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+class _Watch:
+    """A cache that holds nothing and notes what it is given."""
+
+    is_compileable = False
+    is_sliding: tuple[bool, ...] = ()
+    layers: tuple[Any, ...] = ()
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[int, int, int]] = {}
+
+    def update(self, key: Any, value: Any, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        self.rows[layer_idx] = (int(key.shape[1]), int(key.shape[3]), int(value.shape[3]))
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0

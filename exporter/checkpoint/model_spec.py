@@ -1,0 +1,187 @@
+"""Reads a :class:`ModelSpec` from a transformers config: layer kinds, windows, cache slots, heads, features.
+
+Which layers slide, and how far, is asked of transformers' own cache, so that it can't differ from the reference.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import replace
+from typing import Any
+
+from kvparity.exporter.checkpoint.cache_shapes import observed_rows
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.features import features_of
+from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec
+from kvparity.exporter.model.rope import rope_specs
+
+__all__ = ["model_spec"]
+
+_PLAIN_CACHES = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+
+
+def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
+    """Describe a causal language model.
+
+    Args:
+        config: The text config.
+        model: The model built from it; parameters may be on the meta device.
+        dtype: dtype of the exported weights.
+
+    Raises:
+        ExportError: A layer keeps a state that is no key-value cache, or attends in both directions.
+    """
+    layers, slots = _layers_and_slots(config, model)
+    features, missing = features_of(config, model, layers, slots)
+    max_position = int(getattr(config, "max_position_embeddings", None) or 2048)
+    return ModelSpec(
+        model_type=config.model_type,
+        architecture=type(model).__name__,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        heads=config.num_attention_heads,
+        layers=layers,
+        slots=slots,
+        max_position=max_position,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=dtype,
+        tied_embeddings=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        bos_token_id=config.bos_token_id,
+        eos_token_ids=_as_tuple(config.eos_token_id),
+        pad_token_id=config.pad_token_id,
+        features=features,
+        not_exercised=missing,
+        ropes=rope_specs(model, max_position),
+    )
+
+
+def _as_tuple(ids: int | list[int] | None) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+
+
+def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], tuple[SlotSpec, ...]]:
+    _refuse_unsupported(config, model)
+    windows = _windows(config)
+    _refuse_stray_window(config, model, windows)
+    sizes = _sizes(config, model)
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    layers: list[LayerSpec] = []
+    slots: list[SlotSpec] = []
+    owner: dict[str, int] = {}
+    for index, window in enumerate(windows):
+        own = sizes[index]
+        if own is not None:
+            kind: LayerKind = "full" if window is None else "sliding"
+            slots.append(SlotSpec(len(slots), index, kind, window, *own))
+            owner[types[index]] = len(slots) - 1
+        slot = slots[owner[types[index]]]
+        layers.append(LayerSpec(index, slot.kind, slot.window, slot.slot, owns_slot=own is not None))
+    readers = {s.slot: tuple(x.index for x in layers if x.slot == s.slot and not x.owns_slot) for s in slots}
+    return tuple(layers), tuple(replace(slot, shared_by=readers[slot.slot]) for slot in slots)
+
+
+def _windows(config: Any) -> list[int | None]:
+    """Window of every layer, None where it sees everything, as transformers' own cache has it.
+
+    Raises:
+        ExportError: A layer keeps a state that is no key-value cache.
+    """
+    from transformers import DynamicCache
+
+    kept = DynamicCache(config=config).layers or [None] * config.num_hidden_layers
+    windows: list[int | None] = []
+    for index in range(config.num_hidden_layers):
+        layer = kept[index] if index < len(kept) else None
+        kind = type(layer).__name__
+        if kind == "DummyLayer":  # of a layer that shares another's rows
+            windows.append(None)
+            continue
+        if layer is not None and kind not in _PLAIN_CACHES:
+            raise ExportError(
+                f"{config.model_type}: layer {index} keeps a {kind}, which is more than keys and values; "
+                "only full and sliding attention layers can be exported"
+            )
+        windows.append(int(layer.sliding_window) if layer is not None and layer.is_sliding else None)
+    return windows
+
+
+def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> None:
+    """A window that transformers' cache heeds and the model's masks do not, such as ``sliding_window`` of a Llama.
+
+    transformers then gives other logits for one prefill than for the same tokens in chunks, so nothing is right.
+    """
+    window = next((window for window in windows if window is not None), None)
+    if window is not None and not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
+        raise ExportError(
+            f"{config.model_type}: sliding_window={window} is in the config, but {type(model).__name__} has no sliding "
+            "masks: transformers' cache drops rows that its masks still show, so results depend on how the tokens are "
+            "cut into calls; remove sliding_window from config.json (set it to null) for full attention"
+        )
+
+
+def _refuse_unsupported(config: Any, model: Any) -> None:
+    for kind in getattr(config, "layer_types", None) or ():
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ExportError(
+                f"{config.model_type}: layer type {kind!r} is neither full nor sliding attention; "
+                "it keeps a state that is no key-value cache, or a mask of its own"
+            )
+    if getattr(config, "use_bidirectional_attention", None) in ("all", True):
+        raise ExportError(
+            f"{config.model_type}: use_bidirectional_attention={config.use_bidirectional_attention!r} looks ahead; "
+            "a causal cache can't serve it"
+        )
+    if getattr(config, "num_kv_shared_layers", 0) and getattr(config, "hidden_size_per_layer_input", None) == 0:
+        raise ExportError(
+            f"{config.model_type}: num_kv_shared_layers={config.num_kv_shared_layers} without per-layer inputs "
+            "(hidden_size_per_layer_input=0) fails in transformers itself, so there is nothing to compare with"
+        )
+    if any(getattr(module, "is_causal", True) is False for module in model.modules() if hasattr(module, "layer_idx")):
+        raise ExportError(f"{config.model_type}: attends in both directions (is_decoder is false); not a decoder")
+    accepted = inspect.signature(model.forward).parameters
+    if "position_ids" not in accepted or not accepted.keys() & {"cache", "past_key_values"}:
+        raise ExportError(
+            f"{config.model_type}: {type(model).__name__}.forward takes no position_ids or no cache; "
+            "positions and caches must be inputs"
+        )
+
+
+def _sizes(config: Any, model: Any) -> list[tuple[int, int, int] | None]:
+    """(kv_heads, head_dim, value_head_dim) of every layer that owns a cache slot, None for one that shares another's.
+
+    Read from the modules where they have a query and a key projection each, observed otherwise.
+    """
+    count = config.num_hidden_layers
+    attentions = _attention_modules(model)
+    if attentions.keys() >= set(range(count)):
+        return [
+            None if getattr(attentions[index], "is_kv_shared_layer", False) else _head_sizes(attentions[index])
+            for index in range(count)
+        ]
+    seen = observed_rows(model)
+    if 0 not in seen:
+        raise ExportError(f"{config.model_type}: its first layer writes no keys and values; not a key-value decoder")
+    return [seen.get(index) for index in range(count)]
+
+
+def _attention_modules(model: Any) -> dict[int, Any]:
+    """Attention module of each layer that has plain projections: a layer index, queries, and keys or shared keys."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if not isinstance(index, int) or not hasattr(module, "q_proj") or not hasattr(module, "head_dim"):
+            continue
+        if hasattr(module, "k_proj") or getattr(module, "is_kv_shared_layer", False):
+            found.setdefault(index, module)
+    return found
+
+
+def _head_sizes(attention: Any) -> tuple[int, int, int]:
+    """(kv_heads, head_dim, value_head_dim) of an attention module with a key projection."""
+    head_dim = int(attention.head_dim)
+    kv_heads = attention.k_proj.weight.shape[0] // head_dim
+    values = getattr(attention, "v_proj", None)  # None where values are the keys
+    return kv_heads, head_dim, head_dim if values is None else values.weight.shape[0] // kv_heads

@@ -1,0 +1,232 @@
+"""Where a model comes from: a local folder, a GGUF file, or a hub id; read without holding its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvparity.exporter.checkpoint.gguf_head import gguf_head
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.model.attention import ATTENTION, register_attention
+
+__all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
+
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor inside a safetensors file: which file, where, and what it is."""
+
+    file: Path
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found and whose config was read.
+
+    Attributes:
+        source: Hub id, or the base name of a local folder or file.
+        revision: Hub revision, where there is one.
+        folder: Folder that holds its files.
+        gguf: Name of the GGUF file in ``folder``, where it is one.
+    """
+
+    source: str
+    revision: str | None
+    folder: Path
+    gguf: str | None = None
+    _tensors: dict[str, StoredTensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def config(self) -> Any:
+        """The text config of the model.
+
+        Raises:
+            ExportError: transformers does not know the architecture, or the config is unreadable.
+        """
+        from transformers import AutoConfig
+
+        try:
+            if self.gguf:
+                with gguf_head(self.folder / self.gguf) as head:
+                    config = AutoConfig.from_pretrained(head.parent, gguf_file=head.name, local_files_only=True)
+            else:
+                config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
+            raise ExportError(f"{self.source}: its config cannot be read ({_first_line(error)})") from error
+        text = config.get_text_config(decoder=True)
+        if getattr(text, "quantization_config", None) is not None and self.gguf:
+            del text.quantization_config
+        return text
+
+    def meta_model(self, config: Any) -> Any:
+        """The model without weights: parameters on the meta device, buffers real, attention ready for tracing.
+
+        Raises:
+            ExportError: No causal language model exists for this config.
+        """
+        import torch
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        register_attention()
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+        except Exception as error:
+            if isinstance(error, KeyError) and ATTENTION in str(error):
+                raise ExportError(
+                    f"{self.source}: {config.model_type} has attention classes of its own and does not go through "
+                    "transformers' attention interface, so its layers cannot be given masks"
+                ) from error
+            raise ExportError(
+                f"{self.source}: no causal language model for model_type {config.model_type!r} ({_first_line(error)})"
+            ) from error
+        model.tie_weights()
+        return model.eval()
+
+    def load(self, dtype: Any) -> Any:
+        """The whole model in memory, through transformers.
+
+        Raises:
+            ExportError: The weights cannot be read.
+        """
+        from transformers import AutoModelForCausalLM
+
+        arguments = {"gguf_file": self.gguf} if self.gguf else {}
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # progress bars; stages are reported by the exporter
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    dtype=dtype,
+                    attn_implementation="eager",
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **arguments,
+                )
+        except Exception as error:
+            raise ExportError(f"{self.source}: its weights cannot be loaded ({_first_line(error)})") from error
+        absent = sorted(found["missing_keys"])
+        if absent:  # transformers would draw them at random
+            raise ExportError(f"{self.source}: its weights lack {absent[0]} ({len(absent)} missing)")
+        return model.eval()
+
+    def stored(self) -> Mapping[str, StoredTensor]:
+        """Every tensor of the checkpoint's safetensors files by name; empty for a GGUF file.
+
+        Raises:
+            ExportError: A file is missing, truncated, or no safetensors file.
+        """
+        if not self._tensors and not self.gguf:
+            for file in _safetensors_files(self.folder, self.source):
+                self._tensors.update(read_safetensors_header(file))
+        return self._tensors
+
+
+def resolve(model: str, *, subfolder: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint.
+
+    Args:
+        model: A local folder, a GGUF file, or a hub id such as ``shibatch/tinygemma4text3m``.
+        subfolder: Folder inside the checkpoint that holds the model.
+        revision: Hub revision.
+
+    Raises:
+        ExportError: Nothing usable is there; the message says what was looked for.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ExportError(f"{model}: no such GGUF file")
+        return Checkpoint(path.name, None, path.parent, path.name)
+    if path.is_dir():
+        folder = path / subfolder if subfolder else path
+        if not (folder / "config.json").is_file():
+            raise ExportError(
+                f"{folder}: not a model, config.json is missing; expected a folder that transformers saved"
+            )
+        return Checkpoint(path.name if path.name != "hf" else path.parent.name, None, folder)
+    if path.exists() or model.count("/") != 1 or model.startswith((".", "/")):
+        raise ExportError(f"{model}: no such folder or GGUF file, and not a hub id (owner/name)")
+    return _from_hub(model, subfolder, revision)
+
+
+def _from_hub(model: str, subfolder: str | None, revision: str | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    wanted = [f"{subfolder}/{pattern}" for pattern in patterns] if subfolder else patterns
+    try:
+        root = Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise ExportError(
+            f"{model}: not a local folder, and the hub did not give it ({_first_line(error)}); "
+            "check the name or the connection, or pass a local folder"
+        ) from error
+    folder = root / subfolder if subfolder else root
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{model}: has no config.json{f' in {subfolder}' if subfolder else ''}; try --subfolder")
+    return Checkpoint(model, revision or root.name, folder)
+
+
+def _safetensors_files(folder: Path, source: str) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif (folder / "model.safetensors").is_file():
+        names = ["model.safetensors"]
+    else:
+        raise ExportError(f"{source}: no model.safetensors in {folder.name}/; pickled weights are not read")
+    for name in names:
+        if Path(name).name != name:
+            raise ExportError(f"{source}: {index.name} names {name!r}, which leaves the checkpoint folder; refused")
+        if not (folder / name).is_file():
+            raise ExportError(f"{source}: {name} is missing, {index.name} names it")
+    return [folder / name for name in names]
+
+
+def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
+    """Read where each tensor of a safetensors file lies, without reading any.
+
+    Format: 8 bytes little-endian header length, JSON header, data (the safetensors specification).
+
+    Raises:
+        ExportError: The file is truncated or not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 0 < length <= size - 8:
+            raise ExportError(f"{path.name}: truncated or not safetensors: {size} bytes, header claims {length}")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ExportError(f"{path.name}: not a safetensors file, its header is no JSON") from error
+    tensors: dict[str, StoredTensor] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        if 8 + length + stop > size:
+            raise ExportError(
+                f"{path.name}: truncated: {name} ends at byte {8 + length + stop}, the file has {size}; fetch it again"
+            )
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+        tensors[name] = StoredTensor(path, 8 + length + start, stop - start, dtype, tuple(entry["shape"]))
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

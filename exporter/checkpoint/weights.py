@@ -1,0 +1,254 @@
+"""Puts a model's weights into a bundle as safetensors, one copy, and says where each tensor lies.
+
+An ONNX external tensor may point into a safetensors file, so the checkpoint's own file is used as it is wherever its
+names, shapes and dtype fit; otherwise tensors are converted and written one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.files import clone_blocks
+
+__all__ = ["Placement", "WeightName", "clone", "place_weights", "weight_names", "write_safetensors"]
+
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ALIGN = 64
+_BLOCK = 1 << 23  # elements converted at once
+_LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
+WeightsWay = Literal["copy", "link", "reference"]
+Array = npt.NDArray[Any]
+Parts = Callable[[], Iterator[Array]]  # blocks of a tensor's rows, in order
+
+
+@dataclass(frozen=True)
+class WeightName:
+    """A weight that the graphs need: its canonical name, its shape, and other names of the same tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a weight lies in the bundle."""
+
+    location: str
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def weight_names(meta_model: Any) -> tuple[WeightName, ...]:
+    """Every persistent tensor of a model, tied ones once."""
+    persistent = set(meta_model.state_dict().keys())
+    names: dict[int, list[str]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    tensors = [*meta_model.named_parameters(remove_duplicate=False), *meta_model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        if name in persistent:
+            names.setdefault(id(tensor), []).append(name)
+            shapes[id(tensor)] = tuple(tensor.shape)
+    return tuple(WeightName(found[0], shapes[key], tuple(found[1:])) for key, found in names.items())
+
+
+def place_weights(
+    checkpoint: Checkpoint, meta_model: Any, folder: Path, dtype: str, way: WeightsWay = "copy"
+) -> dict[str, Placement]:
+    """Copy or convert the weights into ``folder``, a block of a tensor at a time.
+
+    Args:
+        checkpoint: Where they come from.
+        meta_model: The model without weights, which says what the graphs need.
+        folder: The bundle being written.
+        dtype: dtype wanted.
+        way: See :class:`exporter.contract.spec.ExportOptions`.
+
+    Returns:
+        Canonical name to placement.
+
+    Raises:
+        ExportError: A weight is missing or has another shape; the disk is full.
+    """
+    wanted = weight_names(meta_model)
+    stored, renamed = _text_names(checkpoint.stored())
+    found = {weight.name: _find(weight, stored) for weight in wanted}
+    try:
+        if all(tensor is not None for tensor in found.values()):
+            tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+            if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
+                return _use_files(tensors, folder, way)
+            if way != "copy":
+                raise ExportError(f"--weights {way}: the bundle needs {_why(tensors, dtype)}; use --weights copy")
+            return _write(folder, {n: (t.shape, _reader(t)) for n, t in tensors.items()}, dtype)
+        if way != "copy":
+            raise ExportError(f"--weights {way}: the checkpoint's weights must be converted; use --weights copy")
+        parts = _from_gguf(checkpoint, meta_model, wanted)
+        if parts is not None:
+            return _write(folder, parts, dtype)
+        return _from_loaded(checkpoint, wanted, folder, dtype)
+    except OSError as error:
+        raise ExportError(f"{folder.parent}: weights cannot be written ({error.strerror or error})") from error
+
+
+def _text_names(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Tensors by the names that they have in the text model alone, and whether that changed any.
+
+    ``model.language_model.layers.0…`` and ``language_model.model.layers.0…`` are ``model.layers.0…`` there.
+    """
+    names = {name: _LANGUAGE_MODEL.sub("", name, count=1) for name in tensors}
+    if not any(old != new for old, new in names.items()):
+        return dict(tensors), False
+    return {new: tensors[old] for old, new in names.items()}, True
+
+
+def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
+    for name in (weight.name, *weight.aliases):
+        tensor = stored.get(name)
+        if tensor is not None:
+            if tensor.shape != weight.shape:
+                raise ExportError(
+                    f"{tensor.file.name}: {name} has shape {tensor.shape}, the config asks {weight.shape}"
+                )
+            return tensor
+    return None
+
+
+def _use_files(tensors: Mapping[str, StoredTensor], folder: Path, way: WeightsWay) -> dict[str, Placement]:
+    for file in sorted({tensor.file for tensor in tensors.values()}):
+        if way == "link":
+            clone(file, folder / file.name)
+        elif way == "copy":
+            shutil.copyfile(file, folder / file.name)  # never a link: ONNX's checker and engines refuse linked weights
+    return {n: Placement(t.file.name, t.offset, t.length, t.dtype, t.shape) for n, t in tensors.items()}
+
+
+def _why(tensors: Mapping[str, StoredTensor], dtype: str) -> str:
+    other = next((tensor.dtype for tensor in tensors.values() if tensor.dtype != dtype), None)
+    return "other names of the same tensors" if other is None else f"{dtype} and the checkpoint has {other}"
+
+
+def clone(source: Path, target: Path) -> None:
+    """Make a file of its own that shares its blocks on disk with another until either is written.
+
+    Raises:
+        ExportError: The file system cannot (ext4 and tmpfs cannot; Btrfs, XFS and bcachefs can), or the system is not
+            Linux.
+    """
+    try:
+        clone_blocks(source, target)
+    except (ImportError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(
+            f"--weights link: the file system cannot clone {source.name} ({reason}), "
+            "and hard or symbolic links are refused by ONNX's checker and ONNX Runtime; use --weights copy, or "
+            "--weights reference to write the bundle beside the weights"
+        ) from error
+
+
+def _from_gguf(
+    checkpoint: Checkpoint, meta_model: Any, wanted: tuple[WeightName, ...]
+) -> dict[str, tuple[tuple[int, ...], Parts]] | None:
+    """Readers of a GGUF file's tensors, or None where they can't be read one at a time."""
+    if checkpoint.gguf is None:
+        return None
+    from kvparity.exporter.checkpoint.gguf_tensors import gguf_parts
+
+    stored = gguf_parts(checkpoint.folder / checkpoint.gguf, meta_model)
+    parts: dict[str, tuple[tuple[int, ...], Parts]] = {}
+    for weight in wanted:
+        name = next((name for name in (weight.name, *weight.aliases) if name in stored), None)
+        if name is None:
+            return None
+        parts[weight.name] = (weight.shape, stored[name])
+    return parts
+
+
+def _from_loaded(
+    checkpoint: Checkpoint, wanted: tuple[WeightName, ...], folder: Path, dtype: str
+) -> dict[str, Placement]:
+    """Checkpoints whose layout transformers converts while loading; the one route that holds the model."""
+    import torch
+
+    state = checkpoint.load(torch.float32 if dtype == "float32" else getattr(torch, dtype)).state_dict()
+    state, _ = _text_names(state)
+    parts: dict[str, tuple[tuple[int, ...], Parts]] = {}
+    for weight in wanted:
+        tensor = state.get(weight.name)
+        if tensor is None or tuple(tensor.shape) != weight.shape:
+            found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise ExportError(f"{checkpoint.source}: weight {weight.name} is {found}, expected {weight.shape}")
+        parts[weight.name] = (weight.shape, _of_tensor(tensor))
+    return _write(folder, parts, dtype)
+
+
+def _of_tensor(tensor: Any) -> Parts:
+    return lambda: iter([tensor.detach().float().numpy()])
+
+
+def _reader(tensor: StoredTensor) -> Parts:
+    kind = numpy_dtype(tensor.dtype)
+
+    def read() -> Iterator[Array]:
+        for start in range(0, tensor.length // kind.itemsize, _BLOCK):
+            count = min(_BLOCK, tensor.length // kind.itemsize - start)
+            yield np.fromfile(tensor.file, kind, count, offset=tensor.offset + start * kind.itemsize)
+
+    return read
+
+
+def cast_array(array: Array, dtype: str) -> Array:
+    """Convert to a dtype of :data:`_CODES`, rounding to nearest even."""
+    return array.astype(numpy_dtype(dtype), copy=False)
+
+
+def _write(folder: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtype: str) -> dict[str, Placement]:
+    path = folder / "model.safetensors"
+    write_safetensors(path, parts, dtype)
+    header = read_safetensors_header(path)
+    return {n: Placement(path.name, t.offset, t.length, t.dtype, t.shape) for n, t in header.items()}
+
+
+def write_safetensors(path: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtype: str) -> None:
+    """Write a safetensors file one block at a time; the library's own writer needs all tensors in memory.
+
+    Args:
+        path: File to write.
+        parts: Name to (shape, function that gives its elements in order, in arrays of any size and dtype).
+        dtype: dtype of every tensor.
+    """
+    size = numpy_dtype(dtype).itemsize
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, _) in sorted(parts.items()):
+        length = int(np.prod(shape, dtype=np.int64)) * size
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, offset + length]}
+        offset += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGN)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name, (shape, read) in sorted(parts.items()):
+            written = 0
+            for array in read():
+                if array.ndim > 1 and array.shape[1:] != shape[1:]:
+                    raise ExportError(f"{path.name}: {name} was made with rows of {array.shape[1:]}, expected {shape}")
+                written += array.size
+                cast_array(array, dtype).tofile(stream)
+            if written != int(np.prod(shape, dtype=np.int64)):
+                raise ExportError(f"{path.name}: {name} has {written} elements, expected shape {shape}")

@@ -1,0 +1,99 @@
+"""Which architecture features a model has, so that a bundle can say what its verdict proves and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kvparity.exporter.contract.spec import LayerSpec, ModelSpec, SlotSpec
+
+__all__ = ["coverage_lines", "features_of", "unproven"]
+
+_SCALED_ROPES = ("yarn", "llama3", "longrope", "linear", "dynamic")
+
+
+def features_of(
+    config: Any, model: Any, layers: tuple[LayerSpec, ...], slots: tuple[SlotSpec, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The known features that a model has, and those that it does not have.
+
+    Args:
+        config: The text config.
+        model: The model built from it; parameters may be on the meta device.
+        layers: Its layers.
+        slots: Its cache slots.
+    """
+    table = {**_cache_features(config, layers, slots), **_config_features(config), **_module_features(model)}
+    table["double-wide MLP"] &= table["KV sharing"]  # only sharing layers are made wide
+    table["tied embeddings"] = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return tuple(k for k, v in table.items() if v), tuple(k for k, v in table.items() if not v)
+
+
+def _cache_features(config: Any, layers: tuple[LayerSpec, ...], slots: tuple[SlotSpec, ...]) -> dict[str, bool]:
+    kinds = {layer.kind for layer in layers}
+    return {
+        "full attention": "full" in kinds,
+        "sliding attention": "sliding" in kinds,
+        "grouped-query attention": any(slot.kv_heads < config.num_attention_heads for slot in slots),
+        "KV sharing": any(not layer.owns_slot for layer in layers),
+        "different head sizes": len({slot.head_dim for slot in slots}) > 1,
+        "different key-value heads": len({slot.kv_heads for slot in slots}) > 1,
+        "value heads of another size": any(slot.head_dim != slot.value_head_dim for slot in slots),
+    }
+
+
+def _config_features(config: Any) -> dict[str, bool]:
+    ropes = str(getattr(config, "rope_parameters", None))
+    without = getattr(config, "no_rope_layers", None) or ()  # 0 marks a layer without rotary embedding
+    return {
+        "per-layer input embeddings": bool(getattr(config, "hidden_size_per_layer_input", 0)),
+        "double-wide MLP": bool(getattr(config, "use_double_wide_mlp", False)),
+        "final logit softcap": getattr(config, "final_logit_softcapping", None) is not None,
+        "attention softcap": getattr(config, "attn_logit_softcapping", None) is not None,
+        "partial rotary embedding": _partial(config, ropes),
+        "scaled rotary embedding": any(f"'rope_type': '{name}'" in ropes for name in _SCALED_ROPES),
+        "layers without rotary embedding": 0 in without,
+    }
+
+
+def _partial(config: Any, ropes: str) -> bool:
+    factor = getattr(config, "partial_rotary_factor", None)
+    named = [part.split(",")[0].strip(" }") for part in ropes.split("'partial_rotary_factor':")[1:]]
+    return any(float(value) < 1 for value in [*named, *([factor] if factor is not None else [])])
+
+
+def _module_features(model: Any) -> dict[str, bool]:
+    attentions = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "q_proj")]
+    parameters = [name for name, _ in model.named_parameters()]
+    return {
+        "mixture of experts": any(".experts." in name for name in parameters),
+        "values from the key projection": any(getattr(a, "v_proj", a) is None for a in attentions),
+        "query and key norms": any(hasattr(a, "q_norm") for a in attentions),
+        "attention bias": any(getattr(a.q_proj, "bias", None) is not None for a in attentions),
+        "attention sinks": any(name.endswith(".sinks") for name in parameters),
+    }
+
+
+def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
+    """What a verdict on a model says nothing about: features that it lacks, and the window where no case passes it.
+
+    Args:
+        spec: The model.
+        totals: Tokens of each case that can be judged.
+    """
+    longest = max(totals, default=0)
+    if spec.window is None or longest > spec.window:
+        return spec.not_exercised
+    return (*spec.not_exercised, f"anything beyond the window of {spec.window} (longest case {longest})")
+
+
+def coverage_lines(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, str]:
+    """What a bundle's verdict proves, and what it does not, a sentence each.
+
+    Args:
+        spec: The model.
+        totals: Tokens of each case that can be judged.
+    """
+    missing = unproven(spec, totals)
+    proves = f"this bundle exercises: {', '.join(spec.features) or 'nothing of note'}"
+    return proves, f"this bundle does not prove: {', '.join(missing) or 'nothing known is left out'}"

@@ -1,0 +1,72 @@
+"""What the package layouts share: refusals, the tokenizer's files, JSON, and the words of a package's README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvparity.exporter.contract.bundle import Bundle, inside
+from kvparity.exporter.contract.errors import PackageError
+from kvparity.exporter.contract.model_files import TOKENIZER_FILES, end_tokens
+
+__all__ = ["Place", "made_from", "place_tokenizer", "refuse_others", "token_ids", "tokenizer_files", "write_json"]
+
+Place = Callable[[Path, Path], None]  # puts a file of the bundle at a path of the package
+
+
+def refuse_others(tool: str, bundle: Bundle, option: str, *taken: str) -> None:
+    """Refuse a bundle whose ``layout``, ``profile`` or ``dtype`` a tool cannot take.
+
+    Raises:
+        PackageError: It is none of ``taken``.
+    """
+    found = getattr(bundle.options, option)
+    if found not in taken:
+        raise PackageError(
+            f"{tool} takes the {option} {' or '.join(taken)} only, and this bundle's is {found}; "
+            f"export with --{option} {taken[0]}"
+        )
+
+
+def place_tokenizer(bundle: Bundle, folder: Path, place: Place) -> None:
+    """Put the tokenizer's files that a bundle vouches for into a package."""
+    for name in tokenizer_files(bundle):
+        place(inside(bundle.root, name), folder / name)
+
+
+def tokenizer_files(bundle: Bundle) -> tuple[str, ...]:
+    """Names of the tokenizer's files in a bundle."""
+    listed = {entry.path for entry in bundle.manifest.files}
+    return tuple(name for name in TOKENIZER_FILES if name in listed)
+
+
+def token_ids(bundle: Bundle) -> dict[str, int | list[int]]:
+    """The tokens that begin, end and pad a text, by their names in every tool's settings; those that there are.
+
+    A model without a padding token gets its first end token, as transformers has it: tools fill it in with token 0
+    otherwise, which may be a word, and mask that word in a batch.
+    """
+    model, ends = bundle.model, sorted(end_tokens(bundle))
+    pad = model.pad_token_id if model.pad_token_id is not None else next(iter(ends), None)
+    found = {"bos_token_id": model.bos_token_id, "eos_token_id": ends or None, "pad_token_id": pad}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def made_from(bundle: Bundle) -> str:
+    """What a package was made from, in a sentence."""
+    manifest, options = bundle.manifest, bundle.options
+    revision = f" at {manifest.revision}" if manifest.revision else ""
+    weights = options.dtype if options.quantize == "none" else f"{options.dtype} and {options.quantize}"
+    made = ", ".join(f"{name} {manifest.versions[name]}" for name in ("kvparity", "torch") if name in manifest.versions)
+    return (
+        f"Made from {manifest.source}{revision} ({bundle.model.architecture}, {bundle.model.parameters:,} parameters, "
+        f"{weights}) by {made or 'kvparity'}: profile {options.profile}, {options.layout} layout, sliding caches "
+        f"{options.sliding_cache}."
+    )
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write settings; the same settings give the same bytes."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,124 @@
+"""A folder for ONNX Runtime GenAI: decode.onnx, which serves whole conversations, weights, settings and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from kvparity.exporter.contract.bundle import Bundle, inside
+from kvparity.exporter.contract.errors import PackageError
+from kvparity.exporter.contract.packages._parts import (
+    Place,
+    made_from,
+    place_tokenizer,
+    refuse_others,
+    token_ids,
+    write_json,
+)
+from kvparity.exporter.contract.spec import DECODE
+
+__all__ = ["TOOL", "genai_config", "readme", "refuse", "write"]
+
+TOOL = "onnxruntime-genai"
+TYPE = "decoder"  # what GenAI calls a decoder of no known family; it then adds nothing of its own
+
+_README = """# $folder: a package for ONNX Runtime GenAI
+
+```python
+import onnxruntime_genai as og
+
+model = og.Model("$folder")
+tokenizer = og.Tokenizer(model)
+tokenizer.update_options(add_special_tokens="true")  # GenAI leaves out what begins a text; a chat template has it
+prompt, parameters = tokenizer.encode("Once upon"), og.GeneratorParams(model)
+parameters.set_search_options(max_length=len(prompt) + 80)
+generator = og.Generator(model, parameters)
+generator.append_tokens(prompt)
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
+
+$made
+
+What GenAI cannot do with it:
+
+- take a batch whose prompts have pad tokens of their own: it masks all of them;
+$short- share a buffer between past and present: the graph returns new caches, leave `past_present_share_buffer` false.
+"""
+_SHORT = """\
+- continue a batch of prompts of different lengths past $window tokens: it pads on the right, and sliding layers, which
+  see the last $window slots, then see padding instead of the shorter prompts;
+"""
+
+
+def refuse(bundle: Bundle) -> None:
+    """Refuse what GenAI cannot load or would compute wrongly.
+
+    Raises:
+        PackageError: Says what to export instead.
+    """
+    refuse_others("genai", bundle, "layout", "dynamic")
+    refuse_others("genai", bundle, "profile", "portable", "modern", "ort")
+    if bundle.model.window is not None and bundle.options.bounded:
+        raise PackageError(
+            "genai allocates caches by total length, and this bundle's sliding caches are bounded; "
+            "export with --sliding-cache full"
+        )
+
+
+def write(bundle: Bundle, folder: Path, place: Place, kind: str = TYPE) -> None:
+    """Write what GenAI reads.
+
+    Args:
+        bundle: One that :func:`refuse` lets pass.
+        folder: To write to.
+        place: How a file of the bundle gets there.
+        kind: Model type that GenAI is told.
+    """
+    for entry in (bundle.graph(DECODE).file, *bundle.manifest.weights):
+        place(inside(bundle.root, entry.path), folder / entry.path)
+    place_tokenizer(bundle, folder, place)
+    write_json(folder / "genai_config.json", genai_config(bundle, kind))
+
+
+def genai_config(bundle: Bundle, kind: str = TYPE) -> dict[str, Any]:
+    """What GenAI must be told of a bundle.
+
+    Heads and their size stand here for other readers: GenAI takes those of every layer from the graph. Buffers that
+    past and present share would have to be written in place, which these graphs do not.
+    """
+    model = bundle.model
+    slot = model.slots[0]
+    names = {"key": "past_key_names", "value": "past_value_names"}
+    decoder = {
+        "session_options": {"log_id": "genai", "provider_options": []},
+        "filename": bundle.graph(DECODE).file.path,
+        "head_size": slot.head_dim,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.heads,
+        "num_hidden_layers": len(model.slots),
+        "num_key_value_heads": slot.kv_heads,
+        "inputs": {
+            **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
+            **{names[part]: f"past_key_values.%d.{part}" for part in names},
+        },
+        "outputs": {"logits": "logits", **{f"present_{part}_names": f"present.%d.{part}" for part in names}},
+    }
+    return {
+        "model": {
+            "type": kind,
+            "context_length": model.max_position,
+            "vocab_size": model.vocab_size,
+            "decoder": decoder,
+            **token_ids(bundle),
+        },
+        "search": {"max_length": model.max_position, "past_present_share_buffer": False, "do_sample": False},
+    }
+
+
+def readme(bundle: Bundle, folder: str) -> str:
+    """The package's README: how to load it, what it is, what GenAI cannot do with it."""
+    short = Template(_SHORT).substitute(window=bundle.model.window) if bundle.model.window is not None else ""
+    return Template(_README).substitute(folder=folder, made=made_from(bundle), short=short)

@@ -1,0 +1,187 @@
+"""A folder for transformers.js: onnx/model.onnx, its data beside it, a config of a type that it knows, tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from kvparity.exporter.contract.bundle import Bundle, inside
+from kvparity.exporter.contract.errors import PackageError
+from kvparity.exporter.contract.model_files import adds_tokens, read_settings
+from kvparity.exporter.contract.packages._parts import (
+    Place,
+    made_from,
+    place_tokenizer,
+    refuse_others,
+    token_ids,
+    write_json,
+)
+from kvparity.exporter.contract.spec import DECODE
+
+__all__ = ["TOOL", "readme", "refuse", "write"]
+
+TOOL = "@huggingface/transformers"
+# The graph holds the whole model, so any type of a plain decoder will do. This one names caches by number, up to
+# num_hidden_layers, and counts positions from 0; gemma3_text counts from 1, and gemma4_text is unknown.
+TYPE = "llama"
+_MOST_FILES = 100  # of external data
+_DTYPES = {"none": "fp32", "int4": "q4", "int8": "int8", "int8-dynamic": "q8"}  # of weights
+_HALF = {"none": "fp16", "int4": "q4f16"}  # the same in a float16 bundle, where there is a name of its own
+_SUFFIXES = {"fp32": "", "q8": "_quantized"}  # of the graph's file; that of any other is its name
+
+_README = """# $folder: a package for transformers.js
+
+```js
+import { env, pipeline } from "@huggingface/transformers";
+Object.assign(env, { allowLocalModels: true, allowRemoteModels: false });
+const generate = await pipeline("text-generation", "./$folder");  // a path from where you are; in a browser an address
+const [{ generated_text }] = await generate("Once upon", { max_new_tokens: 80, do_sample: false });
+console.log(generated_text);
+```
+
+$made
+
+`config.json` calls it a $type: transformers.js must know the type and has no other use for it, because the graph is the
+whole model.
+
+What transformers.js cannot do with it:
+
+$notes- compute rightly on every GPU: WebGPU's Sin and Cos were off by 2e-4 on one in software, and with them the rotary
+  tables that the graph computes.
+"""
+_SHORT_CACHES = """\
+- go on from the caches of an earlier `generate()`: it takes the rows of the first cache for the tokens so far, and
+  sliding caches keep fewer; export with `--sliding-cache full` for that;
+"""
+_CODES = """\
+- look up quantised embeddings in a browser: onnxruntime-web has no GatherBlockQuantized for its CPU, where Node has it;
+  export with `--keep embed` for that;
+"""
+
+
+def refuse(bundle: Bundle) -> None:
+    """Refuse what transformers.js cannot load.
+
+    Raises:
+        PackageError: Says what to export instead.
+    """
+    refuse_others("transformersjs", bundle, "layout", "dynamic")
+    refuse_others("transformersjs", bundle, "profile", "portable", "modern", "ort")
+    refuse_others("transformersjs", bundle, "dtype", "float32", "float16")
+    if len(bundle.manifest.weights) > _MOST_FILES:
+        raise PackageError(
+            f"transformersjs loads at most {_MOST_FILES} files of weights, and this bundle has "
+            f"{len(bundle.manifest.weights)}; save the checkpoint in fewer shards"
+        )
+
+
+def write(bundle: Bundle, folder: Path, place: Place, kind: str = TYPE) -> None:
+    """Write what transformers.js reads.
+
+    Args:
+        bundle: One that :func:`refuse` lets pass.
+        folder: To write to.
+        place: How a file of the bundle gets there.
+        kind: Model type that transformers.js is told.
+    """
+    graph = _graph_name(bundle)
+    (folder / "onnx").mkdir()
+    data = _write_graph(bundle.graph_path(DECODE), folder / "onnx" / graph)
+    for location, name in data.items():
+        place(inside(bundle.root, location), folder / "onnx" / name)
+    write_json(folder / "config.json", _config(bundle, kind, {graph: len(data)} if data else None))
+    settings = read_settings(bundle.root / "generation_config.json")
+    write_json(folder / "generation_config.json", {**settings, **token_ids(bundle)})
+    place_tokenizer(bundle, folder, place)
+    if (folder / "tokenizer.json").is_file():
+        _settle_tokenizer(folder)
+
+
+def _dtype(bundle: Bundle) -> str:
+    """What transformers.js calls the numbers of a bundle's graph, and looks for in its file's name."""
+    options = bundle.options
+    names = {**_DTYPES, **_HALF} if options.dtype == "float16" else _DTYPES
+    return names[options.quantize]
+
+
+def _graph_name(bundle: Bundle) -> str:
+    dtype = _dtype(bundle)
+    return f"model{_SUFFIXES.get(dtype, f'_{dtype}')}.onnx"
+
+
+def _config(bundle: Bundle, kind: str, data: dict[str, int] | None) -> dict[str, Any]:
+    """Only what transformers.js asks of a decoder: the rest of the model's own config is in the graph.
+
+    A dtype stands here because a browser asks for a quantised graph where none is named.
+    """
+    model = bundle.model
+    slot = model.slots[0]
+    own = {"dtype": _dtype(bundle), **({"use_external_data_format": data} if data else {})}
+    return {
+        "model_type": kind,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": slot.kv_heads,
+        "head_dim": slot.head_dim,
+        "num_hidden_layers": len(model.slots),
+        "max_position_embeddings": model.max_position,
+        **token_ids(bundle),
+        "transformers.js_config": own,
+    }
+
+
+def _write_graph(source: Path, target: Path) -> dict[str, str]:
+    """Write a graph that looks for its data under the names that transformers.js loads, and sizes first caches rightly.
+
+    transformers.js knows one symbolic size, ``batch_size``; any other is 0 in the caches of a first call.
+
+    Returns:
+        File of the bundle to its name in the package.
+    """
+    import onnx_ir as ir
+
+    model = ir.load(source)
+    names: dict[str, str] = {}
+    for value in model.graph.initializers.values():
+        value.shape, value.type = None, None  # the tensor has both
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            number = f"_{len(names)}" if names else ""
+            name = names.setdefault(str(tensor.location), f"{target.name}_data{number}")
+            value.const_value = ir.ExternalTensor(
+                name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
+            )
+    for port in (*model.graph.inputs, *model.graph.outputs):  # no other value of a bundle's graph has a shape
+        assert port.shape is not None
+        sizes = [size.value if isinstance(size, ir.SymbolicDim) else size for size in port.shape]
+        port.shape = ir.Shape("batch_size" if size == "batch" else size for size in sizes)
+    ir.save(model, target)
+    return names
+
+
+def _settle_tokenizer(folder: Path) -> None:
+    """Say in the tokenizer's settings what a pipeline does not find out: its own tokens, and a template in a file."""
+    path = folder / "tokenizer_config.json"
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **read_settings(path)}
+    path.unlink(missing_ok=True)  # it may be a link to the bundle's
+    if adds_tokens(folder):
+        settings["add_bos_token"] = True
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    write_json(path, settings)
+
+
+def readme(bundle: Bundle, folder: str) -> str:
+    """The package's README: how to load it, what it is, what transformers.js cannot do with it."""
+    notes = _SHORT_CACHES if bundle.model.window is not None and bundle.options.bounded else ""
+    notes += _CODES if bundle.options.quantize != "none" and _looks_up_codes(bundle.graph_path(DECODE)) else ""
+    return Template(_README).substitute(folder=folder, made=made_from(bundle), type=TYPE, notes=notes)
+
+
+def _looks_up_codes(graph: Path) -> bool:
+    import onnx_ir as ir
+
+    return any(node.op_type == "GatherBlockQuantized" for node in ir.load(graph).graph)

@@ -1,0 +1,200 @@
+"""Golden vectors for every language: calls as ONNX ``test_data_set_N``, a manifest of how they chain, and a replay.
+
+ONNX's own test runners, and those of most engines, read ``test_data_set_N/{input,output}_I.pb``: one TensorProto per
+port, in graph order, with its name set. A few short cases are enough for them; all cases are in the ``.npz`` files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvparity.exporter.contract.bundle import CaseEntry, FileEntry, GraphEntry, Manifest, file_entry
+from kvparity.exporter.contract.host_inputs import compute
+from kvparity.exporter.contract.spec import DECODE, PREFILL, past_name, present_name
+from kvparity.exporter.contract.vectors import Vectors
+from kvparity.exporter.golden import verify
+
+__all__ = ["write_golden"]
+
+Array = npt.NDArray[np.generic]
+SCHEMA_VERSION = 1
+MEGABYTES = 16
+_MOST_STEPS = 4
+_SHARES = 4  # a case takes at most a quarter of the bytes
+_TOL = 1e-4
+_NOISE_FACTOR = 8  # for half types: two engines that each round as well as the reference differ by less
+
+_README = """# Replaying these vectors
+
+1. `NAME.npz` holds a case: `input_ids`, `attention_mask`, `position_ids`, `chunks`, `logits`, `cache.N.key/value`.
+2. Call `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
+3. Call 0 runs the graph named in `first`, every later one `decode.onnx`.
+4. Feed `input_ids[:, start:stop]`, `position_ids[:, start:stop]`, `attention_mask[:, :stop]`.
+5. A decode call also takes `past_key_values.N.key/value`: the `present.N.key/value` of the call before, or no rows.
+6. Expect `logits[:, start:stop]`; in a slot with window W the last `min(stop, W - 1)` rows up to `stop`, else all rows.
+7. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
+8. `NAME/test_data_set_I/{input,output}_J.pb` are some of the calls as ONNX TensorProtos, in graph order, names set.
+9. `golden.json` lists those files with sha256, and which output becomes which input of the next call (`chain`).
+10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
+"""
+
+_STATIC = """# Replaying these vectors
+
+1. `NAME.npz` holds a case: `input_ids`, `attention_mask`, `position_ids`, `chunks`, `logits`, `cache.N.key/value`.
+2. Step `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
+3. Steps run `prefill.onnx`, but those of one token `decode.onnx`, and the first one only where `first` is decode.
+4. A step longer than the manifest's `chunk` is cut into calls; zeros fill the last one's `input_ids`, `position_ids`.
+5. `attention_mask` holds zeros after the call's last token; `cache_position` each token's slot, -1 for padding.
+6. Caches are buffers, zeros at first, then what the call before returned; slot `s` lies in row `s mod capacity`.
+7. `capacity` is a sliding slot's window, else `max_len`; the newest `min(stop, capacity)` slots and the logits of real
+   tokens are finite and within `golden.json`'s tolerance. Leave out slots whose mask is 0.
+8. `NAME/test_data_set_I/{input,output}_J.pb` are calls without padding as TensorProtos, in graph order, names set.
+9. `golden.json` lists those files with sha256, and which output becomes which input of the next call (`chain`).
+10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
+"""
+_READMES = {"dynamic": _README, "static": _STATIC}
+
+
+def write_golden(
+    folder: Path, manifest: Manifest, vectors: Callable[[str], Vectors], *, megabytes: int = MEGABYTES
+) -> tuple[FileEntry, ...]:
+    """Write the golden vectors, their manifest, a README and ``verify.py`` into a bundle that is being made.
+
+    Args:
+        folder: The bundle's folder; ``cases/*.npz`` are there already.
+        manifest: With its cases.
+        vectors: The recorded vectors of a case by name.
+        megabytes: Size of all ``.pb`` files together.
+
+    Returns:
+        The files to list in the manifest (``golden.json`` vouches for the ``.pb`` files); ``verify.py`` alone where no
+        case was recorded, or no replay in plain numpy is known for the layout: it then says so.
+    """
+    shutil.copyfile(Path(__file__).with_name("verify.py"), folder / "verify.py")
+    recorded = [entry for entry in manifest.cases if entry.file is not None]
+    if not recorded or manifest.options.layout not in _READMES:
+        return (file_entry(folder, folder / "verify.py"),)
+    left = megabytes * 1_000_000
+    share = left if manifest.options.layout == "static" else left // _SHARES  # whole buffers are large, and few fit
+    cases: list[dict[str, Any]] = []
+    for entry in recorded:
+        size = _size(manifest, entry)
+        if 0 < size <= min(left, share):
+            left -= size
+            cases.append(_write_case(folder, manifest, entry, vectors(entry.name)))
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "tolerance": {manifest.options.dtype: _tolerance(manifest)},
+        "chain": _chain(manifest),
+        "cases": cases,
+    }
+    (folder / "cases" / "golden.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", "utf-8")
+    (folder / "cases" / "README.md").write_text(_READMES[manifest.options.layout], "utf-8")
+    names = ("cases/README.md", "cases/golden.json", "verify.py")
+    return tuple(file_entry(folder, folder / name) for name in names)
+
+
+def _tolerance(manifest: Manifest) -> float:
+    """Largest difference that passes: what `compare` takes, or more where the dtype itself rounds more than that."""
+    if manifest.options.dtype == "float32":
+        return _TOL
+    return max(_TOL, _NOISE_FACTOR * max(manifest.noise.values(), default=0.0))
+
+
+def _chain(manifest: Manifest) -> dict[str, str]:
+    """Which output becomes which input of the next call."""
+    pairs = manifest.model.cache_names()
+    return {present_name(slot.slot, part): past_name(slot.slot, part) for slot, part in pairs}
+
+
+def _size(manifest: Manifest, entry: CaseEntry) -> int:
+    """Bytes of a case's tensors, before it is written; 0 for one that is no golden case.
+
+    Those have a batch of one, few steps, and no call of fixed size that is padded: an engine may return anything there,
+    and a plain test runner compares everything.
+    """
+    options = manifest.options
+    calls = list(verify.cuts(asdict(options), {"chunks": entry.chunks, "first": entry.first}))
+    padded = any(stop - start != size for _, start, stop, size in calls)
+    if entry.batch != 1 or (options.batch or 1) != 1 or len(entry.chunks) > _MOST_STEPS or padded:
+        return 0
+    item, size = 4 if options.dtype == "float32" else 2, 0
+    for _, before, total, tokens in calls:
+        size += 4 * tokens * manifest.model.vocab_size + 8 * (2 * tokens + (options.max_len or total))
+        for slot in manifest.model.slots:
+            rows = options.held_rows(slot, before) + options.held_rows(slot, total)
+            size += rows * slot.kv_heads * (slot.head_dim + slot.value_head_dim) * item
+    return size
+
+
+def _write_case(folder: Path, manifest: Manifest, entry: CaseEntry, vectors: Vectors) -> dict[str, Any]:
+    steps = []
+    for call, inputs, outputs in _calls(manifest, entry, vectors):
+        place = folder / "cases" / entry.name / f"test_data_set_{call.index}"
+        place.mkdir(parents=True)
+        graph = _graph(manifest, call)
+        written = {
+            f"{kind}s": [_write(place / f"{kind}_{i}.pb", port.name, values[port.name]) for i, port in enumerate(ports)]
+            for kind, ports, values in (("input", graph.spec.inputs, inputs), ("output", graph.spec.outputs, outputs))
+        }
+        steps.append({"folder": place.relative_to(folder).as_posix(), "graph": graph.file.path, **written})
+    return {"name": entry.name, "why": entry.why, "steps": steps}
+
+
+def _calls(
+    manifest: Manifest, entry: CaseEntry, vectors: Vectors
+) -> Iterator[tuple[verify.Call, dict[str, Array], dict[str, Array]]]:
+    """Inputs and outputs of every call, caches handed on from the reference's own."""
+    case, options, slots = vectors.case, manifest.options, manifest.model.slots
+    data = {"input_ids": case.tokens, "attention_mask": case.mask, "position_ids": case.positions, **vectors.arrays}
+    document = {"options": asdict(options), "model": {"slots": [asdict(slot) for slot in slots]}}
+    past: dict[str, Array] = {}
+    for call in verify.calls(document["options"], {"chunks": entry.chunks, "first": entry.first}, data):
+        ports = _graph(manifest, call).spec
+        inputs: dict[str, Array] = {**call.feeds, **past}
+        for port in ports.inputs:
+            if not past and port.name.startswith("past_key_values."):
+                inputs[port.name] = verify.empty_cache(document, list(port.shape), data)
+        if manifest.host_inputs:
+            rows = {s.window: s.kept_rows(call.start, options.bounded) + call.stop - call.start for s in slots}
+            inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
+        shapes = {port.name: port.shape for port in ports.outputs}
+        outputs: dict[str, Array] = {}
+        for name, values, _, places in verify.expectations(document, data, call.start, call.stop):
+            outputs[name] = values if places is None or name == "logits" else _placed(shapes[name], places, values)
+        yield call, inputs, outputs
+        past = {into: outputs[out] for out, into in _chain(manifest).items()}
+
+
+def _graph(manifest: Manifest, call: verify.Call) -> GraphEntry:
+    return manifest.graphs[DECODE if call.graph == DECODE else PREFILL]
+
+
+def _placed(shape: tuple[int | str, ...], rows: Array, values: Array) -> Array:
+    """A buffer of the static layout with values in these rows, and zeros in those that hold nothing."""
+    buffer = np.zeros([int(size) for size in shape], values.dtype)
+    buffer[:, :, rows] = values
+    return buffer
+
+
+def _write(path: Path, name: str, value: Array) -> Mapping[str, Any]:
+    from onnx import numpy_helper
+
+    data = numpy_helper.from_array(np.ascontiguousarray(value), name).SerializeToString(deterministic=True)
+    path.write_bytes(data)
+    return {
+        "file": path.name,
+        "name": name,
+        "dtype": value.dtype.name,
+        "shape": list(value.shape),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }

@@ -1,0 +1,1 @@
+"""What is traced: transformers' own module, with our attention, experts, rope and cache layouts."""

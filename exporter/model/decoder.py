@@ -1,0 +1,144 @@
+"""The module that is traced: ids, mask, positions and pasts in; logits and presents out; no family named.
+
+The model is transformers' own. Three of its official extension points are used, so that nothing is re-implemented: the
+cache argument (:mod:`exporter.model.layouts`), the attention interface (:mod:`exporter.model.attention`), and module
+hooks (probes: names for values at module borders).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.float64 import lifted
+from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
+from kvparity.exporter.model.attention import Masks, Spelling, use
+from kvparity.exporter.model.layouts.base import open_cache
+from kvparity.exporter.model.probe import probe
+from kvparity.exporter.model.rope import use_tables
+
+__all__ = ["NO_POSITIONS", "Decoder", "add_probes"]
+
+NO_POSITIONS = "positions that only the rotary embedding may read"
+_TABLES = ("cos", "sin")
+_LAYER_INPUTS = ("hidden_states", "attention_mask", "position_embeddings")  # named elsewhere, or not values of a layer
+
+
+class Decoder(nn.Module):
+    """Inputs by port name -> outputs in port order, for torch.export.
+
+    Args:
+        model: A transformers causal language model with the attention of :mod:`exporter.model.attention`.
+        spec: Its description.
+        options: How it is exported.
+        lift: Trace in float64 (see :mod:`exporter.contract.float64`).
+    """
+
+    def __init__(self, model: Any, spec: ModelSpec, options: ExportOptions, *, lift: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._spec, self._options, self._lift = spec, options, lift
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+
+    def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Run one call.
+
+        Args:
+            inputs: Every port of the graph by name, with the shapes of :mod:`exporter.contract.ports`.
+
+        Returns:
+            logits (batch, sequence or 1, vocab), then key and value of every slot.
+        """
+        dtype = next(self.model.parameters()).dtype
+        cache = open_cache(self._spec, self._options, inputs, dtype)
+        masks = Masks(self._spec, self._options, cache.masks())
+        spelling = Spelling.of(self._spec, self._options, inputs)
+        with lifted(self._lift), use(masks, spelling), use_tables(inputs):
+            arguments = {self._cache_argument: cache, "use_cache": True}
+            if self._options.logits == "last":
+                arguments["logits_to_keep"] = cache.keep_logits
+            ids, positions = inputs["input_ids"], inputs.get("position_ids")
+            if positions is None:
+                positions = probe(torch.zeros_like(ids), NO_POSITIONS)
+            logits = self.model(input_ids=ids, position_ids=positions, **arguments).logits
+        masks.check()
+        presents = [tensor for slot in self._spec.slots for tensor in cache.present[slot.slot]]
+        return [logits if self._lift else logits.float(), *presents]
+
+
+def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:
+    """Hook the embeddings, rotary tables, every module inside the decoder layers and the head: outputs get names.
+
+    The name of a value is the path of the module that made it, from the base model on: ``layers.3.mlp.down_proj``;
+    ``rotary_emb.sliding_attention.cos`` for rotary tables; ``layers.3.per_layer_input`` for what a layer is given
+    besides the hidden states.
+    """
+    base = _stack(model)
+    for path, module in base.named_modules():
+        if "rotary" in path:
+            module.register_forward_hook(_named_tables(path), with_kwargs=True)
+        elif path and not isinstance(module, nn.ModuleList) and "act_fn" not in path:
+            module.register_forward_hook(_named(path))
+    for layer in layers:
+        module = base.layers[layer.index]
+        module.register_forward_pre_hook(_named_inputs(module, f"layers.{layer.index}"), with_kwargs=True)
+    model.get_output_embeddings().register_forward_hook(_named("lm_head"))
+
+
+def _stack(model: Any) -> Any:
+    """The module that holds the list of layers: the base model, or its decoder as in OPT."""
+    base = getattr(model, model.base_model_prefix, model)
+    found = (module for module in base.modules() if isinstance(getattr(module, "layers", None), nn.ModuleList))
+    stack = next(found, None)
+    if stack is None:
+        raise ExportError(f"{type(model).__name__} has no list of layers, so its values cannot be named")
+    return stack
+
+
+def _named(path: str) -> Callable[..., Any]:
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return probe(output, path)
+        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+            return (probe(output[0], path), *output[1:])
+        return output
+
+    return hook
+
+
+def _named_tables(path: str) -> Callable[..., Any]:
+    """Rotary modules return (cos, sin), one pair per layer kind where the kind is an argument."""
+
+    def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor) and output.is_complex():
+            raise ExportError(f"{path}: this model rotates complex numbers, and ONNX has no operator that takes them")
+        kind = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
+        return tuple(probe(table, ".".join([path, *kind, part])) for table, part in zip(output, _TABLES, strict=True))
+
+    return hook
+
+
+def _named_inputs(module: nn.Module, path: str) -> Callable[..., Any]:
+    """Tensors that a layer is given besides the hidden states, such as per-layer embeddings."""
+    names = list(inspect.signature(module.forward).parameters)
+
+    def wanted(name: str, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and name not in _LAYER_INPUTS
+
+    def hook(_module: Any, args: Any, kwargs: Any) -> Any:
+        named = [
+            probe(value, f"{path}.{name}") if wanted(name, value) else value
+            for name, value in zip(names, args, strict=False)
+        ]
+        rest = {
+            name: probe(value, f"{path}.{name}") if wanted(name, value) else value for name, value in kwargs.items()
+        }
+        return (*named, *args[len(named) :]), rest
+
+    return hook

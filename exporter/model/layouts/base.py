@@ -1,0 +1,115 @@
+"""What every layout's cache is: the object that transformers' layers call, and the mask of every layer."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kvparity.exporter.contract.spec import (
+    ExportOptions,
+    LayerSpec,
+    ModelSpec,
+    SlotSpec,
+    blocked_score,
+    mask_name,
+    past_name,
+)
+from kvparity.exporter.model.probe import probe
+
+__all__ = ["LayoutCache", "Pair", "additive", "blocked", "open_cache"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+class LayoutCache(ABC):
+    """The least that transformers' layers ask of a cache, plus the masks that fit the rows it hands them.
+
+    Args:
+        spec: The model.
+        options: How it is exported.
+        inputs: The graph's inputs by port name.
+        dtype: Of the mask.
+
+    Attributes:
+        present: (key, value) to hand out, by slot; filled while the model runs.
+    """
+
+    is_compileable = False
+    is_sliding: tuple[bool, ...] = ()
+    layers: tuple[Any, ...] = ()
+
+    def __init__(
+        self, spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        self.spec, self.options, self.inputs, self.dtype = spec, options, inputs, dtype
+        self.present: dict[int, Pair] = {}
+        self._slot_of = {slot.layer: slot for slot in spec.slots}
+
+    @abstractmethod
+    def join(self, slot: SlotSpec, key: Tensor, value: Tensor) -> tuple[Pair, Pair]:
+        """Take the new rows of a slot; return the rows that its layers see and the rows to hand out."""
+
+    @abstractmethod
+    def mask(self, layer: LayerSpec) -> Tensor:
+        """Additive mask of a layer: (batch, 1, sequence, rows), every entry finite."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> Pair:
+        """Called by a layer with its new rows; gives the rows that it sees: (batch, kv_heads, rows, head_dim)."""
+        slot = self._slot_of[layer_idx]
+        (key, value), self.present[slot.slot] = self.join(slot, key, value)
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Never used for positions: those are an input."""
+        return 0
+
+    @property
+    def keep_logits(self) -> int | Tensor:
+        """What transformers calls ``logits_to_keep``: how many last positions, or which; 0 for all."""
+        return 1 if self.options.logits == "last" else 0
+
+    def past(self, slot: SlotSpec) -> Pair | None:
+        """The rows handed in, or None where the graph takes none."""
+        names = [past_name(slot.slot, part) for part in ("key", "value")]
+        return (self.inputs[names[0]], self.inputs[names[1]]) if names[0] in self.inputs else None
+
+    def masks(self) -> dict[int, Tensor]:
+        """The mask of every layer by index; layers of one kind and window share a tensor."""
+        made: dict[tuple[str, int | None], Tensor] = {}
+        for layer in self.spec.layers:
+            kind = (layer.kind, layer.window)
+            if kind not in made:
+                given = self.inputs.get(mask_name(layer.window))
+                made[kind] = probe(self.mask(layer), f"mask.{layer.kind}") if given is None else given
+        return {layer.index: made[layer.kind, layer.window] for layer in self.spec.layers}
+
+    def named(self, slot: SlotSpec, key: Tensor, value: Tensor) -> Pair:
+        """Probes on the rows that a layer sees."""
+        prefix = f"layers.{slot.layer}.self_attn"
+        return probe(key, f"{prefix}.key"), probe(value, f"{prefix}.value")
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, queries, rows) bool to (batch, 1, queries, rows): 0 where a query may look, far below 0 elsewhere.
+
+    Finite, so that a fully masked row gives numbers and not NaN.
+    """
+    return torch.where(seen[:, None], torch.zeros((), dtype=dtype), torch.full((), blocked(dtype), dtype=dtype))
+
+
+def blocked(dtype: torch.dtype) -> float:
+    """What a mask of a dtype adds where a query may not look."""
+    return blocked_score(str(dtype).removeprefix("torch."))
+
+
+def open_cache(
+    spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor], dtype: torch.dtype
+) -> LayoutCache:
+    """The cache of the layout that the options name."""
+    module = importlib.import_module(f"kvparity.exporter.model.layouts.{options.layout}")
+    return cast(LayoutCache, module.Cache(spec, options, inputs, dtype))

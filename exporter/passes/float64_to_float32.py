@@ -1,0 +1,46 @@
+"""Lowers a graph traced in float64 to float32 and keeps the float64 value of every constant that rounds.
+
+Requires: every floating-point value is float64.
+Ensures: none is; the model's metadata holds, under :data:`FLOAT64_CONSTANTS`, ``{initializer: [hex floats]}``, so that
+the float64 evaluation of the shipped graph does not inherit the constants' rounding.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+
+from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS
+
+__all__ = ["MOST", "lower_to_float32"]
+
+MOST = 1024  # elements of a constant whose float64 values are kept
+
+
+def lower_to_float32(model: ir.Model) -> None:
+    """Apply the pass."""
+    kept: dict[str, list[str]] = {}
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.DOUBLE:
+            wide = np.asarray(value.const_value.numpy(), np.float64)
+            narrow = wide.astype(np.float32)
+            if wide.size <= MOST and not np.array_equal(narrow.astype(np.float64), wide):
+                kept[name] = [float(x).hex() for x in wide.ravel()]
+            value.const_value = ir.tensor(narrow, name=name)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [output for node in model.graph for output in node.outputs]
+    for value in values:
+        if value.dtype == ir.DataType.DOUBLE:
+            value.dtype = ir.DataType.FLOAT
+    for node in model.graph:
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.INT and attribute.name in ("to", "dtype"):
+                if attribute.as_int() == ir.DataType.DOUBLE:
+                    node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
+            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.DOUBLE:
+                wide = np.asarray(attribute.as_tensor().numpy())
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.tensor(wide.astype(np.float32)))
+    if kept:
+        model.metadata_props[FLOAT64_CONSTANTS] = json.dumps(kept, sort_keys=True)

@@ -1,0 +1,1 @@
+"""Traces the module and translates it to ONNX, in a process of its own."""

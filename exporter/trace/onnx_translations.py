@@ -1,0 +1,187 @@
+"""How torch operators become ONNX operators, one table per profile; everything not listed is torch's own choice.
+
+A profile's spelling is chosen while translating rather than patched in afterwards, so constants keep float64 digits.
+"""
+
+# No `from __future__ import annotations`: torch's exporter reads the signatures below.
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import opset18 as op
+from onnxscript.values import Opset
+
+from kvparity.exporter.contract.spec import ExportOptions
+
+__all__ = ["PROBE", "default_opset", "translation_table"]
+
+PROBE = "kvparity.probe"
+_OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 23}
+_SQRT_2_OVER_PI = 0.7978845608028653558798921198687
+_SQRT_1_OVER_2 = 0.7071067811865475244008443621048
+_GELU_CUBIC = 0.044715
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _probe(value: Any, name: str) -> Any:
+    named = op.Identity(value)
+    named.metadata_props[PROBE] = name
+    return named
+
+
+def _gelu_decomposed(self: Any, approximate: str = "none") -> Any:
+    """GELU without the Gelu operator: engines get its tanh form wrong (OpenCV 3e-4, IREE 1.3e-4).
+
+    0.5 x (1 + tanh u) is x sigmoid(2u), u = x (c0 + c1 x x), c0 = sqrt(2/pi), c1 = 0.044715 c0 (Hendrycks & Gimpel
+    2016, eq. 2): two operators fewer, no cancellation at negative x, and no Tanh, which is NaN in OpenCV 5 for
+    arguments just past 44 (trained weights reach 100).
+    """
+    if approximate == "tanh":
+        square = _times(op.Mul(self, self), 2 * _SQRT_2_OVER_PI * _GELU_CUBIC, self)
+        inner = op.Mul(self, op.Add(square, _constant(2 * _SQRT_2_OVER_PI, self)))
+        return op.Mul(self, op.Sigmoid(inner))
+    inner = op.Erf(_times(self, _SQRT_1_OVER_2, self))
+    return op.Mul(_times(self, 0.5, self), op.Add(inner, _constant(1.0, self)))
+
+
+def _constant(value: float, like: Any) -> Any:
+    """A constant in the dtype of ``like``; a bare python float would pass through float32."""
+    return op.Constant(value=ir.tensor(value, dtype=like.dtype))
+
+
+def _times(value: Any, factor: float, like: Any) -> Any:
+    return op.Mul(value, _constant(factor, like))
+
+
+def _pow_scalar(self: Any, exponent: float) -> Any:
+    """Powers that models use, without Pow (inexact on WebGPU: 4.5e-4 to 2e-3)."""
+    if exponent == 2:
+        return op.Mul(self, self)
+    if exponent == 3:
+        return op.Mul(op.Mul(self, self), self)
+    if exponent == 0.5:
+        return op.Sqrt(self)
+    if exponent == -0.5:
+        return op.Reciprocal(op.Sqrt(self))
+    if exponent == -1:
+        return op.Reciprocal(self)
+    return op.Pow(self, exponent)
+
+
+def _rsqrt(self: Any) -> Any:
+    return op.Reciprocal(op.Sqrt(self))
+
+
+def _rsub(self: Any, other: Any, alpha: float = 1) -> Any:
+    """``number - tensor``; torch has no translation, and its decomposition traces the program twice more."""
+    return op.Sub(_constant(other, self), self if alpha == 1 else _times(self, alpha, self))
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    """X W^T + b as MatMul of the transposed weight: no Gemm, no reshape; engines fold the Transpose when loading."""
+    product = op.MatMul(input, op.Transpose(weight, perm=[1, 0]))
+    return product if bias is None else op.Add(product, bias)
+
+
+def _softmax(self: Any, dim: int, dtype: int = -1) -> Any:
+    """Softmax in the dtype asked for; torch's translation casts its result only, so that half types lose digits."""
+    wide = self if dtype in (-1, self.dtype) else op.Cast(self, to=dtype)
+    return op.Softmax(wide, axis=dim)
+
+
+def _layer_norm(
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-05,
+    cudnn_enable: bool = True,
+) -> Any:
+    """Layer norm in plain operators, with an epsilon that is no float32 attribute (8e-11 on logits).
+
+    In float32 for half types, as torch's own kernel: 1e-5 is no normal float16, and squares overflow from 256 on.
+    """
+    own = input.dtype
+    if own in _HALF:
+        x, w, b = (None if part is None else op.Cast(part, to=int(ir.DataType.FLOAT)) for part in (input, weight, bias))
+        return op.Cast(_plain_layer_norm(x, w, b, normalized_shape, eps, ir.DataType.FLOAT), to=int(own))
+    return _plain_layer_norm(input, weight, bias, normalized_shape, eps, own)
+
+
+def _plain_layer_norm(
+    input: Any, weight: Any, bias: Any, normalized_shape: Sequence[int], eps: float, kind: Any
+) -> Any:
+    axes = op.Constant(value_ints=list(range(-len(normalized_shape), 0)))
+    centered = op.Sub(input, op.ReduceMean(input, axes, keepdims=1))
+    variance = op.ReduceMean(op.Mul(centered, centered), axes, keepdims=1)
+    normal = op.Div(centered, op.Sqrt(op.Add(variance, op.Constant(value=ir.tensor(eps, dtype=kind)))))
+    scaled = normal if weight is None else op.Mul(normal, weight)
+    return scaled if bias is None else op.Add(scaled, bias)
+
+
+def _scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """A python scalar as a constant of its own dtype; torch's translation goes through float32 and rounds it."""
+    kind = ir.DataType.FLOAT if dtype == -1 else ir.DataType(dtype)
+    if isinstance(s, ir.Value):
+        return op.Cast(s, to=int(kind))
+    return op.Constant(value=ir.tensor(s, dtype=kind))
+
+
+def _attention(query: Any, key: Any, value: Any, mask: Any, softcap: float) -> Any:
+    output = Opset("", 23).Attention(query, key, value, mask, scale=1.0, softcap=softcap)[0]
+    output.producer().resize_outputs(1)  # TensorRT refuses Attention with more than one output
+    return output
+
+
+def _tensor_scatter(cache: Any, update: Any, write_indices: Any, circular: bool) -> Any:
+    mode = "circular" if circular else "linear"
+    return Opset("", 24).TensorScatter(cache, update, write_indices, axis=2, mode=mode)
+
+
+def _gelu(self: Any, approximate: str = "none") -> Any:
+    return Opset("", 20).Gelu(self, approximate=approximate)
+
+
+def _dropout(input: Any, p: float, train: bool) -> Any:
+    return op.Identity(input)
+
+
+def default_opset(options: ExportOptions) -> int:
+    """Default-domain opset of a profile; TensorScatter, which writes into buffers, came with 24."""
+    scatters = (options.profile, options.layout) in (("modern", "static"), ("ort", "shared"))
+    return 24 if scatters else _OPSETS[options.profile]
+
+
+def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Custom translations of a profile, for ``torch.onnx.export(custom_translation_table=…)``."""
+    import torch
+
+    import kvparity.exporter.model.probe
+
+    aten = torch.ops.aten
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.kvparity.probe.default: _probe,
+        aten.linear.default: _linear,
+        aten.pow.Tensor_Scalar: _pow_scalar,
+        aten.rsqrt.default: _rsqrt,
+        aten.rsub.Scalar: _rsub,
+        aten.dropout.default: _dropout,
+        aten.scalar_tensor.default: _scalar_tensor,
+        aten.softmax.int: _softmax,
+    }
+    if profile in ("modern", "ort"):
+        import kvparity.exporter.model.banded_attention  # registers kvparity::band_mask and kvparity::banded_attention
+        import kvparity.exporter.model.standard_operators  # noqa: F401  (registers kvparity::attention and kvparity::tensor_scatter)
+        from kvparity.exporter.trace.onnx_banded_attention import band_mask, banded_attention
+
+        table[torch.ops.kvparity.attention.default] = _attention
+        table[torch.ops.kvparity.tensor_scatter.default] = _tensor_scatter
+        table[torch.ops.kvparity.band_mask.default] = band_mask
+        table[torch.ops.kvparity.banded_attention.default] = banded_attention
+    if profile in ("modern", "ort"):
+        table[aten.gelu.default] = _gelu
+    if profile in ("bare", "portable"):
+        table[aten.gelu.default] = _gelu_decomposed
+        table[aten.layer_norm.default] = _layer_norm
+    return table

@@ -1,0 +1,107 @@
+"""Starts and asks the process that traces (``trace/worker.py``); standard library only, so it can start at once.
+
+The process imports torch and transformers while this one does, and traces while this one places the weights. A fixed
+hash seed makes the same input give the same bytes (models iterate over sets of layer types).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import kvparity
+from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.spec import ExportOptions
+
+if TYPE_CHECKING:
+    from kvparity.exporter.checkpoint.weights import Placement
+
+__all__ = ["Job", "Tracer"]
+
+# The process forks, and a pool of threads that was started before a fork is not there after it: the first parallel
+# operation of the child would wait for ever. Tracing computes next to nothing, so one thread is all it needs.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+# Imports make half a million objects that stay; looking for garbage among them takes a second.
+_WORKER = "import gc; gc.disable(); from kvparity.exporter.trace.worker import main; main()"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Both graphs of a model.
+
+    Attributes:
+        source: The checkpoint's name, for messages.
+        config: Folder that holds its ``config.json``.
+        options: How to export.
+        output: Folder that the graphs are written to.
+        version: Of kvparity, for the graphs' producer field.
+    """
+
+    source: str
+    config: str
+    options: ExportOptions
+    output: str
+    version: str
+
+
+class Tracer:
+    """A process that traces both graphs of one model: :meth:`begin`, then :meth:`finish`; a context manager."""
+
+    def __init__(self) -> None:
+        root = str(Path(kvparity.__file__).resolve().parents[1])
+        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER],
+            env={**os.environ, **_ONE_THREAD, "PYTHONHASHSEED": "0", "PYTHONPATH": search},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def begin(self, job: Job) -> None:
+        """Start tracing; weights need not be placed yet."""
+        self._send(asdict(job))
+
+    def finish(self, placements: Mapping[str, Placement]) -> None:
+        """Say where the weights lie, and wait until both graphs are written.
+
+        Raises:
+            ExportError: A graph cannot be traced; the worker's last line says why.
+        """
+        self._send({name: asdict(place) for name, place in placements.items()})
+        _, errors = self._process.communicate()
+        if self._process.returncode:
+            lines = [line for line in errors.strip().splitlines() if line.strip()]
+            reason = lines[-1] if lines else f"the tracing process ended with exit code {self._process.returncode}"
+            raise ExportError(reason.removeprefix("error: "))
+
+    def close(self) -> None:
+        """End the process, whatever it is doing; its own child sees that and ends too."""
+        if self._process.poll() is None:
+            self._process.kill()
+        with contextlib.suppress(ValueError, OSError):  # already closed, or the worker is gone
+            self._process.communicate()
+
+    def _send(self, message: object) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # a worker that died is reported by `finish`
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()

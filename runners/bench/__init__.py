@@ -1,0 +1,1 @@
+"""Speed of bundles on runners, side by side in one run."""

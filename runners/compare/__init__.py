@@ -1,0 +1,1 @@
+"""The compare command: opens runners, plays cases, judges, and writes reports."""

@@ -1,0 +1,110 @@
+"""What a bundle's graphs must return, call by call: values from reference vectors, dtypes from the tensor contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Step
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.vectors import Vectors, cache_key, expected_outputs
+from kvparity.runners.diff.budget import Noise, noise_of
+from kvparity.runners.diff.names import KINDS, kind_of
+from kvparity.runners.diff.tensor import Expectation
+
+__all__ = ["Wanted", "auto_limits", "case_noise", "dtype_of", "fixed_limits", "step_expectations"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a call is judged against.
+
+    Attributes:
+        against: PyTorch's float32 or its float64 result.
+        dtype: dtype of every output; None takes the contract's.
+    """
+
+    against: Literal["float32", "float64"] = "float32"
+    dtype: str | None = None
+
+
+def dtype_of(bundle: Bundle, tensor: str) -> str:
+    """The dtype that the contract gives an output: logits float32, caches the bundle's."""
+    return "float32" if tensor == "logits" else bundle.options.dtype
+
+
+def fixed_limits(tol: float) -> dict[str, float]:
+    """The same limit for every kind of output."""
+    return dict.fromkeys(KINDS, tol)
+
+
+def auto_limits(noise: Mapping[str, Noise], budget: float, case: str) -> dict[str, float]:
+    """``budget`` times PyTorch's own float32 error on a case, by output kind.
+
+    Raises:
+        TraceError: The float64 reference of the case is not known.
+    """
+    if not noise:
+        raise TraceError(f"case {case}: --tol auto needs float64 reference vectors; export again or add --live")
+    return {kind: budget * own.effective for kind, own in noise.items()}
+
+
+def case_noise(bundle: Bundle, vectors: Vectors) -> dict[str, Noise]:
+    """PyTorch's own float32 error on the live slots of a case, by output kind; empty where float64 is not known."""
+    if not vectors.has_float64:
+        return {}
+    live = vectors.case.mask.astype(bool)
+    noise: dict[str, Noise] = {}
+    for key, values in vectors.arrays.items():
+        kind, axis = kind_of(key), 1 if key == "logits" else 2
+        rows, delta = np.moveaxis(values, axis, 1), np.moveaxis(vectors.deltas[key], axis, 1)
+        found = noise_of(rows, delta, live, bundle.options.dtype)
+        noise[kind] = noise[kind].merge(found) if kind in noise else found
+    return noise
+
+
+def step_expectations(
+    bundle: Bundle, vectors: Vectors, step: Step, limits: Mapping[str, float], wanted: Wanted
+) -> list[Expectation]:
+    """What one call must return.
+
+    Args:
+        bundle: Says which rows and positions its graphs return.
+        vectors: The reference of the case.
+        step: The call.
+        limits: Largest difference that passes, by output kind.
+        wanted: What to judge against.
+
+    Raises:
+        TraceError: The vectors lack a tensor that the bundle's model has.
+    """
+    known = {cache_key(slot.slot, part) for slot, part in bundle.model.cache_names()} | {"logits"}
+    if missing := sorted(known - vectors.arrays.keys()):
+        raise TraceError(f"case {vectors.case.name}: reference vectors lack {missing[0]}; export again")
+    last = bundle.options.logits == "last"
+    slots, bounded = bundle.model.slots, bundle.options.bounded
+    values = expected_outputs(vectors.arrays, step, slots, bounded=bounded, last=last)
+    deltas = expected_outputs(vectors.deltas, step, slots, bounded=bounded, last=last) if vectors.has_float64 else {}
+    mask = vectors.case.mask.astype(bool)
+    expectations = []
+    for name, array in values.items():
+        axis: Literal[1, 2] = 1 if name == "logits" else 2
+        first = step.stop - array.shape[axis]
+        expectations.append(
+            Expectation(
+                name=name,
+                values=array,
+                dtype=wanted.dtype or dtype_of(bundle, name),
+                live=mask[:, first : step.stop],
+                axis=axis,
+                first=first,
+                limit=limits[kind_of(name)],
+                delta=deltas.get(name),
+                float64=wanted.against == "float64",
+            )
+        )
+    return expectations

@@ -1,0 +1,261 @@
+"""Opens runners, plays cases, and asks the diff: makes the report of one ``compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from kvparity.exporter.contract.bundle import Bundle, CaseEntry
+from kvparity.exporter.contract.errors import BundleError, KvparityError, NotTakenError, TraceError
+from kvparity.runners.base import CaseSession, RunnerInfo, RunnerSpec, Session
+from kvparity.runners.compare.expectations import Wanted, auto_limits, case_noise, fixed_limits, step_expectations
+from kvparity.runners.compare.identities import Identity, Played, identities, judge_identity, play_whole
+from kvparity.runners.compare.options import JudgeOptions, command_of, label_of
+from kvparity.runners.compare.summary import Answer, failed_case, make_report
+from kvparity.runners.compare.timing import Timed
+from kvparity.runners.decode.play import play
+from kvparity.runners.diff.budget import Noise
+from kvparity.runners.diff.collect import CaseDiff, Collector
+from kvparity.runners.diff.gate import compare_outputs
+from kvparity.runners.diff.location import Location
+from kvparity.runners.diff.names import KINDS
+from kvparity.runners.diff.records import Question, Report, RunnerRecord
+from kvparity.runners.engines.trace_file import TraceWriter
+from kvparity.runners.isolation.process import open_runner
+from kvparity.runners.reference.source import References, select_cases
+
+__all__ = ["EXACT", "JudgeOptions", "judge"]
+
+EXACT = "exact"
+Say = Callable[[str], None]
+Opener = Callable[[Bundle, RunnerSpec], Session]
+
+
+def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, opener: Opener | None = None) -> Report:
+    """Answer every question that was asked.
+
+    Args:
+        bundle: An opened bundle.
+        options: What to ask.
+        say: Takes one line of progress at a time.
+        opener: Opens a runner; :func:`runners.isolation.process.open_runner` where None.
+
+    Raises:
+        KvparityError: The request itself makes no sense: no such case, two runners for one trace file.
+    """
+    if options.save_trace and len(options.runners) != 1:
+        raise TraceError(f"--save-trace takes one runner; {len(options.runners)} were given")
+    if not options.identities:
+        select_cases(bundle, options.cases)
+    _check_outputs(bundle, options)
+    float64 = options.exact or options.locate or options.tol == "auto"
+    with References(bundle, live=options.live, float64=float64) as references:
+        asked = _Asked(bundle, options, say, opener or open_runner, references)
+        answers = [asked.self() if options.identities else asked.gate()]
+        if options.exact:
+            answers.append(asked.exact())
+        report = make_report(
+            bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first), options.outputs
+        )
+        return replace(report, locations=asked.locations(report)) if options.locate else report
+
+
+@dataclass
+class _Asked:
+    """One ``compare``: what all its questions share."""
+
+    bundle: Bundle
+    options: JudgeOptions
+    say: Say
+    opener: Opener
+    references: References
+    not_judged: list[str] = field(default_factory=list)
+
+    def gate(self) -> Answer:
+        """Every runner against PyTorch."""
+        options = self.options
+        entries = self._judgeable()
+        answer = Answer("gate", options.tol, options.budget)
+        for spec in options.runners:
+            spec = _with_case(spec, entries)
+            with self._session(spec, answer) as (label, session), self._writer(session) as writer:
+                timed = Timed(session) if session and not isinstance(session, CaseSession) and options.timed else None
+                for entry in entries if session else ():
+                    assert session is not None
+                    self.say(f"{label}  {entry.name}")
+                    diff = self._case("gate", label, timed or session, entry, writer)
+                    record = replace(diff.record, decode_ms=timed.take()) if timed else diff.record
+                    answer.cases.append(replace(diff, record=record))
+        return answer
+
+    def locations(self, report: Report) -> tuple[Location, ...]:
+        """Where every runner's first divergence begins."""
+        from kvparity.runners.locate.entry import locate
+
+        entries = {entry.name: entry for entry in self.bundle.manifest.cases}
+        specs = {label_of(spec): spec for spec in self.options.runners}
+        self.say("locating")
+        return locate(self.bundle, report, specs, lambda case: self.references.vectors(entries[case]), self.opener)
+
+    def exact(self) -> Answer:
+        """The graphs evaluated in float64 against PyTorch in float64."""
+        answer = Answer("exact", self.options.exact_tol, None)
+        with self._session(RunnerSpec(EXACT), answer) as (label, session):
+            for entry in self._judgeable() if session else ():
+                assert session is not None
+                self.say(f"{label}  {entry.name}")
+                answer.cases.append(self._case("exact", label, session, entry, None))
+        return answer
+
+    def self(self) -> Answer:
+        """Every runner against itself."""
+        options = self.options
+        known = identities(self.bundle.model)
+        chosen = [item for item in known if _matches(item.name, options.cases)]
+        if not chosen:
+            names = ", ".join(item.name for item in known)
+            raise BundleError(f"no identity matches {', '.join(options.cases)}; identities are {names}")
+        limits = self._self_limits()
+        answer = Answer("self", options.tol, options.budget)
+        for spec in options.runners:
+            with self._session(spec, answer) as (label, session):
+                played: dict[str, Played] = {}
+                for item in chosen if session else ():
+                    assert session is not None
+                    self.say(f"{label}  {item.name}: {item.why}")
+                    answer.cases.append(self._identity(label, session, item, played, limits))
+        return answer
+
+    def _self_limits(self) -> dict[str, float]:
+        """Two runs may each be off by the budget, so that they may differ by twice that."""
+        options = self.options
+        if options.tol != "auto":
+            return fixed_limits(options.tol)
+        noise = self.bundle.manifest.noise
+        if not noise:
+            raise BundleError(f"{self.bundle.root}: --tol auto needs recorded float64 vectors; give a number to --tol")
+        cache = noise.get("cache", max(noise.values()))
+        return {kind: 2 * options.budget * noise.get(kind, cache) for kind in KINDS}
+
+    def _judgeable(self) -> list[CaseEntry]:
+        entries = select_cases(self.bundle, self.options.cases)
+        self.not_judged[:] = [entry.name for entry in entries if not self.references.has(entry)]
+        return [entry for entry in entries if self.references.has(entry)]
+
+    @contextmanager
+    def _session(self, spec: RunnerSpec, answer: Answer) -> Iterator[tuple[str, Session | None]]:
+        """Open a runner and record it; None where it cannot be opened, which is an error and not a pass."""
+        label = label_of(spec)
+        try:
+            session = self.opener(self.bundle, spec)
+        except Exception as error:  # an engine may raise anything; the other runners go on
+            required = spec.named or not isinstance(error, NotTakenError)
+            answer.runners.append(_unavailable(label, spec, self._message(error), required=required))
+            yield label, None
+            return
+        try:
+            answer.runners.append(_record(label, session.info))
+            yield label, session
+        finally:
+            session.close()
+
+    @contextmanager
+    def _writer(self, session: Session | None) -> Iterator[TraceWriter | None]:
+        path = self.options.save_trace
+        if path is None or session is None:
+            yield None
+            return
+        with TraceWriter(path, f"{session.info.name} {session.info.version}") as writer:
+            yield writer
+
+    def _case(
+        self,
+        question: Question,
+        label: str,
+        session: Session,
+        entry: CaseEntry,
+        writer: TraceWriter | None,
+    ) -> CaseDiff:
+        """One case; whatever goes wrong in it is that case's error, and the others go on."""
+        exact = question == "exact"
+        try:
+            vectors = self.references.vectors(entry)
+            noise = case_noise(self.bundle, vectors)
+            limits = self._limits(question, entry.name, noise)
+            if (exact or self.options.tol == "auto") and not vectors.has_float64:
+                vectors.float64()  # raises, and says what to do
+        except Exception as error:
+            return failed_case(question, label, entry, f"reference: {self._message(error)}")
+        wanted = Wanted("float64" if exact or self.options.tol == "auto" else "float32", "float64" if exact else None)
+        float64 = wanted.against == "float64"
+        own = {} if exact else noise
+        collector = Collector(question, label, vectors.case, self.bundle.model, limits, own, float64=float64)
+        results = play(self.bundle, session, vectors.case)
+        while True:
+            try:
+                result = next(results, None)
+                if result is None:
+                    return collector.finish()
+                every = step_expectations(self.bundle, vectors, result.step, limits, wanted)
+                expected = [item for item in every if _matches(item.name, self.options.outputs)]
+                judged = {name: array for name, array in result.outputs.items() if _matches(name, self.options.outputs)}
+                collector.add(result.step, compare_outputs(judged, expected), judged, expected)
+            except Exception as error:  # an engine may raise anything; the other cases go on
+                return collector.finish(self._message(error))
+            if writer is not None:
+                writer.add(entry.name, result.step, result.outputs)
+
+    def _limits(self, question: Question, case: str, noise: Mapping[str, Noise]) -> dict[str, float]:
+        options = self.options
+        if question == "exact":
+            return fixed_limits(options.exact_tol)
+        return auto_limits(noise, options.budget, case) if options.tol == "auto" else fixed_limits(options.tol)
+
+    def _identity(
+        self, label: str, session: Session, item: Identity, played: dict[str, Played], limits: Mapping[str, float]
+    ) -> CaseDiff:
+        key = f"{item.base.name} {item.base.chunks}"
+        try:
+            if key not in played:
+                played[key] = play_whole(self.bundle, session, item.base)
+            return judge_identity(self.bundle, session, item, played[key], limits, label)
+        except Exception as error:
+            shown = CaseEntry(item.name, 1, item.variant.total, item.variant.chunks, item.variant.first, item.why)
+            return failed_case("self", label, shown, self._message(error))
+
+    def _message(self, error: Exception) -> str:
+        """One line that names no folder of this machine."""
+        text = str(error) if isinstance(error, KvparityError) else f"{type(error).__name__}: {error}"
+        line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+        return line.replace(str(self.bundle.root.absolute()), "BUNDLE").replace(str(self.bundle.root), "BUNDLE")
+
+
+def _check_outputs(bundle: Bundle, options: JudgeOptions) -> None:
+    """Every pattern of ``--output`` names an output of the graphs, so that a typing error never judges nothing."""
+    if options.outputs and options.identities:
+        raise BundleError("--output selects what is compared with PyTorch; --self compares a runner with itself")
+    known = ["logits", *(f"present.{slot.slot}.{part}" for slot, part in bundle.model.cache_names())]
+    for pattern in options.outputs:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise BundleError(f"{bundle.root}: no output matches {pattern!r}; outputs are {', '.join(known)}")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _with_case(spec: RunnerSpec, entries: Sequence[CaseEntry]) -> RunnerSpec:
+    """Tell a trace whose keys name no case that it is the one selected."""
+    if spec.name == "trace_file" and len(entries) == 1:
+        return replace(spec, options={**spec.options, "case": entries[0].name})
+    return spec
+
+
+def _record(label: str, info: RunnerInfo) -> RunnerRecord:
+    return RunnerRecord(label, info.name, info.version, dict(info.settings), info.adapted)
+
+
+def _unavailable(label: str, spec: RunnerSpec, message: str, *, required: bool) -> RunnerRecord:
+    return RunnerRecord(label, spec.name, "", {}, available=False, message=message, required=required)

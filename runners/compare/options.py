@@ -1,0 +1,105 @@
+"""What one ``compare`` is asked, and the same as the words of a command."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.diff.records import Divergence
+
+__all__ = ["DEFAULT", "JudgeOptions", "command_of", "label_of"]
+
+DEFAULT = "ort"
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What to compare, and how strictly.
+
+    Attributes:
+        runners: Candidates.
+        cases: Glob patterns of cases, or of identities; empty takes all.
+        outputs: Glob patterns of graph outputs to judge, such as ``logits``; empty takes all.
+        tol: Largest difference that passes, or ``auto``: ``budget`` times PyTorch's own float32 error.
+        budget: See ``tol``.
+        live: Run PyTorch now instead of reading recorded vectors.
+        exact: Also ask whether the graphs in float64 equal PyTorch in float64.
+        exact_tol: Gate of that question.
+        identities: Ask the identities instead of comparing with PyTorch.
+        locate: Find where the first divergence of every runner begins, and whose fault it is.
+        save_trace: Write what the runner returned to this file; one runner only.
+        allow_modified: Whether files may differ from the manifest; for the command at the end.
+        shown_bundle: The bundle as the reader typed it, for the same.
+        program: How this program is called, for the same.
+        timed: Whether to time decode calls; what is timed has not the same bytes twice.
+    """
+
+    runners: tuple[RunnerSpec, ...]
+    cases: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    tol: float | Literal["auto"] = 1e-4
+    budget: float = 4.0
+    live: bool = False
+    exact: bool = False
+    exact_tol: float = 1e-10
+    identities: bool = False
+    locate: bool = False
+    save_trace: Path | None = None
+    allow_modified: bool = False
+    shown_bundle: str = "BUNDLE"
+    program: str = "python cli.py"
+    timed: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (self.budget, self.exact_tol, 0.0 if self.tol == "auto" else self.tol)
+        if not all(math.isfinite(value) and value >= 0 for value in numbers):
+            raise TraceError(f"tolerances and budget must be finite and at least 0; found {numbers}")
+
+
+def label_of(spec: RunnerSpec) -> str:
+    """How a report names a runner; a trace is named by its file, without the folder."""
+    if spec.name == "trace_file":
+        return f"trace:{Path(spec.options.get('file', '')).name}"
+    return str(spec)
+
+
+def command_of(options: JudgeOptions, first: Divergence | None) -> str:
+    """The command that narrows a divergence to its runner and case, or repeats this one where there is none.
+
+    Where there is nothing left to narrow, it asks for the page that shows the case in pictures.
+    """
+    words = [f"{options.program} compare {options.shown_bundle}", *_strictness(options)]
+    runners, cases = [_runner_words(spec) for spec in options.runners if str(spec) != DEFAULT], list(options.cases)
+    if first is not None:
+        named = [spec for spec in options.runners if label_of(spec) == first.runner]
+        narrow = [_runner_words(spec) for spec in named if str(spec) != DEFAULT], [first.case]
+        if narrow == (runners, cases):
+            words.append("--html report.html")
+        if not options.locate and not options.identities:
+            words.append("--locate")
+        runners, cases = narrow
+    return " ".join(words + runners + [f"--case {shlex.quote(case)}" for case in cases])
+
+
+def _strictness(options: JudgeOptions) -> Iterator[str]:
+    if options.tol == "auto":
+        yield f"--tol auto --budget {options.budget:g}"
+    elif options.tol != JudgeOptions.tol:
+        yield f"--tol {options.tol:g}"
+    if options.exact:
+        yield "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
+    yield from (f"--output {shlex.quote(pattern)}" for pattern in options.outputs)
+    flags = {"--live": options.live, "--self": options.identities, "--allow-modified": options.allow_modified}
+    yield from (flag for flag, on in flags.items() if on)
+
+
+def _runner_words(spec: RunnerSpec) -> str:
+    if spec.name == "trace_file":
+        return f"--trace {shlex.quote(Path(spec.options.get('file', '')).name)}"
+    return f"--runner {shlex.quote(str(spec))}"

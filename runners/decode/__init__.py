@@ -1,0 +1,1 @@
+"""Plays cases and conversations through a session: cache layouts, decoding loop, text generation, chat templates."""

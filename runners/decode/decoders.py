@@ -1,0 +1,96 @@
+"""One conversation on an engine: tokens in, logits of the last one out; the cache stays inside."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Step
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind
+from kvparity.runners.base import Array, RunnerSpec, Session, load_engine
+from kvparity.runners.decode.play import open_player
+
+__all__ = ["Decoder", "PlayedDecoder", "open_decoder"]
+
+Ids = npt.NDArray[np.int64]
+
+
+class Decoder(Protocol):
+    """A conversation of one row."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+        ...
+
+    def feed(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Append tokens.
+
+        Args:
+            ids: (sequence,) int64, at least one.
+
+        Returns:
+            Logits after the last token, (vocab,); valid until the next call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine."""
+        ...
+
+
+class PlayedDecoder:
+    """Any engine's session, through the player of its layout."""
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self._bundle, self._session = bundle, session
+        self._first: GraphKind = PREFILL if PREFILL in bundle.manifest.graphs else DECODE
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new conversation."""
+        self._player = open_player(self._bundle, self._session)
+        self._total = self._index = 0
+
+    def feed(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Append tokens; see :class:`Decoder`."""
+        start, total = self._total, self._total + len(ids)
+        inputs: dict[str, Array] = {
+            "input_ids": ids[None, :],
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(start, total, dtype=np.int64)[None, :],
+        }
+        step = Step(self._index, DECODE if start else self._first, start, total)
+        outputs = self._player.run(self._session, step, inputs)
+        self._total, self._index = total, self._index + 1
+        return np.asarray(outputs["logits"][0, -1], np.float32)
+
+    def close(self) -> None:
+        """Close the session."""
+        self._session.close()
+
+
+def open_decoder(bundle: Bundle, runner: RunnerSpec) -> Decoder:
+    """The fastest way that a runner has to continue one conversation.
+
+    Raises:
+        EngineUnavailableError: The engine is absent or can't take the bundle.
+        TraceError: The layout can't be played.
+    """
+    if runner.name == "ort" and bundle.options.layout == "dynamic" and bundle.options.profile != "bare":
+        from kvparity.runners.engines._ort_decoder import OrtDecoder
+
+        return OrtDecoder(bundle, runner.options)
+    if runner.name == "ort" and bundle.options.layout == "shared":
+        from kvparity.runners.engines._ort_shared import OrtSharedDecoder
+
+        return OrtSharedDecoder(bundle, runner.options)
+    session = load_engine(runner.name).open_session(bundle, runner.options)
+    try:
+        return PlayedDecoder(bundle, session)
+    except TraceError:
+        session.close()
+        raise

@@ -1,0 +1,184 @@
+"""Writes text from a bundle's graphs alone: tokenizer.json, a session, and nothing of PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError, TraceError
+from kvparity.exporter.contract.model_files import end_tokens
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.decode.decoders import Decoder, open_decoder
+
+__all__ = ["Generation", "Sampling", "generate", "generate_tokens", "write_text"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token, as transformers' greedy ``generate()`` does.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens of this total probability.
+        seed: Of the random numbers.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out: token ids, why it ended, and how long prefill and decode took in seconds."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    ended: str
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed; 0 where nothing was decoded."""
+        steps = len(self.tokens) - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0
+
+
+def load_tokenizer(bundle: Bundle) -> Any:
+    """The bundle's ``tokenizers.Tokenizer``.
+
+    Raises:
+        BundleError: The bundle has none.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(bundle.root) / "tokenizer.json"
+    if not path.is_file():
+        raise BundleError(f"{bundle.root}: has no tokenizer.json, so text can't be written; the checkpoint had none")
+    return Tokenizer.from_file(str(path))
+
+
+def generate_tokens(
+    bundle: Bundle, decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, sampling: Sampling
+) -> Iterator[int]:
+    """Yield up to ``count`` tokens after a prompt of shape (sequence,); stops after the end token.
+
+    Raises:
+        TraceError: The prompt is empty or longer than the model's positions or the static layout's buffers.
+    """
+    model = bundle.model
+    if not 0 < len(prompt) < model.max_position:
+        raise TraceError(f"the prompt has {len(prompt)} tokens, expected 1 to {model.max_position - 1}")
+    random = np.random.default_rng(sampling.seed)
+    ids = prompt
+    ends = end_tokens(bundle)
+    for _ in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
+        token = choose(decoder.feed(ids).astype(np.float64), sampling, random)
+        yield token
+        if token in ends:
+            return
+        ids = np.asarray([token], np.int64)
+
+
+def choose(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:
+    """Choose a token from logits of shape (vocab,)."""
+    if sampling.temperature <= 0:
+        return int(np.argmax(logits))
+    order = np.argsort(-logits, kind="stable")
+    if sampling.top_k > 0:
+        order = order[: sampling.top_k]
+    weights = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
+    weights /= weights.sum()
+    keep = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
+    weights = weights[:keep] / weights[:keep].sum()
+    return int(random.choice(order[:keep], p=weights))
+
+
+def generate(
+    bundle: Bundle,
+    prompt: str,
+    count: int,
+    *,
+    runner: RunnerSpec,
+    sampling: Sampling,
+    chat: bool = False,
+    on_text: Callable[[str], None] = lambda text: None,
+) -> Generation:
+    """Continue a prompt, or with ``chat`` answer it as a message in the model's chat template.
+
+    Args:
+        bundle: The bundle.
+        prompt: Text.
+        count: Most new tokens.
+        runner: Which engine runs the graphs.
+        sampling: How tokens are chosen.
+        chat: Put the prompt into the chat template first.
+        on_text: Gets the text piece by piece as it is decoded.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    from kvparity.runners.decode.chat import chat_prompt
+
+    tokenizer = load_tokenizer(bundle)
+    text = chat_prompt(bundle.root, prompt) if chat else prompt
+    ids = np.asarray(tokenizer.encode(text, add_special_tokens=not chat).ids, np.int64)
+    decoder = open_decoder(bundle, runner)
+    stream = DecodeStream(ids=[int(token) for token in ids], skip_special_tokens=True)
+    tokens: list[int] = []
+    started = time.perf_counter()
+    first = started
+    try:
+        for token in generate_tokens(bundle, decoder, ids, count, sampling):
+            first = time.perf_counter() if not tokens else first
+            tokens.append(token)
+            piece = stream.step(tokenizer, token)
+            if piece:
+                on_text(piece)
+        ended = time.perf_counter()
+    finally:
+        decoder.close()
+    if tokens and tokens[-1] in end_tokens(bundle):
+        reason = "end of text"
+    else:
+        reason = "token limit" if len(tokens) == count else f"position limit {bundle.model.max_position}"
+    return Generation(tuple(int(t) for t in ids), tuple(tokens), reason, first - started, ended - first)
+
+
+def write_text(
+    bundle: Bundle, prompt: str, count: int, runner: RunnerSpec, sampling: Sampling, *, raw: bool = False
+) -> int:
+    """The ``run`` command: text on stdout as it comes, speed on stderr; a chat model answers unless ``raw``.
+
+    Returns:
+        0.
+    """
+    import sys
+
+    from kvparity.runners.decode.chat import chat_template
+
+    chat = not raw and chat_template(bundle.root) is not None
+    waiting = [] if chat else [prompt]  # shown with the first new text: a session that can't be opened prints nothing
+
+    def show(text: str) -> None:
+        print(*waiting, text, sep="", end="", flush=True)
+        waiting.clear()
+
+    made = generate(bundle, prompt, count, runner=runner, sampling=sampling, chat=chat, on_text=show)
+    print()
+    print(
+        f"{len(made.tokens)} tokens ({made.ended}), "
+        f"prefill of {len(made.prompt)} in {made.prefill_seconds * 1000:.1f} ms, "
+        f"decode {made.tokens_per_second:.0f} tokens/s on {runner}",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,0 +1,64 @@
+"""Dynamic layout: ``present`` of one call is ``past_key_values`` of the next; the first past has no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kvparity.exporter.contract.cases import Step
+from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.host_inputs import compute
+from kvparity.exporter.contract.ports import host_inputs
+from kvparity.exporter.contract.spec import DECODE, ExportOptions, ModelSpec, SlotSpec, past_name, present_name
+from kvparity.runners.base import Array, Session
+
+__all__ = ["Player"]
+
+
+class Player:
+    """Plays steps as they are, one call each."""
+
+    def __init__(self, model: ModelSpec, options: ExportOptions) -> None:
+        self._model, self._options, self._dtype = model, options, numpy_dtype(options.dtype)
+        self._host = host_inputs(model, options)
+        self._past: dict[str, Array] = {}
+
+    def run(self, session: Session, step: Step, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Play one step; see :class:`runners.decode.play.Player`."""
+        feeds = {**inputs, **self._pasts(step, inputs["input_ids"].shape[0])}
+        if self._host:
+            wide = session.info.settings.get("dtype") == "float64"
+            rows = {None: step.stop, **{slot.window: self._rows(slot, step) for slot in self._model.slots}}
+            feeds.update(compute(self._host, inputs, rows, "float64" if wide else self._options.dtype))
+        outputs = session.run(step.graph, feeds)
+        self.restore(step, outputs)
+        return dict(outputs)
+
+    def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
+        """Keep every present as the next past."""
+        self._past = {
+            past_name(slot.slot, part): outputs[present_name(slot.slot, part)]
+            for slot, part in self._model.cache_names()
+            if present_name(slot.slot, part) in outputs
+        }
+
+    def _rows(self, slot: SlotSpec, step: Step) -> int:
+        """Rows that a layer sees in a step."""
+        return slot.kept_rows(step.start, self._options.bounded) + step.tokens
+
+    def _pasts(self, step: Step, batch: int) -> dict[str, Array]:
+        if step.graph != DECODE:
+            return {}
+        names = self._model.cache_names()
+        if step.start == 0:
+            return {
+                past_name(slot.slot, part): np.zeros((batch, slot.kv_heads, 0, slot.dim(part)), self._dtype)
+                for slot, part in names
+            }
+        for slot, part in names:
+            if past_name(slot.slot, part) not in self._past:
+                missing = present_name(slot.slot, part)
+                raise TraceError(f"step {step.index - 1} did not return {missing}; the case stops here")
+        return self._past

@@ -1,0 +1,100 @@
+"""Plays a case through any session: builds each call's inputs and hands the caches from call to call."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case, Step
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.vectors import Vectors, expected_outputs
+from kvparity.runners.base import Array, CaseSession, Session
+
+__all__ = ["Player", "StepResult", "open_player", "play"]
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """One step and what came back: ``logits`` and ``present.N.key/value`` in the dynamic layout's shapes."""
+
+    step: Step
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+class Player(Protocol):
+    """How one layout plays steps and carries caches between them; a layout is one class in ``runners/layouts``."""
+
+    def run(self, session: Session, step: Step, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Play one step through one or more calls.
+
+        Args:
+            session: An open session.
+            step: Which slots, through which graph; a step that starts at slot 0 starts a new conversation.
+            inputs: ``input_ids``, ``attention_mask`` and ``position_ids`` of the step, as the dynamic layout takes.
+
+        Returns:
+            ``logits`` and ``present.N.key/value`` in the dynamic layout's names and shapes.
+
+        Raises:
+            TraceError: The step does not fit the layout, or a cache that it needs was not returned.
+        """
+        ...
+
+    def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
+        """Carry these caches, given in the dynamic layout's shapes, to the step after ``step``."""
+        ...
+
+
+def open_player(bundle: Bundle, session: Session, *, poison: bool = False) -> Player:
+    """The player of a session's layout: the bundle's, unless the session says that it takes another.
+
+    Args:
+        bundle: The bundle that the session runs.
+        session: An open session.
+        poison: Static layout: fill rows that must not be read with NaN.
+
+    Raises:
+        TraceError: No player exists for the layout.
+    """
+    layout = session.info.layout or bundle.options.layout
+    try:
+        module = importlib.import_module(f"kvparity.runners.decode.layouts.{layout}")
+    except ModuleNotFoundError as error:
+        raise TraceError(f"{bundle.root}: layout {layout!r} cannot be played") from error
+    extra = {"poison": True} if poison else {}
+    return cast(Player, module.Player(bundle.model, bundle.options, **extra))
+
+
+def play(
+    bundle: Bundle, session: Session, case: Case, *, caches_from: Vectors | None = None, poison: bool = False
+) -> Iterator[StepResult]:
+    """Play a case step by step; results are yielded as they come, so that a long case need not fit in memory.
+
+    Args:
+        bundle: The bundle that the session runs.
+        session: An open session.
+        case: What to play.
+        caches_from: Feed every step with these recorded caches instead of the session's own, so that an error in one
+            step cannot spread to the next.
+        poison: Static layout: fill cache rows that a call must not read with NaN.
+
+    Raises:
+        TraceError: A cache that the next step needs was not returned, or the case does not fit the layout.
+    """
+    player = open_player(bundle, session, poison=poison)
+    if isinstance(session, CaseSession):
+        session.begin(case)
+    for step in case.steps():
+        inputs: dict[str, Array] = dict(case.inputs(step))
+        try:
+            outputs = player.run(session, step, inputs)
+        except TraceError as error:
+            raise TraceError(f"case {case.name}: {error}") from error
+        yield StepResult(step, inputs, outputs)
+        if caches_from is not None:
+            clean = expected_outputs(caches_from.arrays, step, bundle.model.slots, bounded=bundle.options.bounded)
+            player.restore(step, clean)

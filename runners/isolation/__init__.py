@@ -1,0 +1,1 @@
+"""Engines in processes, and virtual environments, of their own."""

@@ -1,0 +1,1 @@
+"""Reference values: recorded in the bundle, or computed by PyTorch now."""

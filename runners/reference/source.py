@@ -1,0 +1,121 @@
+"""Where the reference of a case comes from: vectors recorded in the bundle, or PyTorch run now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+
+from kvparity.exporter.contract.bundle import Bundle, CaseEntry
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.spec import PREFILL
+from kvparity.exporter.contract.vectors import Vectors, deltas_of
+from kvparity.runners.base import Array, Session, need
+
+__all__ = ["References", "open_pytorch", "select_cases"]
+
+
+def select_cases(bundle: Bundle, patterns: tuple[str, ...]) -> tuple[CaseEntry, ...]:
+    """Cases of a bundle whose names match any pattern, in the bundle's order; all of them where there is no pattern.
+
+    Raises:
+        BundleError: A pattern matches no case, or the bundle has none.
+    """
+    from fnmatch import fnmatchcase
+
+    entries = bundle.manifest.cases
+    known = ", ".join(entry.name for entry in entries) or "none"
+    for pattern in patterns:
+        if not any(fnmatchcase(entry.name, pattern) for entry in entries):
+            raise BundleError(f"{bundle.root}: no case matches {pattern!r}; cases are {known}")
+    if not entries:
+        raise BundleError(f"{bundle.root}: has no cases, so there is nothing to compare; export again")
+    if not patterns:
+        return entries
+    return tuple(entry for entry in entries if any(fnmatchcase(entry.name, pattern) for pattern in patterns))
+
+
+class References:
+    """Gives the reference vectors of cases; a context manager, because live ones are kept on disk between runners.
+
+    Args:
+        bundle: The bundle.
+        live: Run PyTorch now, even where vectors were recorded.
+        float64: Run PyTorch in float64 as well when live.
+        opener: Opens PyTorch in a dtype given by name; for tests.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        live: bool,
+        float64: bool,
+        opener: Callable[[Bundle, str], Session] | None = None,
+    ) -> None:
+        self._bundle, self._live, self._float64 = bundle, live, float64
+        self._open = opener or open_pytorch
+        self._folder: TemporaryDirectory[str] | None = None
+        self._sessions: dict[str, Session] = {}
+
+    def __enter__(self) -> References:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            session.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def has(self, entry: CaseEntry) -> bool:
+        """Whether the case can be judged at all."""
+        return self._live or entry.file is not None
+
+    def vectors(self, entry: CaseEntry) -> Vectors:
+        """The reference of a case.
+
+        Raises:
+            BundleError: The case was not recorded and is not one of the schedule's.
+            EngineUnavailableError: PyTorch is needed and not installed.
+            TraceError: The recorded vectors are unreadable.
+        """
+        if not self._live:
+            return self._bundle.vectors(entry.name)
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="kvparity-live-")
+        path = Path(self._folder.name) / f"{self._bundle.manifest.cases.index(entry)}.npz"
+        if not path.exists():
+            self._record(self._bundle.case(entry.name)).save(path)
+        return Vectors.load(path, entry.name)
+
+    def _record(self, case: Case) -> Vectors:
+        single = self._play(case, self._bundle.options.dtype)
+        if not self._float64:
+            return Vectors(case, single)
+        double = self._play(replace(case, chunks=(case.total,), first=PREFILL), "float64")
+        return Vectors(case, single, deltas_of(double, single, coarse=self._bundle.options.coarse))
+
+    def _play(self, case: Case, dtype: str) -> dict[str, Array]:
+        from kvparity.runners.reference.record import reference_arrays
+
+        if dtype not in self._sessions:
+            self._sessions[dtype] = self._open(self._bundle, dtype)
+        return reference_arrays(self._sessions[dtype], self._bundle.model, case)
+
+
+def open_pytorch(bundle: Bundle, dtype: str) -> Session:
+    """A PyTorch session that returns whole caches and all logits, which is what vectors hold.
+
+    Raises:
+        EngineUnavailableError: torch or transformers is not installed.
+    """
+    for distribution in ("torch", "transformers"):
+        need(distribution, "--live needs it: pip install 'kvparity[export]'")
+    from kvparity.runners.engines.torch_eager import reference_session
+
+    return reference_session(bundle, dtype)
