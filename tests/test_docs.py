@@ -10,21 +10,23 @@ import click
 import pytest
 
 import cli
-from tests.readme_tree import BEGIN, END, ROOT, tracked, tree
+from tests.folder_tree import BEGIN, END, ROOT, tracked, tree
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(Path(ROOT / name) for name in tracked() if name.endswith(".md"))
 
 
 def commands(text: str) -> list[str]:
-    """Every ``python cli.py …`` line of the meta_model blocks of a page."""
+    """Every ``python cli.py …`` line of the shell blocks of a page."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("python cli.py ")]
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    assert README.split(BEGIN)[1].split(END)[0] == tree(), "run: python -m tests.readme_tree --write"
+def test_the_tree_of_folders_is_the_tree() -> None:
+    assert (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0] == tree(), (
+        "run: python -m tests.folder_tree --write"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from test_package_engines import said_by
 
 from kvparity.exporter.contract.errors import EngineUnavailableError
 from kvparity.exporter.contract.package import write_package
@@ -22,6 +21,7 @@ from kvparity.runners.base import load_engine
 from kvparity.runners.engines import _node
 from kvparity.runners.engines._chromium import chromium
 from tests.packaging_bundles import TINY, export_to, zero_row
+from tests.test_package_engines import said_by
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 PAGE = """<script type="importmap">

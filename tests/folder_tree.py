@@ -1,4 +1,4 @@
-"""The README's tree, made from the first docstring line of every file: ``python -m tests.readme_tree --write``."""
+"""The tree in docs/architecture.md, made from the docstrings of folders: ``python -m tests.folder_tree --write``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->\n"
-FOLDERS = ("exporter", "runners", "benchmarks", "examples")
+FOLDERS = ("exporter", "runners", "tests")
 
 
 def tracked() -> list[str]:
@@ -37,31 +37,22 @@ def summary(name: str) -> str:
 
 
 def tree() -> str:
-    """The tree as Markdown: one line per source file, folders indented."""
-    lines = ["```", f"{'cli.py':<36} {summary('cli.py')}"]
-    wanted = [n for n in tracked() if n.split("/")[0] in FOLDERS and n.endswith((".py", ".cjs", ".mjs", ".js"))]
-    folder = ""
-    for name in sorted(wanted, key=lambda n: (n.split("/")[:-1], n)):
-        parent, _, base = name.rpartition("/")
-        if parent != folder:
-            folder = parent
-            lines.append(f"{parent}/")
-        if base != "__init__.py":
-            lines.append(f"  {base:<34} {summary(name)}".rstrip())
-        elif summary(name):
-            lines[-1] = f"{parent + '/':<36} {summary(name)}"
+    """The tree as Markdown: one line per folder, with what its docstring says."""
+    lines = ["```", f"{'cli.py':<32} {summary('cli.py')}"]
+    for name in sorted(name for name in tracked() if name.split("/")[0] in FOLDERS and name.endswith("__init__.py")):
+        lines.append(f"{name.removesuffix('__init__.py'):<32} {summary(name)}".rstrip())
     return "\n".join([*lines, "```"]) + "\n"
 
 
 def main() -> None:
-    """Print the tree, or put it into the README."""
+    """Print the tree, or put it into the page."""
     if "--write" not in sys.argv:
         sys.stdout.write(tree())
         return
-    readme = ROOT / "README.md"
-    head, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    page = ROOT / "docs" / "architecture.md"
+    head, rest = page.read_text(encoding="utf-8").split(BEGIN)
     tail = rest.split(END)[1]
-    readme.write_text(head + BEGIN + tree() + END + tail, encoding="utf-8")
+    page.write_text(head + BEGIN + tree() + END + tail, encoding="utf-8")
 
 
 if __name__ == "__main__":
