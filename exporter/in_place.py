@@ -14,7 +14,7 @@ from pathlib import Path
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.contract.bundle import MANIFEST
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.files import sync
+from kvparity.exporter.contract.files import locked, sync
 from kvparity.exporter.contract.spec import ExportOptions
 
 __all__ = ["beside_weights", "refuse_reference"]
@@ -56,6 +56,11 @@ def beside_weights(folder: Path) -> Iterator[Path]:
     Raises:
         ExportError: The folder has a file of a bundle's name, but no bundle.
     """
+    with locked(folder / MANIFEST):
+        yield from _beside_weights(folder)
+
+
+def _beside_weights(folder: Path) -> Iterator[Path]:
     old = folder / _OLD
     if old.exists():  # a killed export: what it wrote is worth nothing
         _remove(folder)

@@ -39,8 +39,8 @@ def test_an_error_leaves_the_previous_bundle_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / ".b.tmp").mkdir()
-    (tmp_path / ".b.tmp" / "half").write_text("x")
+    (tmp_path / ".b.0123abcd.tmp").mkdir()
+    (tmp_path / ".b.0123abcd.tmp" / "half").write_text("x")
     with new_folder(tmp_path / "b", MANIFEST) as folder:
         (folder / "manifest.json").write_text("{}")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "manifest.json"]

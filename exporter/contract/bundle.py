@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.files import bring_back
 from kvparity.exporter.contract.quantization import Quantization
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
 from kvparity.exporter.contract.vectors import Vectors
@@ -245,6 +246,7 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 def _read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
+    bring_back(root)
     if not root.is_dir():
         raise BundleError(f"{root}: no such folder; expected a bundle made by `export`")
     if not path.is_file():

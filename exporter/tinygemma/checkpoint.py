@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.files import swap
+from kvparity.exporter.contract.files import swap, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,21 +30,18 @@ def replacing(out: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `out`; on success its entries replace those of the same name in `out`.
 
     Entries of `out` with other names stay. When the body raises, `out` is untouched and the temporary folder is gone.
+    A second process that writes there waits.
     """
     if out.exists() and not out.is_dir():
         raise ExportError(f"train: {out} is a file, expected a folder or nothing: choose another folder")
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        new, old = work / "new", work / "old"
+    with writing(out) as new:
         new.mkdir()
-        old.mkdir()
         yield new
         out.mkdir(exist_ok=True)
         for entry in sorted(new.iterdir()):
-            swap(entry, out / entry.name, old / entry.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            swap(entry, out / entry.name)
 
 
 def save_hf(folder: Path, model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError, KvparityError, TraceError
+from kvparity.exporter.contract.files import write_whole
 from kvparity.runners.base import RunnerSpec, parse_runner
 from kvparity.runners.decode.decoders import Decoder, open_decoder
 
@@ -283,11 +284,11 @@ def bench_command(
     measures = bench(bundles, runners or ("ort",), options, allow_modified=allow_modified)
     text = json.dumps(as_json(measures, options), indent=1)
     if html is not None:
-        html.write_text(page(measures, options), encoding="utf-8")
+        write_whole(html, page(measures, options))
     if json_file == "-":
         print(text)
         return 0
     if json_file:
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(json_file), text + "\n")
     print(table(measures, options))
     return 0

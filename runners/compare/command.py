@@ -12,6 +12,7 @@ from typing import Literal
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.files import write_whole
 from kvparity.runners.base import RunnerSpec, parse_runner
 from kvparity.runners.compare.judge import EXACT, Say, judge
 from kvparity.runners.compare.options import DEFAULT, JudgeOptions
@@ -141,7 +142,7 @@ def token_text(bundle: Bundle) -> Callable[[int], str]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_whole(path, text)
     except OSError as error:
         raise TraceError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from kvparity.exporter.contract.files import writing
 from kvparity.runners.isolation.process import engines_folder
 
 __all__ = ["compiled"]
@@ -28,8 +27,9 @@ def compiled(parts: list[Path | str], suffix: str, make: Callable[[Path], None])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest.hexdigest()[:24]}{suffix}"
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / path.name
-            make(made)
-            os.replace(made, path)
+        with writing(path) as scratch:  # a second process waits for the first one's
+            if not path.exists():
+                scratch.mkdir()
+                make(scratch / path.name)
+                (scratch / path.name).rename(path)
     return path

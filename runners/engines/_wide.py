@@ -6,11 +6,12 @@ point into has no limit, and the system keeps no more of it in memory than is re
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kvparity.exporter.contract.files import scratch_folder
 
 __all__ = ["folder", "wide_weight"]
 
@@ -23,7 +24,7 @@ class _Weights:
     """The file, and what lies where in it."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="kvparity-float64-")
+        self._folder = scratch_folder("kvparity-float64-")
         self._known: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     @property

@@ -6,7 +6,6 @@ What it loads is the folder that ``cli.py package --to genai`` writes, made of l
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
-from kvparity.exporter.contract.files import link_file
+from kvparity.exporter.contract.files import link_file, scratch_folder
 from kvparity.exporter.contract.packages import genai as package
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, need, only
@@ -57,7 +56,7 @@ class GenaiSession:
 
         self.info = info
         self._genai, self._bundle = onnxruntime_genai, bundle
-        self._folder = tempfile.TemporaryDirectory(prefix="kvparity-genai-")
+        self._folder = scratch_folder("kvparity-genai-")
         package.write(bundle, Path(self._folder.name), link_file, info.settings["type"])
         try:
             self._model = onnxruntime_genai.Model(self._folder.name)

@@ -7,10 +7,10 @@ judged, but locating reads them. A scalar string ``engine`` names what made it. 
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -19,6 +19,7 @@ import numpy as np
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case, Step
 from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
+from kvparity.exporter.contract.files import writing
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, only
 
@@ -153,6 +154,8 @@ def _index(names: list[str], file: str, case: str | None) -> dict[tuple[str, int
 class TraceWriter:
     """Writes a trace while cases are played; the file appears when the block ends without an error.
 
+    A second process that writes the same file waits.
+
     Args:
         path: The ``.npz`` to make.
         engine: What makes it.
@@ -162,10 +165,13 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path, engine: str) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        self._path = path.resolve()
+        self._open = ExitStack()
         try:
+            self._temporary = self._open.enter_context(writing(self._path))
             self._archive = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
         except OSError as error:
+            self._open.close()
             raise TraceError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         self._write("engine", np.asarray(engine))
 
@@ -187,8 +193,7 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._archive.close()
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        with self._open:
+            self._archive.close()
+            if kind is None:
+                self._temporary.replace(self._path)

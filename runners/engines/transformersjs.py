@@ -5,12 +5,11 @@ What it loads is the folder that ``cli.py package --to transformersjs`` writes, 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.files import link_file
+from kvparity.exporter.contract.files import link_file, scratch_folder
 from kvparity.exporter.contract.packages import transformersjs as package
 from kvparity.runners.base import RunnerInfo, only
 from kvparity.runners.engines._node import INSTALL, describe_package, open_in_node
@@ -33,7 +32,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> IsolatedSession:
     only(options, "type", "threads", "level", "limit")
     info = describe()
     refuse_unpacked(package.refuse, bundle)
-    folder = tempfile.TemporaryDirectory(prefix="kvparity-transformersjs-")
+    folder = scratch_folder("kvparity-transformersjs-")
     package.write(bundle, Path(folder.name), link_file, options.get("type", package.TYPE))
     settings = {key: value for key, value in options.items() if key != "type"}
     packed = Bundle(Path(folder.name), bundle.manifest)

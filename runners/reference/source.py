@@ -11,6 +11,7 @@ from types import TracebackType
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.files import scratch_folder
 from kvparity.exporter.contract.spec import PREFILL
 from kvparity.exporter.contract.vectors import Vectors, deltas_of
 from kvparity.runners.base import Array, Session, need
@@ -87,7 +88,7 @@ class References:
         if not self._live:
             return self._bundle.vectors(entry.name)
         if self._folder is None:
-            self._folder = TemporaryDirectory(prefix="kvparity-live-")
+            self._folder = scratch_folder("kvparity-live-")
         path = Path(self._folder.name) / f"{self._bundle.manifest.cases.index(entry)}.npz"
         if not path.exists():
             self._record(self._bundle.case(entry.name)).save(path)
