@@ -17,6 +17,7 @@ from kvparity.exporter.contract.spec import (
     SlotSpec,
     blocked_score,
     mask_name,
+    part_dtype,
     past_name,
     present_name,
 )
@@ -75,6 +76,11 @@ def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
         raise ExportError(f"--layout shared is for ONNX Runtime: it needs --profile ort, not {options.profile}")
     if options.profile == "bare" and options.layout != "dynamic":
         raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
+    if model.has_states and (options.layout != "dynamic" or options.profile == "bare"):
+        raise ExportError(
+            f"{model.model_type} keeps states ({', '.join(sorted({p for s in model.slots for p in s.parts}))}): its "
+            "graphs have the dynamic layout, in the profiles portable, modern and ort"
+        )
     oldest = 23 if options.layout == "dynamic" else 24
     if options.profile in ("modern", "ort") and options.opset is not None and options.opset < oldest:
         raise ExportError(f"--profile {options.profile} needs --opset {oldest} or later in the {options.layout} layout")
@@ -92,7 +98,7 @@ def host_inputs(model: ModelSpec, options: ExportOptions) -> tuple[HostInput, ..
     blocked = blocked_score(options.dtype)
     found = [
         HostInput(mask_name(window), "mask", _MASK + ("" if window is None else _WINDOW), window, blocked)
-        for window in dict.fromkeys(layer.window for layer in model.layers)
+        for window in dict.fromkeys(layer.window for layer in model.layers if layer.attends)
     ]
     for rope in model.ropes:
         for part in ("cos", "sin"):
@@ -131,7 +137,7 @@ def _static(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphS
     batch, tokens = options.batch, 1 if kind == DECODE else options.chunk
 
     def buffer(slot: SlotSpec, part: str) -> tuple[int | str, ...]:
-        return (batch, slot.kv_heads, options.capacity(slot), slot.dim(part))
+        return slot.shape(part, batch, options.capacity(slot))
 
     names = model.cache_names()
     inputs = [
@@ -139,11 +145,11 @@ def _static(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphS
         Port("attention_mask", "int64", (batch, options.max_len)),
         Port("position_ids", "int64", (batch, tokens)),
         Port("cache_position", "int64", (tokens,)),
-        *(Port(past_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+        *(Port(past_name(s.slot, part), part_dtype(part, options.dtype), buffer(s, part)) for s, part in names),
     ]
     outputs = [
         Port("logits", "float32", (batch, 1 if options.logits == "last" else tokens, model.vocab_size)),
-        *(Port(present_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+        *(Port(present_name(s.slot, part), part_dtype(part, options.dtype), buffer(s, part)) for s, part in names),
     ]
     return GraphSpec(kind, tuple(inputs), tuple(outputs))
 
@@ -157,7 +163,7 @@ def _shared(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphS
 
     def buffer(slot: SlotSpec, part: str) -> tuple[int | str, ...]:
         rows = slot.window if slot.window is not None and options.is_ring(slot) else "capacity"
-        return ("batch", slot.kv_heads, rows, slot.dim(part))
+        return slot.shape(part, "batch", rows)
 
     names = model.cache_names()
     inputs = [
@@ -165,11 +171,11 @@ def _shared(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphS
         Port("attention_mask", "int64", ("batch", "capacity")),
         Port("position_ids", "int64", ("batch", tokens)),
         Port("past_lengths", "int64", ("batch",)),
-        *(Port(past_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+        *(Port(past_name(s.slot, part), part_dtype(part, options.dtype), buffer(s, part)) for s, part in names),
     ]
     outputs = [
         Port("logits", "float32", ("batch", 1 if options.logits == "last" else tokens, model.vocab_size)),
-        *(Port(present_name(s.slot, part), options.dtype, buffer(s, part)) for s, part in names),
+        *(Port(present_name(s.slot, part), part_dtype(part, options.dtype), buffer(s, part)) for s, part in names),
     ]
     return GraphSpec(kind, tuple(inputs), tuple(outputs))
 
@@ -189,13 +195,13 @@ def _dynamic(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> Graph
         inputs.append(Port("position_ids", "int64", ("batch", "sequence")))
     if decode:
         inputs += [
-            Port(past_name(s.slot, part), options.dtype, _shape(s, part, "past", options))
+            Port(past_name(s.slot, part), part_dtype(part, options.dtype), _shape(s, part, "past", options))
             for s, part in model.cache_names()
         ]
     outputs = [
         Port("logits", "float32", ("batch", 1 if options.logits == "last" else "sequence", model.vocab_size)),
         *(
-            Port(present_name(s.slot, part), options.dtype, _shape(s, part, _rows(decode), options))
+            Port(present_name(s.slot, part), part_dtype(part, options.dtype), _shape(s, part, _rows(decode), options))
             for s, part in model.cache_names()
         ),
     ]
@@ -209,4 +215,4 @@ def _rows(decode: bool) -> str:
 def _shape(slot: SlotSpec, part: str, rows: str, options: ExportOptions) -> tuple[int | str, ...]:
     if slot.window is not None and options.bounded:
         rows = "past_sliding" if rows == "past" else "present_sliding"
-    return ("batch", slot.kv_heads, rows, slot.dim(part))
+    return slot.shape(part, "batch", rows)

@@ -7,7 +7,8 @@ call), ``rows`` (rows of one cache slot), ``heads``, ``kv_heads``, ``head_dim``,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from math import prod
+from typing import Literal, TypeVar
 
 __all__ = [
     "DECODE",
@@ -22,16 +23,22 @@ __all__ = [
     "Port",
     "RopeSpec",
     "SlotSpec",
+    "StateSpec",
     "blocked_score",
     "mask_name",
+    "part_dtype",
     "past_name",
     "present_name",
 ]
 
-LayerKind = Literal["full", "sliding"]
+_Size = TypeVar("_Size", int, int | str)
+LayerKind = Literal["full", "sliding", "conv", "recurrent", "none"]
+Part = Literal["key", "value", "conv_state", "recurrent_state", "ssm_state"]
+StatePart = Literal["conv_state", "recurrent_state", "ssm_state"]
 GraphKind = Literal["prefill", "decode"]
 FLOAT64_CONSTANTS = "kvparity.float64_constants"  # a graph's metadata: {initializer: [its float64 values in hex]}
 FLOAT64_EPSILON = "kvparity.float64_epsilon"  # the same: {a norm's float32 epsilon: its float64 value}, both in hex
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PREFILL: GraphKind = "prefill"
 DECODE: GraphKind = "decode"
 
@@ -44,6 +51,11 @@ def blocked_score(dtype: str) -> float:
 def past_name(slot: int, part: str) -> str:
     """Name of a cache input, as ONNX Runtime GenAI, Optimum and transformers.js spell it."""
     return f"past_key_values.{slot}.{part}"
+
+
+def part_dtype(part: str, dtype: str) -> str:
+    """Dtype of a part of a cache slot in a bundle of ``dtype``: what a recurrence sums up is float32 in all of them."""
+    return "float32" if part in ("recurrent_state", "ssm_state") else dtype
 
 
 def mask_name(window: int | None) -> str:
@@ -62,32 +74,55 @@ class LayerSpec:
 
     Attributes:
         index: Position in the stack, from 0.
-        kind: Whether the layer attends to everything or to a sliding window.
-        window: Keys that a query sees, itself included; None for full layers.
-        slot: Cache slot that the layer reads.
+        kind: Whether the layer attends to everything (``full``) or to a ``sliding`` window, or has no attention:
+            a short convolution (``conv``), a recurrence (``recurrent``), or neither (``none``).
+        window: Keys that a query sees, itself included; None for layers that do not slide.
+        slot: Cache slot that the layer reads; None where it reads none.
         owns_slot: False where the layer shares the keys and values of an earlier layer.
     """
 
     index: int
     kind: LayerKind
     window: int | None
-    slot: int
+    slot: int | None
     owns_slot: bool = True
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has attention."""
+        return self.kind in ("full", "sliding")
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """A part of a cache slot whose size does not grow with the text; zeros before the first token.
+
+    Attributes:
+        part: ``conv_state``: the newest inputs of a causal convolution, without the one that its next output does not
+            see; ``recurrent_state``: what linear attention or a delta rule sums up; ``ssm_state``: a state-space
+            model's state.
+        shape: Axes after the batch: (channels, kernel - 1); (heads, key_dim, value_dim), for Mamba-2 the key is B and
+            the value x; (channels, state) for Mamba-1; (channels,) for RG-LRU.
+    """
+
+    part: StatePart
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """One cache slot: the keys and values that one layer writes and one or more layers read.
+    """One cache slot: keys and values, states, or both, that one layer writes and one or more layers read.
 
     Attributes:
         slot: Number in the tensor names ``past_key_values.<slot>.key``.
         layer: The layer that writes it.
         kind: Kind of that layer.
         window: Window of that layer; a bounded cache keeps at most ``window - 1`` rows.
-        kv_heads: Key-value heads.
+        kv_heads: Key-value heads; 0 where the slot has states only.
         head_dim: Size of a key head.
         value_head_dim: Size of a value head.
         shared_by: Later layers that read this slot without writing it.
+        states: Parts beside or instead of keys and values.
     """
 
     slot: int
@@ -98,10 +133,31 @@ class SlotSpec:
     head_dim: int
     value_head_dim: int
     shared_by: tuple[int, ...] = ()
+    states: tuple[StateSpec, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Names of its tensors in port order."""
+        rows: tuple[Part, ...] = ("key", "value") if self.kv_heads else ()
+        return (*rows, *(state.part for state in self.states))
+
+    def shape(self, part: str, batch: _Size, rows: _Size) -> tuple[_Size, ...]:
+        """Shape of a part: (batch, kv_heads, rows, head_dim), or the batch and a state's axes."""
+        if part in ("key", "value"):
+            return (batch, self.kv_heads, rows, self.dim(part))
+        return (batch, *next(state.shape for state in self.states if state.part == part))
 
     def dim(self, part: str) -> int:
         """Head size of ``"key"`` or ``"value"``."""
         return self.head_dim if part == "key" else self.value_head_dim
+
+    def row_bytes(self, dtype: str) -> int:
+        """Bytes of one row of keys and values in a bundle of ``dtype``."""
+        return self.kv_heads * (self.head_dim + self.value_head_dim) * _BYTES[dtype]
+
+    def state_bytes(self, dtype: str) -> int:
+        """Bytes of all states of one batch row."""
+        return sum(prod(state.shape) * _BYTES[part_dtype(state.part, dtype)] for state in self.states)
 
     def kept_rows(self, total: int, bounded: bool = True) -> int:
         """Rows that the slot holds once ``total`` tokens were seen."""
@@ -189,12 +245,27 @@ class ModelSpec:
 
     @property
     def pattern(self) -> str:
-        """Layer kinds in order, ``s`` sliding and ``F`` full, as in ``ssFssF``."""
-        return "".join("s" if layer.kind == "sliding" else "F" for layer in self.layers)
+        """Layer kinds in order, as in ``ssFssF``.
 
-    def cache_names(self) -> tuple[tuple[SlotSpec, str], ...]:
-        """Every (slot, ``"key"`` or ``"value"``) pair in port order."""
-        return tuple((slot, part) for slot in self.slots for part in ("key", "value"))
+        ``s`` sliding, ``F`` full, ``c`` convolution, ``r`` recurrence, ``H`` attention beside a state, ``-`` no cache.
+        """
+        both = {slot.layer for slot in self.slots if slot.kv_heads and slot.states}
+        letters = {"sliding": "s", "full": "F", "conv": "c", "recurrent": "r", "none": "-"}
+        return "".join("H" if layer.index in both else letters[layer.kind] for layer in self.layers)
+
+    def slot_of(self, layer: LayerSpec) -> SlotSpec:
+        """The cache slot that a layer reads; for layers with attention, which have one."""
+        assert layer.slot is not None
+        return self.slots[layer.slot]
+
+    @property
+    def has_states(self) -> bool:
+        """Whether any slot has a part beside keys and values."""
+        return any(slot.states for slot in self.slots)
+
+    def cache_names(self) -> tuple[tuple[SlotSpec, Part], ...]:
+        """Every (slot, part) pair in port order."""
+        return tuple((slot, part) for slot in self.slots for part in slot.parts)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ the float32 one: |difference| is about 1e-5, so the sum is exact to about 1e-12 
 
 Keys of the ``.npz``: ``input_ids, attention_mask, position_ids`` (batch, total) int64; ``chunks`` (steps,) int64;
 ``first`` (the first call's graph); ``logits`` (batch, total, vocab); ``cache.N.key`` and ``cache.N.value``
-(batch, kv_heads, total, head_dim); each of the float tensors again as ``float64_delta/<key>``.
+(batch, kv_heads, total, head_dim); ``cache.N.conv_state`` (batch, channels, total), the column that each token adds;
+``cache.N.recurrent_state`` and ``cache.N.ssm_state`` (batch, calls, …), the state after each call; each of the float
+tensors again as ``float64_delta/<key>``.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from kvparity.exporter.contract.cases import Case, Step
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import DECODE, PREFILL, SlotSpec, present_name
 
-__all__ = ["Recorder", "Vectors", "cache_key", "deltas_of", "expected_outputs"]
+__all__ = ["Recorder", "Vectors", "cache_key", "deltas_of", "expected_outputs", "held"]
 
 Array = npt.NDArray[np.generic]
 _DELTA = "float64_delta/"
+_STATES = ("recurrent_state", "ssm_state")  # rewritten by every call
 
 
 def cache_key(slot: int, part: str) -> str:
@@ -140,16 +143,35 @@ def expected_outputs(
         last: Whether the graph returns the logits of the last position only.
 
     Returns:
-        ``logits`` and ``present.N.key/value`` by output name, in port order.
+        ``logits`` and ``present.N.<part>`` by output name, in port order.
     """
     first = step.stop - 1 if last else step.start
     outputs: dict[str, Array] = {"logits": arrays["logits"][:, first : step.stop]}
     for slot in slots:
-        kept = slot.kept_rows(step.stop, bounded)
-        for part in ("key", "value"):
-            rows = arrays[cache_key(slot.slot, part)]
-            outputs[present_name(slot.slot, part)] = rows[:, :, step.stop - kept : step.stop]
+        for part in slot.parts:
+            array = arrays[cache_key(slot.slot, part)]
+            outputs[present_name(slot.slot, part)] = held(array, slot, part, step.stop, step.index + 1, bounded)
     return outputs
+
+
+def held(array: Array, slot: SlotSpec, part: str, stop: int, calls: int, bounded: bool = True) -> Array:
+    """What a part of a slot holds after some calls, from its array of the whole case.
+
+    Args:
+        array: ``cache.N.<part>`` of :class:`Vectors`.
+        slot: The slot.
+        part: The part.
+        stop: Token slots after those calls.
+        calls: How many calls they were.
+        bounded: Whether a sliding slot keeps at most window - 1 rows.
+    """
+    if part in ("key", "value"):
+        return array[:, :, stop - slot.kept_rows(stop, bounded) : stop]
+    if part != "conv_state":
+        return array[:, calls - 1] if calls else np.zeros_like(array[:, 0])
+    columns = slot.shape(part, 1, 0)[-1]
+    newest = array[:, :, max(stop - columns, 0) : stop]
+    return np.pad(newest, ((0, 0), (0, 0), (columns - newest.shape[2], 0)))
 
 
 class Recorder:
@@ -158,18 +180,21 @@ class Recorder:
     def __init__(self, case: Case, slots: tuple[SlotSpec, ...]) -> None:
         self._case, self._slots = case, slots
         self._logits: list[Array] = []
-        self._rows: dict[str, list[Array]] = {}
+        self._rows: dict[str, list[Array]] = {}  # by key: along the axis of token slots, or one state per call
 
     def add(self, step: Step, outputs: Mapping[str, Array]) -> None:
-        """Take the outputs of one step; caches must be full length, in sliding layers too.
+        """Take the outputs of one step; caches must be full length, in sliding layers and convolutions too.
 
         Raises:
             TraceError: A row that an earlier step wrote came back different, or rows are missing.
         """
         self._logits.append(outputs["logits"])
         for slot in self._slots:
-            for part in ("key", "value"):
+            for part in slot.parts:
                 present = outputs[present_name(slot.slot, part)]
+                if part in _STATES:
+                    self._rows.setdefault(cache_key(slot.slot, part), []).append(present)
+                    continue
                 if present.shape[2] != step.stop:
                     raise TraceError(
                         f"case {self._case.name}, step {step.index}: slot {slot.slot} has {present.shape[2]} rows, "
@@ -192,5 +217,8 @@ class Recorder:
         """Whole-case arrays by key."""
         return {
             "logits": np.concatenate(self._logits, axis=1),
-            **{key: np.concatenate(rows, axis=2) for key, rows in self._rows.items()},
+            **{
+                key: np.stack(rows, axis=1) if key.endswith(_STATES) else np.concatenate(rows, axis=2)
+                for key, rows in self._rows.items()
+            },
         }

@@ -127,12 +127,12 @@ def _size(manifest: Manifest, entry: CaseEntry) -> int:
     padded = any(stop - start != size for _, start, stop, size in calls)
     if entry.batch != 1 or (options.batch or 1) != 1 or len(entry.chunks) > _MOST_STEPS or padded:
         return 0
-    item, size = 4 if options.dtype == "float32" else 2, 0
+    size = 0
     for _, before, total, tokens in calls:
         size += 4 * tokens * manifest.model.vocab_size + 8 * (2 * tokens + (options.max_len or total))
         for slot in manifest.model.slots:
             rows = options.held_rows(slot, before) + options.held_rows(slot, total)
-            size += rows * slot.kv_heads * (slot.head_dim + slot.value_head_dim) * item
+            size += slot.row_bytes(options.dtype) * rows + 2 * slot.state_bytes(options.dtype)
     return size
 
 
@@ -163,13 +163,13 @@ def _calls(
         inputs: dict[str, Array] = {**call.feeds, **past}
         for port in ports.inputs:
             if not past and port.name.startswith("past_key_values."):
-                inputs[port.name] = verify.empty_cache(document, list(port.shape), data)
+                inputs[port.name] = verify.empty_cache(list(port.shape), port.dtype, data)
         if manifest.host_inputs:
             rows = {s.window: s.kept_rows(call.start, options.bounded) + call.stop - call.start for s in slots}
             inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
         shapes = {port.name: port.shape for port in ports.outputs}
         outputs: dict[str, Array] = {}
-        for name, values, _, places in verify.expectations(document, data, call.start, call.stop):
+        for name, values, _, places in verify.expectations(document, data, call):
             outputs[name] = values if places is None or name == "logits" else _placed(shapes[name], places, values)
         yield call, inputs, outputs
         past = {into: outputs[out] for out, into in _chain(manifest).items()}

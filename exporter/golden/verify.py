@@ -128,10 +128,11 @@ def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any
             ports = {port.name: port for port in session.get_inputs()}
             feeds = {name: value for name, value in feeds.items() if name in ports}
             for name in ports.keys() - feeds.keys():
-                feeds[name] = past[name] if past else empty_cache(manifest, ports[name].shape, group)
+                dtype = manifest["options"]["dtype"] if ports[name].type != "tensor(float)" else "float32"
+                feeds[name] = past[name] if past else empty_cache(ports[name].shape, dtype, group)
             names = [port.name for port in session.get_outputs()]
             outputs = dict(zip(names, session.run(names, feeds), strict=True))
-            for name, expected, live, rows in expectations(manifest, group, call.start, call.stop):
+            for name, expected, live, rows in expectations(manifest, group, call):
                 difference = distance(outputs[name], expected, live, rows)
                 if difference >= worst:
                     worst, place = difference, f"call {call.index}, {name}"
@@ -189,13 +190,13 @@ def padded(array: Any, columns: int) -> Any:
     return np.pad(array, ((0, 0), (0, columns - array.shape[1])))
 
 
-def empty_cache(manifest: dict[str, Any], shape: list[Any], data: dict[str, Any]) -> Any:
-    """What the first call of a conversation takes: no rows, or buffers of zeros where shapes are fixed."""
+def empty_cache(shape: list[Any], dtype: str, data: dict[str, Any]) -> Any:
+    """What the first call of a conversation takes: no rows, and zeros where a size is fixed."""
     import numpy as np
 
-    fixed = manifest["options"]["layout"] == "static"
-    sizes = shape if fixed else (data["input_ids"].shape[0], shape[1], 0, shape[3])
-    return np.zeros(sizes, data["cache.0.key"].dtype)
+    batch = data["input_ids"].shape[0]
+    sizes = [batch, *(size if isinstance(size, int) else 0 for size in shape[1:])]
+    return np.zeros(sizes, dtype)
 
 
 def capacity(options: dict[str, Any], slot: dict[str, Any]) -> int:
@@ -230,13 +231,11 @@ def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str,
     return made
 
 
-def expectations(
-    manifest: dict[str, Any], data: dict[str, Any], start: int, stop: int
-) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, expected value and live slots of every output of one call, and its rows that count (None: all)."""
+def expectations(manifest: dict[str, Any], data: dict[str, Any], call: Call) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, expected value, live slots (None: all of a state) and rows that count (None: all) of every output."""
     import numpy as np
 
-    options, mask = manifest["options"], data["attention_mask"]
+    options, mask, start, stop = manifest["options"], data["attention_mask"], call.start, call.stop
     fixed = options["layout"] == "static"
     first = stop - 1 if options["logits"] == "last" else start
     yield "logits", data["logits"][:, first:stop], mask[:, first:stop] == 1, np.arange(stop - first) if fixed else None
@@ -245,20 +244,36 @@ def expectations(
         if not fixed and slot["window"] is not None and options["sliding_cache"] == "bounded":
             rows = slot["window"] - 1
         kept = np.arange(max(stop - rows, 0), stop)
-        for part in ("key", "value"):
+        for part in ("key", "value") if slot["kv_heads"] else ():
             wanted = data[f"cache.{slot['slot']}.{part}"][:, :, kept]
             yield f"present.{slot['slot']}.{part}", wanted, mask[:, kept] == 1, kept % rows if fixed else None
+        for state in slot["states"]:
+            wanted = state_after(data[f"cache.{slot['slot']}.{state['part']}"], state, call)
+            yield f"present.{slot['slot']}.{state['part']}", wanted, None, None
+
+
+def state_after(recorded: Any, state: dict[str, Any], call: Call) -> Any:
+    """A state after a call: the newest columns of a convolution, zeros before the first; else one state per call."""
+    import numpy as np
+
+    if state["part"] != "conv_state":
+        return recorded[:, call.index]
+    columns = state["shape"][1]
+    newest = recorded[:, :, max(call.stop - columns, 0) : call.stop]
+    return np.pad(newest, ((0, 0), (0, 0), (columns - newest.shape[2], 0)))
 
 
 def distance(actual: Any, expected: Any, live: Any, rows: Any = None) -> float:
     """Largest difference over live slots; slots are axis 1 of logits and axis 2 of caches."""
     import numpy as np
 
-    axis = 2 if expected.ndim == 4 else 1
+    axis = 2 if expected.ndim == 4 and live is not None else 1
     if rows is not None and actual.ndim == expected.ndim and actual.shape[axis] > rows.max(initial=-1):
         actual = np.take(actual, rows, axis)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
+    if live is None:
+        live = np.ones(expected.shape[:2], bool)
     actual, expected = np.moveaxis(actual, axis, 1), np.moveaxis(expected, axis, 1)
     difference = np.abs(actual[live].astype(np.float64) - expected[live].astype(np.float64))
     largest = float(difference.max(initial=0.0))

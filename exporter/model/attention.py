@@ -74,7 +74,7 @@ class Masks(dict[int, Tensor]):
         self.windows = {
             layer.index: layer.window
             for layer in spec.layers
-            if layer.window is not None and (options.layout == "dynamic" or options.is_ring(spec.slots[layer.slot]))
+            if layer.window is not None and (options.layout == "dynamic" or options.is_ring(spec.slot_of(layer)))
         }
 
     def __getitem__(self, index: int) -> Tensor:

@@ -53,7 +53,7 @@ class Decoder(nn.Module):
             inputs: Every port of the graph by name, with the shapes of :mod:`exporter.contract.ports`.
 
         Returns:
-            logits (batch, sequence or 1, vocab), then key and value of every slot.
+            logits (batch, sequence or 1, vocab), then every part of every slot.
         """
         dtype = next(self.model.parameters()).dtype
         cache = open_cache(self._spec, self._options, inputs, dtype)
@@ -68,7 +68,7 @@ class Decoder(nn.Module):
                 positions = probe(torch.zeros_like(ids), NO_POSITIONS)
             logits = self.model(input_ids=ids, position_ids=positions, **arguments).logits
         masks.check()
-        presents = [tensor for slot in self._spec.slots for tensor in cache.present[slot.slot]]
+        presents = [cache.present[slot.slot, part] for slot, part in self._spec.cache_names()]
         return [logits if self._lift else logits.float(), *presents]
 
 

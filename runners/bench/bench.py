@@ -95,10 +95,10 @@ class Measure:
 
 def subject(bundle: Bundle, runner: RunnerSpec, label: str) -> Subject:
     """A bundle on a runner."""
-    size = np.dtype(np.float32 if bundle.options.dtype == "float32" else np.float16).itemsize
     cache: dict[str, int] = {}
-    for slot, part in bundle.model.cache_names():
-        cache[slot.kind] = cache.get(slot.kind, 0) + slot.kv_heads * slot.dim(part) * size
+    for slot in bundle.model.slots:
+        if slot.kv_heads:
+            cache[slot.kind] = cache.get(slot.kind, 0) + slot.row_bytes(bundle.options.dtype)
     model = bundle.model
     longest = bundle.options.max_len or model.max_position
     return Subject(label, lambda: open_decoder(bundle, runner), model.vocab_size, longest, cache)

@@ -11,9 +11,10 @@ import numpy as np
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Step
 from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import part_dtype
 from kvparity.exporter.contract.vectors import Vectors, cache_key, expected_outputs
 from kvparity.runners.diff.budget import Noise, noise_of
-from kvparity.runners.diff.names import KINDS, kind_of
+from kvparity.runners.diff.names import KINDS, axis_of, is_state, kind_of
 from kvparity.runners.diff.tensor import Expectation
 
 __all__ = ["Wanted", "auto_limits", "case_noise", "dtype_of", "fixed_limits", "step_expectations"]
@@ -33,8 +34,8 @@ class Wanted:
 
 
 def dtype_of(bundle: Bundle, tensor: str) -> str:
-    """The dtype that the contract gives an output: logits float32, caches the bundle's."""
-    return "float32" if tensor == "logits" else bundle.options.dtype
+    """The dtype that the contract gives an output: logits and recurrent states float32, other caches the bundle's."""
+    return "float32" if tensor == "logits" else part_dtype(kind_of(tensor), bundle.options.dtype)
 
 
 def fixed_limits(tol: float) -> dict[str, float]:
@@ -60,9 +61,10 @@ def case_noise(bundle: Bundle, vectors: Vectors) -> dict[str, Noise]:
     live = vectors.case.mask.astype(bool)
     noise: dict[str, Noise] = {}
     for key, values in vectors.arrays.items():
-        kind, axis = kind_of(key), 1 if key == "logits" else 2
+        kind, axis = kind_of(key), axis_of(key) or 1  # states: one per call
         rows, delta = np.moveaxis(values, axis, 1), np.moveaxis(vectors.deltas[key], axis, 1)
-        found = noise_of(rows, delta, live, bundle.options.dtype)
+        counted = np.ones(rows.shape[:2], bool) if is_state(key) else live
+        found = noise_of(rows, delta, counted, dtype_of(bundle, key))
         noise[kind] = noise[kind].merge(found) if kind in noise else found
     return noise
 
@@ -92,14 +94,15 @@ def step_expectations(
     mask = vectors.case.mask.astype(bool)
     expectations = []
     for name, array in values.items():
-        axis: Literal[1, 2] = 1 if name == "logits" else 2
-        first = step.stop - array.shape[axis]
+        axis = axis_of(name)
+        first = step.stop - (array.shape[axis] if axis else 1)
+        live = np.ones((array.shape[0], step.stop - first), bool) if is_state(name) else mask[:, first : step.stop]
         expectations.append(
             Expectation(
                 name=name,
                 values=array,
                 dtype=wanted.dtype or dtype_of(bundle, name),
-                live=mask[:, first : step.stop],
+                live=live,
                 axis=axis,
                 first=first,
                 limit=limits[kind_of(name)],

@@ -20,7 +20,7 @@ from kvparity.runners.compare.expectations import dtype_of
 from kvparity.runners.decode.play import StepResult, play
 from kvparity.runners.diff.collect import CaseDiff, Collector
 from kvparity.runners.diff.gate import compare_outputs
-from kvparity.runners.diff.names import kind_of
+from kvparity.runners.diff.names import axis_of, kind_of
 from kvparity.runners.diff.tensor import Expectation
 
 __all__ = ["Identity", "Played", "identities", "judge_identity", "play_whole"]
@@ -56,7 +56,7 @@ class Played:
     Attributes:
         logits: (slots, vocab); zeros where ``known`` is false.
         known: (slots,) whether logits were returned for the slot.
-        caches: ``present.N.key/value`` of the last call.
+        caches: ``present.N.<part>`` of the last call.
     """
 
     logits: Array
@@ -173,9 +173,13 @@ def _expectations(
     tensors: list[tuple[str, Array, Array]] = [("logits", values[None], live[None])]
     for slot, part in bundle.model.cache_names() if final else ():
         name = present_name(slot.slot, part)
-        known = _cache(base, name, (1, slot.kv_heads, slot.dim(part)))
         kept = slot.kept_rows(step.stop, bundle.options.bounded)
-        rows = np.zeros((1, slot.kv_heads, kept, slot.dim(part)), known.dtype)
+        shape = slot.shape(part, 1, kept)
+        known = _cache(base, name, shape, rows=2 if part in ("key", "value") else None)
+        if part not in ("key", "value"):
+            tensors.append((name, known, np.ones((1, known.shape[2] if axis_of(name) else 1))))
+            continue
+        rows = np.zeros(shape, known.dtype)
         count = min(kept, known.shape[2], step.stop - pad)
         rows[:, :, kept - count :] = known[:, :, known.shape[2] - count :]
         tensors.append((name, rows, np.arange(kept)[None] >= kept - count))
@@ -185,8 +189,8 @@ def _expectations(
             values=array,
             dtype=array.dtype.name if array.dtype == np.float64 else dtype_of(bundle, name),
             live=mask.astype(bool),
-            axis=1 if name == "logits" else 2,
-            first=step.stop - array.shape[1 if name == "logits" else 2],
+            axis=axis_of(name),
+            first=step.stop - mask.shape[1],
             limit=0.0 if identity.bitwise else limits[kind_of(name)],
             bitwise=identity.bitwise,
         )
@@ -194,9 +198,18 @@ def _expectations(
     ]
 
 
-def _cache(base: Played, name: str, shape: tuple[int, int, int]) -> Array:
-    """The base's rows of a slot; none where it did not return what the contract asks, which the variant fails on."""
+def _cache(base: Played, name: str, shape: tuple[int, ...], rows: int | None) -> Array:
+    """The base's part of a slot; no rows where it is not what the contract asks, which the variant fails on.
+
+    Args:
+        base: What was played.
+        name: Output name.
+        shape: What the contract asks, but for the number of rows.
+        rows: Axis of the rows; None for a state, which is zeros then.
+    """
     found = np.asarray(base.caches.get(name, np.zeros(0)))
-    batch, heads, dim = shape
-    fits = found.ndim == 4 and found.shape[:2] == (batch, heads) and found.shape[3] == dim
-    return found if fits else np.zeros((batch, heads, 0, dim), np.float32)
+    wanted = [size if axis != rows else 0 for axis, size in enumerate(shape)]
+    fits = found.ndim == len(shape) and all(
+        size == found.shape[axis] for axis, size in enumerate(shape) if axis != rows
+    )
+    return found if fits else np.zeros(wanted, np.float32)

@@ -42,7 +42,8 @@ class Curves:
 
     def _raise(self, curves: dict[str, Floats], name: str, first: int, errors: Floats) -> None:
         curve = curves.setdefault(name, np.full(self._total, np.nan))
-        span = curve[first : first + errors.shape[1]]
+        errors = errors[:, max(-first, 0) :]  # columns of a convolution that lie before the first token
+        span = curve[max(first, 0) : max(first, 0) + errors.shape[1]]
         np.fmax(span, np.fmax.reduce(errors, axis=0), out=span)
 
     def records(self) -> tuple[Curve, ...]:

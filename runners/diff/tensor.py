@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from kvparity.runners.diff.budget import add64, terms64
 from kvparity.runners.diff.metrics import Block, Floats, Totals, measure, merge
+from kvparity.runners.diff.names import Axis
 
 __all__ = ["Expectation", "Place", "Reason", "TensorDiff", "compare"]
 
@@ -32,10 +33,11 @@ class Expectation:
 
     Attributes:
         name: Output name.
-        values: The reference; (batch, rows, vocab) where ``axis`` is 1, (batch, kv_heads, rows, head_dim) where 2.
+        values: The reference; (batch, rows, vocab) where ``axis`` is 1, (batch, kv_heads, rows, head_dim) or
+            (batch, channels, rows) where 2, (batch, …) where 0.
         dtype: dtype name that the output must have; the reference may be held in another one.
         live: (batch, rows): False where a row is padding.
-        axis: Which axis counts rows, that is token slots.
+        axis: Which axis counts rows, that is token slots; 0 for a state, which counts as one row.
         first: Token slot of row 0.
         limit: Largest difference that passes.
         delta: The float64 reference minus ``values``, where it is known.
@@ -47,7 +49,7 @@ class Expectation:
     values: Array
     dtype: str
     live: Bools
-    axis: Literal[1, 2]
+    axis: Axis
     first: int
     limit: float
     delta: Array | None = None
@@ -171,9 +173,10 @@ class _Rows:
 
     def place(self, batch: int, row: int, feature: int, expected: float) -> Place:
         inner = tuple(int(i) for i in np.unravel_index(feature, self.inner))
-        index = (batch, row, *inner) if self.expectation.axis == 1 else (batch, inner[0], row, *inner[1:])
+        axis = self.expectation.axis
+        index = (batch, *inner[: axis - 1], row, *inner[axis - 1 :]) if axis else (batch, *inner)
         actual = float(self.actual[(batch, row, *inner)])
-        return Place(batch, self.expectation.first + row, index, expected, actual)
+        return Place(batch, max(self.expectation.first + row, 0), index, expected, actual)
 
     def blocks(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Batch and row numbers of live slots, few enough at a time."""
@@ -183,8 +186,8 @@ class _Rows:
             yield batches[start : start + step], rows[start : start + step]
 
 
-def _by_row(array: Array, axis: Literal[1, 2]) -> Array:
-    return array if axis == 1 else np.moveaxis(array, 2, 1)
+def _by_row(array: Array, axis: Axis) -> Array:
+    return np.moveaxis(array, axis, 1) if axis else array[:, None]
 
 
 def _take(array: Array, batches: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Floats:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import TraceError
-from kvparity.exporter.contract.spec import DECODE, past_name, present_name
+from kvparity.exporter.contract.spec import DECODE, ExportOptions, SlotSpec, part_dtype, past_name, present_name
 from kvparity.runners.engines.ort import open_session
 
 __all__ = ["OrtDecoder"]
@@ -32,32 +32,51 @@ class _Rows:
     Attributes:
         past: Input name.
         present: Output name.
-        kv_heads: Heads.
-        size: Columns of a head.
-        limit: Rows that it stops growing at, or None.
+        slot: The cache slot.
+        part: Part of it.
+        dtype: Of its numbers.
+        limit: Rows that it stops growing at, 0 for a state, or None.
         buffers: Memory, large enough for the longest text so far.
         addresses: Where each buffer starts.
     """
 
     past: str
     present: str
-    kv_heads: int
-    size: int
+    slot: SlotSpec
+    part: str
+    dtype: np.dtype[Any]
     limit: int | None
     buffers: list[npt.NDArray[Any]] = field(default_factory=list)
     addresses: list[int] = field(default_factory=list)
 
     def shape(self, total: int) -> tuple[int, ...]:
         """Shape once ``total`` tokens were seen."""
-        return (1, self.kv_heads, total if self.limit is None else min(total, self.limit), self.size)
+        return self.slot.shape(self.part, 1, total if self.limit is None else min(total, self.limit))
 
-    def grow(self, total: int, dtype: npt.DTypeLike) -> None:
+    @property
+    def kind(self) -> Any:
+        """What ONNX Runtime calls its dtype."""
+        return _ONNX_TYPES.get(self.dtype.name, self.dtype)
+
+    def clear(self) -> None:
+        """Back to what an empty conversation holds: states are zeros, rows are not looked at."""
+        for buffer in self.buffers if self.limit == 0 else ():
+            buffer[:] = 0
+
+    def grow(self, total: int) -> None:
         """Room for ``total`` tokens; what is cached moves along."""
         old = self.buffers
-        self.buffers = [np.zeros(int(np.prod(self.shape(total))), dtype) for _ in range(2)]
+        self.buffers = [np.zeros(int(np.prod(self.shape(total))), self.dtype) for _ in range(2)]
         for new, previous in zip(self.buffers, old, strict=False):
             new[: previous.size] = previous
         self.addresses = [buffer.ctypes.data for buffer in self.buffers]
+
+
+def _limit(slot: SlotSpec, part: str, options: ExportOptions) -> int | None:
+    """Rows that a part stops growing at: 0 for a state, None where it always grows."""
+    if part not in ("key", "value"):
+        return 0
+    return slot.window - 1 if slot.window is not None and options.bounded else None
 
 
 class OrtDecoder:
@@ -67,15 +86,14 @@ class OrtDecoder:
         self._session = open_session(bundle, options).native(DECODE)
         self._capacity, self._vocab = bundle.model.max_position, bundle.model.vocab_size
         self._all = bundle.options.logits == "all"
-        self._dtype = numpy_dtype(bundle.options.dtype)
-        self._kind = _ONNX_TYPES.get(self._dtype.name, self._dtype)
         rows = [
             _Rows(
                 past_name(slot.slot, part),
                 present_name(slot.slot, part),
-                slot.kv_heads,
-                slot.dim(part),
-                slot.window - 1 if slot.window is not None and bundle.options.bounded else None,
+                slot,
+                part,
+                numpy_dtype(part_dtype(part, bundle.options.dtype)),
+                _limit(slot, part, bundle.options),
             )
             for slot, part in bundle.model.cache_names()
         ]
@@ -92,6 +110,8 @@ class OrtDecoder:
     def reset(self) -> None:
         """Forget the conversation; buffers stay."""
         self._total, self._settled = 0, [False, False]
+        for item in self._bounded:
+            item.clear()
 
     def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Append tokens; see :class:`runners.decode.decoders.Decoder`.
@@ -127,8 +147,8 @@ class OrtDecoder:
     def _bind(self, binding: Any, rows: list[_Rows], start: int, total: int) -> None:
         old, new = self._turn, 1 - self._turn
         for item in rows:
-            binding.bind_input(item.past, "cpu", 0, self._kind, item.shape(start), item.addresses[old])
-            binding.bind_output(item.present, "cpu", 0, self._kind, item.shape(total), item.addresses[new])
+            binding.bind_input(item.past, "cpu", 0, item.kind, item.shape(start), item.addresses[old])
+            binding.bind_output(item.present, "cpu", 0, item.kind, item.shape(total), item.addresses[new])
 
     def _make_room(self, total: int, count: int) -> None:
         """Buffers for ``total`` tokens and some more, and arrays for a call of ``count``."""
@@ -137,7 +157,7 @@ class OrtDecoder:
             self._mask = np.ones((1, rows), np.int64)
             self._mask_at = self._mask.ctypes.data
             for item in (*self._growing, *self._bounded):
-                item.grow(rows, self._dtype)
+                item.grow(rows)
             self._settled = [False, False]
         if self._ids.shape[1] != count:
             self._ids, self._positions = np.zeros((1, count), np.int64), np.zeros((1, count), np.int64)

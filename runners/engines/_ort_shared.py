@@ -119,7 +119,7 @@ class OrtSharedDecoder:
             if before is not None and before.shape[2] == rows:
                 self._buffers[name] = before
                 continue
-            self._buffers[name] = np.zeros((1, slot.kv_heads, rows, slot.dim(part)), self._dtype)
+            self._buffers[name] = np.zeros(slot.shape(part, 1, rows), self._dtype)
             if before is not None:
                 self._buffers[name][:, :, : before.shape[2]] = before
         self._binding = None

@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Table
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.features import coverage_lines, unproven
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.inspect.terminal import table_console
@@ -61,19 +60,19 @@ def operator_counts(bundle: Bundle, kind: GraphKind) -> dict[str, int]:
 
 def cache_bytes(bundle: Bundle, tokens: int) -> int:
     """Bytes of all caches of one row after ``tokens`` tokens."""
-    size = numpy_dtype(bundle.options.dtype).itemsize
+    options = bundle.options
     return sum(
-        bundle.options.held_rows(slot, tokens) * slot.kv_heads * (slot.head_dim + slot.value_head_dim) * size
+        options.held_rows(slot, tokens) * slot.row_bytes(options.dtype) + slot.state_bytes(options.dtype)
         for slot in bundle.model.slots
     )
 
 
 def _slot_row(bundle: Bundle, index: int) -> dict[str, Any]:
     slot = bundle.model.slots[index]
-    size = numpy_dtype(bundle.options.dtype).itemsize
-    per_token = slot.kv_heads * (slot.head_dim + slot.value_head_dim) * size
-    most = bundle.options.held_rows(slot, bundle.model.max_position)
-    return {**asdict(slot), "bytes_per_token": per_token, "most_rows": most, "most_bytes": most * per_token}
+    per_token, states = slot.row_bytes(bundle.options.dtype), slot.state_bytes(bundle.options.dtype)
+    most = bundle.options.held_rows(slot, bundle.model.max_position) if slot.kv_heads else 0
+    sizes = {"bytes_per_token": per_token, "most_rows": most, "state_bytes": states}
+    return {**asdict(slot), **sizes, "most_bytes": most * per_token + states}
 
 
 def print_inspection(bundle: Bundle, shown: str) -> None:
@@ -117,8 +116,9 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
 
 def _slot_table(bundle: Bundle) -> Table:
     table = Table(title="cache slots", title_justify="left")
-    for name in ("slot", "layer", "kind", "window", "kv heads", "head dim", "bytes/token", "most rows", "read by"):
-        table.add_column(name, justify="left" if name in ("kind", "read by") else "right")
+    numbers = ("bytes/token", "most rows")
+    for name in ("slot", "layer", "kind", "window", "kv heads", "head dim", *numbers, "states", "read by"):
+        table.add_column(name, justify="left" if name in ("kind", "states", "read by") else "right")
     for index in range(len(bundle.model.slots)):
         row = _slot_row(bundle, index)
         dims = str(row["head_dim"])
@@ -127,6 +127,7 @@ def _slot_table(bundle: Bundle) -> Table:
         table.add_row(
             *(str(row["slot"]), str(row["layer"]), row["kind"], str(row["window"] or "–"), str(row["kv_heads"]), dims),
             *(f"{row['bytes_per_token']:,}", f"{row['most_rows']:,}"),
+            ", ".join(f"{state['part']} {'×'.join(map(str, state['shape']))}" for state in row["states"]) or "–",
             ", ".join(str(layer) for layer in (row["layer"], *row["shared_by"])),
         )
     return table

@@ -61,7 +61,7 @@ def _right(evidence: Evidence, prefix: str) -> _Attention | None:
     layer = _layer(evidence)
     names = [f"{prefix}.query", f"{prefix}.key", f"{prefix}.value", f"mask.{layer.kind}"]
     if names[1] not in evidence.reference:  # a layer that shares another's cache
-        owner = evidence.model.slots[layer.slot].layer
+        owner = evidence.model.slot_of(layer).layer
         names[1:3] = [name.replace(prefix, f"layers.{owner}.self_attn") for name in names[1:3]]
     if any(name not in evidence.reference for name in names):
         return None
@@ -87,7 +87,7 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
             times = scale / base.scale
             yield "scale", f"scores are {times:.6g} times what they should be ({words})", replace(base, scale=scale)
     heads, layer = base.query.shape[1], _layer(evidence)
-    shared = evidence.model.slots[layer.slot].kv_heads
+    shared = evidence.model.slot_of(layer).kv_heads
     tiled = np.arange(heads).reshape(shared, -1).T.ravel()
     for part in ("key", "value"):
         rows = getattr(base, part)

@@ -11,7 +11,7 @@ import numpy as np
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import DECODE, GraphKind, past_name
-from kvparity.exporter.contract.vectors import Vectors, cache_key
+from kvparity.exporter.contract.vectors import Vectors, cache_key, held
 from kvparity.runners.base import Array
 from kvparity.runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
 from kvparity.runners.locate.probe_diff import Call, ProbeDiff, diff_probe, settle_mask
@@ -55,8 +55,9 @@ def make_call(bundle: Bundle, vectors: Vectors, index: int) -> Call:
     exact = vectors.float64() if vectors.has_float64 else vectors.arrays
     feeds: dict[str, Array] = dict(case.inputs(step))
     for slot, part in bundle.model.cache_names() if step.graph == DECODE else ():
-        kept = slot.kept_rows(step.start, bundle.options.bounded)
-        feeds[past_name(slot.slot, part)] = exact[cache_key(slot.slot, part)][:, :, step.start - kept : step.start]
+        array = exact[cache_key(slot.slot, part)]
+        past = held(array, slot, part, step.start, step.index, bundle.options.bounded)
+        feeds[past_name(slot.slot, part)] = past
     return Call(case, step, feeds)
 
 

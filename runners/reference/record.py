@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from kvparity.exporter.contract.spec import PREFILL, ExportOptions, ModelSpec
 from kvparity.exporter.contract.vectors import Recorder, Vectors, deltas_of
 from kvparity.runners.base import Array, Session
 from kvparity.runners.decode.layouts.dynamic import Player
+from kvparity.runners.diff.names import axis_of, is_state
 
 __all__ = ["record_cases", "recorder", "reference_arrays"]
 
@@ -123,11 +125,17 @@ def _at_once(case: Case) -> Case:
 def _within(cases: Sequence[Case], bundle: Bundle, budget: int, float64: bool) -> list[Case]:
     """The cases, in order, that fit the budget together."""
     model = bundle.model
-    cache = sum(slot.kv_heads * (slot.head_dim + slot.value_head_dim) for slot in model.slots)
-    per_slot = (model.vocab_size + cache) * (4 + (8 if bundle.options.coarse else 4) * float64)
+    per_slot, per_call = model.vocab_size, 0
+    for slot, part in model.cache_names():
+        shape = slot.shape(part, 1, 1)
+        if part in ("key", "value", "conv_state"):  # the last is recorded as the column that each token adds
+            per_slot += prod(shape[:2]) if part == "conv_state" else prod(shape)
+        else:
+            per_call += prod(shape)
+    item = 4 + (8 if bundle.options.coarse else 4) * float64
     chosen: list[Case] = []
     for case in cases:
-        size = case.batch * case.total * per_slot
+        size = case.batch * (case.total * per_slot + len(case.chunks) * per_call) * item
         if size <= budget:
             budget -= size
             chosen.append(case)
@@ -141,6 +149,6 @@ def _noise(recorded: Sequence[Vectors]) -> dict[str, float]:
         live = vectors.case.mask == 1
         for key, delta in vectors.deltas.items():
             kind = "logits" if key == "logits" else "cache"
-            values = delta[live] if kind == "logits" else np.moveaxis(delta, 2, 1)[live]
+            values = delta if is_state(key) else np.moveaxis(delta, axis_of(key), 1)[live]
             worst[kind] = max(worst.get(kind, 0.0), float(np.abs(values).max(initial=0.0)))
     return worst

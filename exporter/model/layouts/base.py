@@ -36,7 +36,7 @@ class LayoutCache(ABC):
         dtype: Of the mask.
 
     Attributes:
-        present: (key, value) to hand out, by slot; filled while the model runs.
+        present: What to hand out, by slot and part; filled while the model runs.
     """
 
     is_compileable = False
@@ -47,7 +47,7 @@ class LayoutCache(ABC):
         self, spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor], dtype: torch.dtype
     ) -> None:
         self.spec, self.options, self.inputs, self.dtype = spec, options, inputs, dtype
-        self.present: dict[int, Pair] = {}
+        self.present: dict[tuple[int, str], Tensor] = {}
         self._slot_of = {slot.layer: slot for slot in spec.slots}
 
     @abstractmethod
@@ -61,8 +61,8 @@ class LayoutCache(ABC):
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> Pair:
         """Called by a layer with its new rows; gives the rows that it sees: (batch, kv_heads, rows, head_dim)."""
         slot = self._slot_of[layer_idx]
-        (key, value), self.present[slot.slot] = self.join(slot, key, value)
-        return key, value
+        seen, (self.present[slot.slot, "key"], self.present[slot.slot, "value"]) = self.join(slot, key, value)
+        return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Never used for positions: those are an input."""
@@ -81,12 +81,13 @@ class LayoutCache(ABC):
     def masks(self) -> dict[int, Tensor]:
         """The mask of every layer by index; layers of one kind and window share a tensor."""
         made: dict[tuple[str, int | None], Tensor] = {}
-        for layer in self.spec.layers:
+        attending = [layer for layer in self.spec.layers if layer.attends]
+        for layer in attending:
             kind = (layer.kind, layer.window)
             if kind not in made:
                 given = self.inputs.get(mask_name(layer.window))
                 made[kind] = probe(self.mask(layer), f"mask.{layer.kind}") if given is None else given
-        return {layer.index: made[layer.kind, layer.window] for layer in self.spec.layers}
+        return {layer.index: made[layer.kind, layer.window] for layer in attending}
 
     def named(self, slot: SlotSpec, key: Tensor, value: Tensor) -> Pair:
         """Probes on the rows that a layer sees."""

@@ -26,7 +26,7 @@ class Cache(LayoutCache):
     def mask(self, layer: LayerSpec) -> Tensor:
         """(batch, 1, sequence, past + sequence); queries and keys are counted from the slot's first row."""
         attention_mask, queries = self.inputs["attention_mask"], self.inputs["input_ids"].shape[1]
-        past = self.past(self.spec.slots[layer.slot])
+        past = self.past(self.spec.slot_of(layer))
         rows = queries + (0 if past is None else past[0].shape[2])
         query = torch.arange(queries, device=attention_mask.device)[:, None] + (rows - queries)
         key = torch.arange(rows, device=attention_mask.device)[None, :]

@@ -46,7 +46,7 @@ class Cache(LayoutCache):
 
     def mask(self, layer: LayerSpec) -> Tensor:
         """(batch, 1, sequence, rows); a row that is not yet written is 0 in ``attention_mask``."""
-        slot = self.spec.slots[layer.slot]
+        slot = self.spec.slot_of(layer)
         ring = self.options.is_ring(slot)
         if self._one and (ring or layer.window is None):
             return self._blocked(self._held_now(slot) if ring else self.inputs["attention_mask"])[:, None, None]

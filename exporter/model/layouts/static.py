@@ -83,7 +83,7 @@ class Cache(LayoutCache):
 
     def mask(self, layer: LayerSpec) -> Tensor:
         """(batch, 1, chunk, rows); a padded query sees nothing."""
-        rows, attention_mask = self._rows(self.spec.slots[layer.slot]), self.inputs["attention_mask"]
+        rows, attention_mask = self._rows(self.spec.slot_of(layer)), self.inputs["attention_mask"]
         query, key = self._position[:, None], rows.keys[None, :]
         seen = torch.logical_and(key <= query, key >= 0)
         if layer.window is not None:

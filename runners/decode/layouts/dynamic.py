@@ -1,4 +1,4 @@
-"""Dynamic layout: ``present`` of one call is ``past_key_values`` of the next; the first past has no rows."""
+"""Dynamic layout: ``present`` of one call is the next one's past; the first has no rows, and zeros for states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.host_inputs import compute
 from kvparity.exporter.contract.ports import host_inputs
-from kvparity.exporter.contract.spec import DECODE, ExportOptions, ModelSpec, SlotSpec, past_name, present_name
+from kvparity.exporter.contract.spec import (
+    DECODE,
+    ExportOptions,
+    ModelSpec,
+    SlotSpec,
+    part_dtype,
+    past_name,
+    present_name,
+)
 from kvparity.runners.base import Array, Session
 
 __all__ = ["Player"]
@@ -21,7 +29,7 @@ class Player:
     """Plays steps as they are, one call each."""
 
     def __init__(self, model: ModelSpec, options: ExportOptions) -> None:
-        self._model, self._options, self._dtype = model, options, numpy_dtype(options.dtype)
+        self._model, self._options = model, options
         self._host = host_inputs(model, options)
         self._past: dict[str, Array] = {}
 
@@ -54,7 +62,9 @@ class Player:
         names = self._model.cache_names()
         if step.start == 0:
             return {
-                past_name(slot.slot, part): np.zeros((batch, slot.kv_heads, 0, slot.dim(part)), self._dtype)
+                past_name(slot.slot, part): np.zeros(
+                    slot.shape(part, batch, 0), numpy_dtype(part_dtype(part, self._options.dtype))
+                )
                 for slot, part in names
             }
         for slot, part in names:

@@ -109,6 +109,6 @@ class Player:
                 return buffer[:, :, rows]
         return buffer
 
-    def _shape(self, slot: SlotSpec, part: str, batch: int, capacity: int) -> tuple[int, int, int, int]:
+    def _shape(self, slot: SlotSpec, part: str, batch: int, capacity: int) -> tuple[int, ...]:
         rows = slot.window if slot.window is not None and self._options.is_ring(slot) else capacity
-        return (batch, slot.kv_heads, rows, slot.dim(part))
+        return slot.shape(part, batch, rows)

@@ -143,8 +143,8 @@ class Player:
     def _row_of(self, slot: SlotSpec, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return slots % self._options.capacity(slot)
 
-    def _shape(self, slot: SlotSpec, part: str) -> tuple[int, int, int, int]:
-        return (self._batch, slot.kv_heads, self._options.capacity(slot), slot.dim(part))
+    def _shape(self, slot: SlotSpec, part: str) -> tuple[int, ...]:
+        return slot.shape(part, self._batch, self._options.capacity(slot))
 
 
 def _pad(array: Array, size: int) -> Array:
