@@ -59,3 +59,19 @@ def test_no_page_or_source_names_a_machine() -> None:
             and name != "tests/test_docs.py"
         ):
             assert not pattern.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
+def _destinations() -> list[tuple[str, str, str]]:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## To change X, go to Y")[1]
+    rows = re.findall(r"^\| ([^|]+) \| `([^`|]+)` \| ([^|]+) \|$", text.split("\n## ")[0], flags=re.M)
+    return [(topic.strip(), path, name.strip()) for topic, path, name in rows]
+
+
+def test_every_destination_of_the_architecture_page_exists() -> None:
+    rows = _destinations()
+    assert len(rows) >= 20
+    for topic, path, name in rows:
+        assert (ROOT / path).exists(), f"{topic}: {path}"
+        if symbol := re.fullmatch(r"`(\w+)`", name):
+            source = (ROOT / path).read_text(encoding="utf-8")
+            assert re.search(rf"^(def|class) {symbol[1]}\b|^{symbol[1]}\b.*=", source, flags=re.M), f"{topic}: {name}"
