@@ -35,10 +35,12 @@ class Progress:
             self._status.start()
 
     def stage(self, stage: Stage) -> None:
-        """Print one finished stage: name, seconds, peak memory."""
+        """Print one finished stage: name, seconds, peak memory, and a remark."""
         self.stages.append(stage)
         what = _WHAT.get(stage.name, "")
         self._console.print(f"  {stage.name:<8} {stage.seconds:6.1f} s  {stage.peak_mb:7.0f} MB peak  {what}")
+        if stage.note:
+            self._console.print(f"  {stage.name:<8} note: {stage.note}", soft_wrap=True)
         if self._status is not None:
             self._status.update("working")
 

@@ -99,8 +99,8 @@ def export(
         job = Job(checkpoint.source, str(checkpoint.folder), options, str(folder), _own_version())
         if process and not checkpoint.gguf:
             process.begin(job)
-        with _stage("read", report):
-            found, meta_model = _read(checkpoint, folder, options, process, job)
+        with _stage("read", report) as notes:
+            found, meta_model = _read(checkpoint, folder, options, process, job, notes)
         placements, quantization = _place(checkpoint, folder, found, meta_model, text, report)
         del meta_model
         with _stage("trace", report):
@@ -127,9 +127,9 @@ class _Found:
 
 
 def _read(
-    checkpoint: Checkpoint, folder: Path, options: ExportOptions, process: Tracer | None, job: Job
+    checkpoint: Checkpoint, folder: Path, options: ExportOptions, process: Tracer | None, job: Job, notes: list[str]
 ) -> tuple[_Found, Any]:
-    """Read config and tokenizer; also returns the model on fake weights."""
+    """Read config and tokenizer; also returns the model on fake weights. ``notes`` takes what a user should know."""
     config = checkpoint.config()
     if options.weights != "reference":
         config.save_pretrained(folder)
@@ -140,7 +140,7 @@ def _read(
     options = resolve_options(options, spec)
     chosen = plan(meta_model, options)
     if options.weights != "reference":
-        copy_tokenizer(checkpoint, folder)
+        notes.append(copy_tokenizer(checkpoint, folder))
     return _Found(config, spec, options, chosen), meta_model
 
 
@@ -198,16 +198,17 @@ def _with_vectors(folder: Path, manifest: Manifest, record: Recorder | None, lim
 
 
 @contextmanager
-def _stage(name: str, report: Report) -> Iterator[None]:
+def _stage(name: str, report: Report) -> Iterator[list[str]]:
     start = time.perf_counter()
+    notes: list[str] = []
     try:
-        yield
+        yield notes
     except KvparityError as error:
         raise ExportError(f"stage {name}: {error}") from error
     except OSError as error:
         where = f" ({Path(error.filename).name})" if error.filename else ""
         raise ExportError(f"stage {name}: {error.strerror or error}{where}; nothing was written") from error
-    report(Stage(name, time.perf_counter() - start, _peak_mb()))
+    report(Stage(name, time.perf_counter() - start, _peak_mb(), "; ".join(filter(None, notes))))
 
 
 def _peak_mb() -> float:

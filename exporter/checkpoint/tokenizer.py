@@ -2,34 +2,117 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from kvparity.exporter.checkpoint.source import Checkpoint
-from kvparity.exporter.contract.model_files import TOKENIZER_FILES
+from kvparity.exporter.contract.chat_templates import NAMED_TEMPLATES, SPECIAL_TOKENS, chat_templates, special_tokens
+from kvparity.exporter.contract.model_files import TOKENIZER_FILES, open_tokenizer, read_settings, unlimit_tokenizer
 
 __all__ = ["copy_tokenizer", "sample_text"]
 
+# Vocabularies that transformers converts: byte-level BPE, WordPiece, SentencePiece, Mistral's and tiktoken's.
+_VOCABULARIES = ("vocab.json", "vocab.txt", "tekken.json", "*.model", "tokenizer.model.*", "*.tiktoken")
 
-def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy the tokenizer's files, or convert the one inside a GGUF file; a checkpoint may have none."""
-    if checkpoint.gguf is None:
-        for name in TOKENIZER_FILES:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
-        return
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> str:
+    """Put the tokenizer and its chat templates into a bundle; a checkpoint may have none.
+
+    Files are copied. Where there is no ``tokenizer.json``, transformers converts what there is.
+
+    Returns:
+        Why the bundle has no tokenizer although the checkpoint has one; empty otherwise.
+    """
+    if checkpoint.gguf is not None:
+        return _convert_gguf(checkpoint, folder)
+    for name in TOKENIZER_FILES:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    for path in sorted((checkpoint.folder / NAMED_TEMPLATES).glob("*.jinja")):
+        (folder / NAMED_TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / NAMED_TEMPLATES / path.name)
+    reason = ""
+    if not (folder / "tokenizer.json").is_file():
+        reason = _convert(checkpoint.folder, folder)
+    if (folder / "tokenizer.json").is_file():
+        unlimit_tokenizer(folder)
+        _name_special_tokens(folder)
+    return reason
+
+
+def _convert(source: Path, folder: Path) -> str:
+    """Convert a vocabulary that is no ``tokenizer.json``; returns why that did not work."""
+    found = sorted(path.name for pattern in _VOCABULARIES for path in source.glob(pattern))
+    if not found:
+        return ""
+    try:
+        loaded = _from_transformers(source)
+        loaded.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    except Exception as error:  # transformers raises whatever its many tokenizers and their packages raise
+        return f"{found[0]} cannot be converted to a tokenizer.json ({_reason(error)})"
+    settings = {name: token for name, token in loaded.special_tokens_map.items() if name in SPECIAL_TOKENS}
+    path = folder / "tokenizer_config.json"
+    text = json.dumps({**settings, **read_settings(path)}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return ""
+
+
+def _from_transformers(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    finally:
+        logging.set_verbosity(level)
+
+
+def _reason(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, AttributeError) and "backend_tokenizer" in text:
+        return "transformers reads it in Python alone"
+    return text[:200]
+
+
+def _convert_gguf(checkpoint: Checkpoint, folder: Path) -> str:
     from transformers import AutoTokenizer
 
     # Told its type, transformers does not read the file a second time in its slow way for the config; it has no
     # tokenizer of the type llama, though, and finds that out.
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    reason = ""
     for told in ({"tokenizer_type": kind}, {}):
-        with contextlib.suppress(Exception):  # no tokenizer in the file: the graphs are complete without one
+        try:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, **told)
             tokenizer.save_pretrained(folder)
-            return
+        except Exception as error:  # no tokenizer in the file: the graphs are complete without one
+            reason = f"its tokenizer cannot be converted ({_reason(error)})"
+            continue
+        unlimit_tokenizer(folder)
+        return ""
+    return reason
+
+
+def _name_special_tokens(folder: Path) -> None:
+    """Write down special tokens that a template names and that only transformers' class of the tokenizer knows."""
+    text = "".join(chat_templates(folder).values())
+    path = folder / "tokenizer_config.json"
+    settings = read_settings(path)
+    known = settings.keys() | special_tokens(folder).keys()
+    asked = {name for name in SPECIAL_TOKENS if name in text} - known
+    if not asked:
+        return
+    try:
+        found = _from_transformers(folder).special_tokens_map
+    except Exception:  # no class of transformers knows it either: the template finds the name undefined, as there
+        return
+    if asked & found.keys():
+        settings |= {name: found[name] for name in asked & found.keys()}
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sample_text(folder: Path, count: int, *, seed: int = 128, text: str | None = None) -> tuple[int, ...]:
@@ -40,11 +123,9 @@ def sample_text(folder: Path, count: int, *, seed: int = 128, text: str | None =
     path = folder / "tokenizer.json"
     if not path.is_file():
         return ()
-    from tokenizers import Tokenizer
-
     from kvparity.exporter.tinygemma.corpus import stories
 
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = open_tokenizer(path)
     if text is not None:
         return tuple(tokenizer.encode(text).ids)
     parts: list[str] = []

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.errors import BundleError, TraceError
 from kvparity.exporter.contract.files import write_whole
+from kvparity.exporter.contract.model_files import open_tokenizer
 from kvparity.runners.base import RunnerSpec, parse_runner
 from kvparity.runners.compare.judge import EXACT, Say, judge
 from kvparity.runners.compare.options import DEFAULT, JudgeOptions
@@ -130,12 +131,9 @@ def _writers(outputs: Outputs, bundle: Bundle) -> Iterator[tuple[Path, Callable[
 
 def token_text(bundle: Bundle) -> Callable[[int], str]:
     """Gives a token's text where the bundle has a tokenizer, and its number where it has not."""
-    path = bundle.root / "tokenizer.json"
     try:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # tokenizers raises bare Exception for a missing or foreign file; a report needs no text
+        tokenizer = open_tokenizer(bundle.root / "tokenizer.json")
+    except BundleError:  # missing or foreign; a report needs no text
         return lambda token: f"token {token}"
     return lambda token: repr(tokenizer.decode([token], skip_special_tokens=False))
 

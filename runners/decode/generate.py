@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import BundleError, TraceError
-from kvparity.exporter.contract.model_files import end_tokens
+from kvparity.exporter.contract.model_files import end_tokens, open_tokenizer
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.decode.decoders import Decoder, open_decoder
 
@@ -60,12 +60,13 @@ def load_tokenizer(bundle: Bundle) -> Any:
     Raises:
         BundleError: The bundle has none.
     """
-    from tokenizers import Tokenizer
-
     path = Path(bundle.root) / "tokenizer.json"
     if not path.is_file():
-        raise BundleError(f"{bundle.root}: has no tokenizer.json, so text can't be written; the checkpoint had none")
-    return Tokenizer.from_file(str(path))
+        raise BundleError(
+            f"{bundle.root}: has no tokenizer.json, so text can't be written; put the tokenizer's files beside the "
+            "checkpoint and export again: where they cannot be converted, export says why"
+        )
+    return open_tokenizer(path)
 
 
 def generate_tokens(

@@ -9,7 +9,8 @@ from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle, inside
 from kvparity.exporter.contract.errors import PackageError
-from kvparity.exporter.contract.model_files import TOKENIZER_FILES, end_tokens
+from kvparity.exporter.contract.chat_templates import TEMPLATE_FILE, chat_template
+from kvparity.exporter.contract.model_files import TOKENIZER_FILES, end_tokens, read_settings, unlimit_tokenizer
 
 __all__ = ["Place", "made_from", "place_tokenizer", "refuse_others", "token_ids", "tokenizer_files", "write_json"]
 
@@ -31,9 +32,25 @@ def refuse_others(tool: str, bundle: Bundle, option: str, *taken: str) -> None:
 
 
 def place_tokenizer(bundle: Bundle, folder: Path, place: Place) -> None:
-    """Put the tokenizer's files that a bundle vouches for into a package."""
+    """Put the tokenizer's files that a bundle vouches for into a package, with one chat template: the default.
+
+    Tools read the template from a file or from the settings, and know no other place and no list of templates.
+
+    Raises:
+        BundleError: There are several templates and none is the default.
+    """
     for name in tokenizer_files(bundle):
         place(inside(bundle.root, name), folder / name)
+    if not (folder / "tokenizer.json").is_file():
+        return
+    unlimit_tokenizer(folder)
+    template = chat_template(bundle.root)
+    if template is not None:
+        path, settings = folder / "tokenizer_config.json", read_settings(folder / "tokenizer_config.json")
+        for old in (path, folder / TEMPLATE_FILE, folder / "chat_template.json"):
+            old.unlink(missing_ok=True)  # it may be a link to the bundle's
+        (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        write_json(path, {**settings, "chat_template": template})
 
 
 def tokenizer_files(bundle: Bundle) -> tuple[str, ...]:

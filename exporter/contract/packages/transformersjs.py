@@ -162,15 +162,12 @@ def _write_graph(source: Path, target: Path) -> dict[str, str]:
 
 
 def _settle_tokenizer(folder: Path) -> None:
-    """Say in the tokenizer's settings what a pipeline does not find out: its own tokens, and a template in a file."""
+    """Say in the tokenizer's settings what a pipeline does not find out: the tokens around a text."""
     path = folder / "tokenizer_config.json"
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **read_settings(path)}
     path.unlink(missing_ok=True)  # it may be a link to the bundle's
     if adds_tokens(folder):
         settings["add_bos_token"] = True
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
     write_json(path, settings)
 
 
