@@ -49,7 +49,8 @@ CONSTRUCTS = {
 {%- endif %}
 {{- "Cutting Knowledge Date: December 2023\\nToday Date: " + date_string + "\\n\\n" + system_message + "<|eot_id|>" }}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
@@ -243,17 +244,22 @@ CONSTRUCTS = {
 {%- endfor %}
 """,
     "loop controls": (
-        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% break %}"
+        "{% endfor %}"
     ),
     "json as it is": "{{ messages | tojson(indent=2) }}{{ {'b': \"<'&>\", 'a': 'ü'} | tojson(sort_keys=true) }}",
-    "every special token": "[{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ sep_token }}{{ image_token }}]",
+    "every special token": (
+        "[{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ sep_token }}{{ image_token }}]"
+    ),
     "what is there": (
         "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{{ add_generation_prompt }}"
         "{{ enable_thinking is defined }}{{ date_string is defined }}{{ strftime_now is defined }}"
         "{{ loop is defined }}{{ dict(a=1) }}{{ lipsum is defined }}{{ cycler is defined }}"
     ),
     "a block between lines": "  {% if true %}\n  text\n  {% endif %}\n{{ messages[0].content }}\n\n",
-    "text as a list": "{% for c in messages[0]['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}",
+    "text as a list": (
+        "{% for c in messages[0]['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+    ),
     "content of a list": "{{ messages[0]['content'][0]['text'] }}|",
     "methods of text": "{{ messages[0].content.strip().upper().split('H')[0] }}{{ messages[0]['content'] | length }}",
 }

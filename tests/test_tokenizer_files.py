@@ -165,5 +165,5 @@ def test_a_damaged_tokenizer_is_one_line(tmp_path: Path) -> None:
 def test_run_says_what_to_do_without_a_tokenizer(tmp_path: Path) -> None:
     from kvparity.runners.decode.generate import load_tokenizer
 
-    with pytest.raises(BundleError, match="has no tokenizer.json.*export says why"):
+    with pytest.raises(BundleError, match=r"has no tokenizer.json.*export says why"):
         load_tokenizer(Bundle(tmp_path, None))  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle, inside
-from kvparity.exporter.contract.errors import PackageError
 from kvparity.exporter.contract.chat_templates import TEMPLATE_FILE, chat_template
+from kvparity.exporter.contract.errors import PackageError
 from kvparity.exporter.contract.model_files import TOKENIZER_FILES, end_tokens, read_settings, unlimit_tokenizer
 
 __all__ = ["Place", "made_from", "place_tokenizer", "refuse_others", "token_ids", "tokenizer_files", "write_json"]
