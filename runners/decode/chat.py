@@ -56,7 +56,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class _Generation(Extension):
     """``{% generation %}`` marks what the model wrote, for training; it leaves the text as it is."""
 
-    tags = {"generation"}  # noqa: RUF012: jinja2 asks for a set
+    tags = {"generation"}  # noqa: RUF012 (jinja2 has it so)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
