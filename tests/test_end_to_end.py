@@ -55,9 +55,9 @@ def test_weights_are_stored_once_and_both_graphs_point_at_them(tiny_bundle: Bund
     graphs = sum(graph.file.bytes for graph in tiny_bundle.manifest.graphs.values())
     weights = [entry for entry in tiny_bundle.manifest.weights]
     assert [entry.path for entry in weights] == ["model.safetensors"]
-    assert graphs + weights[0].bytes <= 1.01 * checkpoint
+    assert graphs + weights[0].bytes <= 1.02 * checkpoint
     sizes = [graph.file.bytes for graph in tiny_bundle.manifest.graphs.values()] + [weights[0].bytes]
-    assert sum(map(_blocks, sizes)) <= 1.01 * _blocks(checkpoint)
+    assert sum(map(_blocks, sizes)) <= 1.02 * _blocks(checkpoint)
 
 
 def _blocks(size: int) -> int:

@@ -1,44 +1,51 @@
-"""Names nodes after the module they come from and drops everything that would differ between two machines.
+"""Node and value names of the graph file: a graph with torch's metadata in, one named by module paths out.
+
+Netron, ONNX Runtime's errors and its profiles show these names. A node is ``layers.1.self_attn.q_norm/Mul``, the value
+that a module returns (a probe) ``layers.1.self_attn.q_norm``, a weight what the checkpoint calls it. A value inside of
+a module is ``layers.1/Mul_7``, its layer and operator, and constants are ``c0``, ``c1``, …: with whole paths, the two
+graphs of a small model would take more than 2 % of its weights.
 
 Requires: torch's metadata on nodes.
-Ensures: node names unique and readable; values that nobody looks up have short names; no stack traces, no value_info
-    other than ports, no attribute that says its default, opset and IR version set, no opset import that no node uses.
+Ensures: names are unique and the same on every machine; no stack traces, no value_info other than ports, no attribute
+    that says its default, opset and IR version set, no opset import that no node uses.
 """
 
 from __future__ import annotations
 
 import ast
+import json
+import re
 from collections import Counter
-from collections.abc import Collection
-from itertools import count
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from kvparity.exporter.contract.names import number
+from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS
 
 __all__ = ["tidy"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_LAYER = re.compile(r"[^/]*?\.\d+(?![^.])")  # a path up to its first number
 _DEFAULTS = {"keepdims": 1, "noop_with_empty_axes": 0}  # the same in every opset and engine
 IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 
 
-def tidy(model: ir.Model, version: str, kept: Collection[ir.Value] = ()) -> None:
-    """Apply the pass.
+def tidy(model: ir.Model, version: str, probes: Mapping[str, ir.Value], weights: Collection[str]) -> None:
+    """Name nodes, values and constants, and drop what no reader of the file needs.
 
     Args:
         model: The graph.
         version: Of kvparity.
-        kept: Values that keep their names; ports and initializers do as well.
+        probes: Module path to the value that the module returns; ports keep their names.
+        weights: Initializers that keep their names.
     """
     seen: Counter[str] = Counter()
-    _shorten(model, set(kept))
+    _name_values(model, probes)
+    _name_constants(model, weights)
     for node in model.graph:
         scope = _scope(node)
-        name = f"{scope}/{node.op_type}" if scope else node.op_type
-        seen[name] += 1
-        node.name = f"{name}_{seen[name]}" if seen[name] > 1 else name
+        node.name = _counted(seen, f"{scope}/{node.op_type}" if scope else node.op_type)
         node.metadata_props.clear()
         node.doc_string = None
         for attribute, value in _DEFAULTS.items():
@@ -61,15 +68,40 @@ def tidy(model: ir.Model, version: str, kept: Collection[ir.Value] = ()) -> None
     model.ir_version = IR_VERSION[model.opset_imports[""]]
 
 
-def _shorten(model: ir.Model, kept: Collection[ir.Value]) -> None:
-    """Number the values that are neither probes nor ports, in base 36: names are a tenth of a small graph."""
-    known = {value.name for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]}
-    known |= {value.name for value in kept}
-    names = (name for index in count() if (name := number(index)) not in known)
+def _name_values(model: ir.Model, probes: Mapping[str, ir.Value]) -> None:
+    """Call probes by their paths, other values by layer and operator, with a ``/`` that no path has."""
+    ports = {value.name for value in [*model.graph.inputs, *model.graph.outputs]}
+    paths = {value: path for path, value in probes.items() if path not in ports}
+    seen: Counter[str] = Counter()
     for node in model.graph:
-        for output in node.outputs:
-            if output.name and output not in kept and not output.is_graph_output():
-                output.name = next(names)
+        scope = _scope(node)
+        layer = _LAYER.match(scope)
+        for value in (value for value in node.outputs if value.name and not value.is_graph_output()):
+            value.name = paths.get(value) or _counted(seen, f"{layer[0] if layer else scope}/{node.op_type}")
+
+
+def _counted(seen: Counter[str], name: str) -> str:
+    """The name, with a number from its second use on."""
+    seen[name] += 1
+    return f"{name}_{seen[name]}" if seen[name] > 1 else name
+
+
+def _name_constants(model: ir.Model, weights: Collection[str]) -> None:
+    """Call the constants ``c0``, ``c1``, …, the most used ones first; their float64 digits follow."""
+    digits = json.loads(model.metadata_props.get(FLOAT64_CONSTANTS, "{}"))
+    initializers = model.graph.initializers
+    ours = sorted(initializers.keys() - set(weights), key=list(initializers).index)
+    ours = [name for name in ours if "." not in name]  # a computed buffer has its path
+    values = [initializers[name] for name in sorted(ours, key=lambda name: -len(initializers[name].uses()))]
+    old = [str(value.name) for value in values]
+    for index, value in enumerate(values):
+        value.name = f"constant/{index}"  # out of the way of the names to give
+    for index, (value, before) in enumerate(zip(values, old, strict=True)):
+        value.name = f"c{index}"
+        if before in digits:
+            digits[value.name] = digits.pop(before)
+    if digits:
+        model.metadata_props[FLOAT64_CONSTANTS] = json.dumps(digits, sort_keys=True)
 
 
 def _scope(node: ir.Node) -> str:

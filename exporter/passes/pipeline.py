@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.names import shorten_names
+from kvparity.exporter.contract.probes import keep_probes
 from kvparity.exporter.passes.cancel_reshapes import drop_reshapes
 from kvparity.exporter.passes.constant_shapes import constant_targets
 from kvparity.exporter.passes.expand_as_concat import repeat_by_concat
@@ -80,10 +80,10 @@ def finish(
     quantize_products(model, placements, captured.options)
     to_opset(model, captured.options.opset or default_opset(captured.options))
     probes = find_probes(model)
-    tidy(model, version, probes.values())
+    tidy(model, version, probes, {*captured.weights, *placements})
     name_ports(model, captured.graph)  # passes may have put other values in a port's place
+    keep_probes(model, {path: str(value.name) for path, value in probes.items()})
     _point_at_weights(model, captured.weights, placements)
-    shorten_names(model, {name: str(value.name) for name, value in probes.items()}, placements)
     ir.save(model, path)
 
 

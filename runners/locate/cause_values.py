@@ -7,7 +7,6 @@ from itertools import permutations
 
 import numpy as np
 
-from kvparity.exporter.contract.names import file_name
 from kvparity.runners.locate.evidence import Evidence, Float, Said, equal, finite, live
 
 _HALF = (10, 16)  # ONNX's numbers of float16 and bfloat16
@@ -114,7 +113,7 @@ def cast_away(evidence: Evidence) -> Said:
     for node in found.nodes if found is not None else ():
         low = node.op_type == "Cast" and node.attributes["to"].as_int() in _HALF
         if low and node in found.guilty:  # type: ignore[union-attr]
-            return "half-precision", f"node {file_name(node)} casts to a narrower type"
+            return "half-precision", f"node {node.name} casts to a narrower type"
     return None
 
 

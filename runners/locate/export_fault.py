@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.names import file_name
 from kvparity.exporter.contract.spec import GraphKind, ModelSpec
 from kvparity.runners.base import Array
 from kvparity.runners.diff.location import Location
@@ -105,7 +104,7 @@ def describe(
         layer_kind=model.layers[layer].kind if layer is not None else None,
         module=str(node.name or "").split("/")[0] if node is not None and "/" in str(node.name) else guilty.probe,
         probe=guilty.probe,
-        node=file_name(node) if node is not None else "",
+        node=str(node.name or "") if node is not None else "",
         op_type=str(node.op_type) if node is not None else "",
         index=guilty.index,
         expected=None if guilty.expected is None else number(guilty.expected),

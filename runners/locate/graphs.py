@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.names import kept_probes, spell_out
+from kvparity.exporter.contract.probes import kept_probes
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array
 from kvparity.runners.engines.exact import open_model, widen
@@ -31,12 +31,10 @@ GIVEN = "/given"  # suffix of the input that stands in for a cut value
 
 
 def open_graph(bundle: Bundle, kind: GraphKind) -> Any:
-    """A graph of a bundle as an onnx_ir model, with the long names of modules."""
+    """A graph of a bundle as an onnx_ir model."""
     import onnx_ir as ir
 
-    model = ir.load(bundle.graph_path(kind))
-    spell_out(model)
-    return model
+    return ir.load(bundle.graph_path(kind))
 
 
 def load_graph(bundle: Bundle, kind: GraphKind, *, wide: bool = True) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from kvparity.exporter.contract.names import kept_probes
+from kvparity.exporter.contract.probes import kept_probes
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, ModelSpec
 
 __all__ = ["Editor", "NotApplicableError"]
@@ -107,7 +107,7 @@ class Editor:
         scope = (after.name or "").rpartition("/")[0] if after is not None else ""
         node.name = f"{scope}/{op_type}_f{self._count}" if scope else f"{op_type}_f{self._count}"
         self.mine.add(node)
-        node.outputs[0].name = f"fault_value_{self._count}"
+        node.outputs[0].name = f"fault/{self._count}"
         if after is None:
             self.model.graph.insert_before(self.model.graph[0], node)
         else:
