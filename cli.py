@@ -146,6 +146,7 @@ _JUDGE_OPTIONS = (
     "outputs",
     "budget",
     "live",
+    "checkpoint",
     "exact",
     "exact_tol",
     "identities",
@@ -169,6 +170,9 @@ _JUDGE_OPTIONS = (
     help="With 'auto': multiple of PyTorch's own error.",
 )
 @click.option("--live", is_flag=True, help="Run PyTorch now instead of reading recorded vectors.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Run PyTorch now, with the checkpoint that is here."
+)
 @click.option("--exact", is_flag=True, help="Also compare the graphs in float64 with PyTorch in float64.")
 @click.option("--exact-tol", type=click.FloatRange(min=0), default=1e-10, show_default=True, help="Gate of --exact.")
 @click.option("--self", "identities", is_flag=True, help="Compare each runner with itself: chunks, padding, reruns.")

@@ -78,12 +78,12 @@ def measure(family: Family, folder: Path) -> Row:
 
 
 def _export(checkpoint: Any, target: Path, options: ExportOptions) -> Bundle:
-    def record(bundle: Bundle, cases: Any) -> Any:
+    def record(bundle: Bundle, cases: Any, source: Any) -> Any:
         chosen = [case for case in cases if case.name in CASES]
         if not any(case.batch > 1 for case in chosen):  # the default ones are longer where there is no window
             tokens = left_padded(bundle.model, seeded_tokens(bundle.model, 24, 7, batch=3), (0, 5, 15))
             chosen.append(Case("batch-ragged", tokens, (12, 9, 1, 1, 1), (0, 5, 15)))
-        return record_cases(bundle, chosen)
+        return record_cases(bundle, chosen, source)
 
     return export(checkpoint, target, options, record=record, limit=LIMIT, in_process=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ from kvparity.exporter.contract.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
     Bundle,
+    CheckpointEntry,
     FileEntry,
     GraphEntry,
     Manifest,
@@ -30,6 +31,7 @@ from kvparity.exporter.contract.bundle import (
     write_manifest,
 )
 from kvparity.exporter.contract.cases import Case, default_cases
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles, checkpoint_entry
 from kvparity.exporter.contract.errors import ExportError, KvparityError
 from kvparity.exporter.contract.files import new_folder
 from kvparity.exporter.contract.model_files import MODEL_FILES
@@ -57,7 +59,7 @@ class Stage:
     note: str = ""
 
 
-Recorder = Callable[[Bundle, Any], Recording]
+Recorder = Callable[[Bundle, Sequence[Case], CheckpointFiles], Recording]
 Report = Callable[[Stage], None]
 
 
@@ -110,8 +112,9 @@ def export(
                 _trace_here(replace(job, config=str(folder)), placements)
         with _stage("check", report):
             manifest = _manifest(checkpoint, folder, found, placements, quantization)
+            manifest = replace(manifest, checkpoint=_origin(checkpoint, target))
         with _stage("vectors", report):
-            manifest = _with_vectors(folder, manifest, record, limit)
+            manifest = _with_vectors(folder, manifest, checkpoint.files(), record, limit)
         write_manifest(folder, manifest)
     return Bundle(target, manifest)
 
@@ -185,13 +188,23 @@ def _manifest(
     )
 
 
-def _with_vectors(folder: Path, manifest: Manifest, record: Recorder | None, limit: int | None) -> Manifest:
+def _origin(checkpoint: Checkpoint, target: Path) -> CheckpointEntry:
+    """The checkpoint's config and weights, hashed: by them a comparison recognises it later."""
+    names = {"config.json", *(tensor.file.name for tensor in checkpoint.stored().values())}
+    if checkpoint.gguf:
+        names = {checkpoint.gguf}
+    return checkpoint_entry(checkpoint.files(), tuple(sorted(names)), target, checkpoint.subfolder)
+
+
+def _with_vectors(
+    folder: Path, manifest: Manifest, checkpoint: CheckpointFiles, record: Recorder | None, limit: int | None
+) -> Manifest:
     """The manifest with its cases, recorded or only listed, and with the golden files."""
     options = manifest.options
     cases = default_cases(manifest.model, sample_text(folder, 4096), limit, options.max_len)
     if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
         cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
-    recording = record(Bundle(folder, manifest), cases) if record else _unrecorded(folder, cases)
+    recording = record(Bundle(folder, manifest), cases, checkpoint) if record else _unrecorded(folder, cases)
     manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
     golden = write_golden(folder, manifest, Bundle(folder, manifest).vectors)
     return replace(manifest, files=(*manifest.files, *golden))

@@ -205,7 +205,7 @@ def _graphs(config: Any, given_case: Draw, options: ExportOptions) -> None:
             checkpoint,
             Path(folder) / "bundle",
             options,
-            record=lambda made, _: record_cases(made, [make_case(made.model, given_case)]),
+            record=lambda made, _, source: record_cases(made, [make_case(made.model, given_case)], source),
             in_process=True,
         )
         runner = RunnerSpec("ort", {"threads": "1"})

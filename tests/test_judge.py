@@ -224,7 +224,7 @@ def test_live_judges_what_was_not_recorded_and_finds_the_same_faults(
 ) -> None:
     bare = make_bundle(tmp_path / "bundle", recorded=False)
     full = ExportOptions(sliding_cache="full")
-    monkeypatch.setattr(references, "open_pytorch", lambda _bundle, dtype: Decoder(dtype, options=full))
+    monkeypatch.setattr(references, "open_pytorch", lambda _bundle, dtype, _origin: Decoder(dtype, options=full))
     report = run(bare, live=True, tol="auto", cases=("batch-*", "decode-across"))
     assert report.verdict == "match"
     assert report.not_judged == ()

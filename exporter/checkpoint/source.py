@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvparity.exporter.checkpoint.gguf_head import gguf_head
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.model.attention import ATTENTION, register_attention
 
@@ -40,13 +41,19 @@ class Checkpoint:
         revision: Hub revision, where there is one.
         folder: Folder that holds its files.
         gguf: Name of the GGUF file in ``folder``, where it is one.
+        subfolder: Folder inside a hub repository.
     """
 
     source: str
     revision: str | None
     folder: Path
     gguf: str | None = None
+    subfolder: str = ""
     _tensors: dict[str, StoredTensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def files(self) -> CheckpointFiles:
+        """What transformers is pointed at to load it."""
+        return CheckpointFiles(self.folder, self.gguf)
 
     def config(self) -> Any:
         """The text config of the model.
@@ -176,7 +183,7 @@ def _from_hub(model: str, subfolder: str | None, revision: str | None) -> Checkp
     folder = root / subfolder if subfolder else root
     if not (folder / "config.json").is_file():
         raise ExportError(f"{model}: has no config.json{f' in {subfolder}' if subfolder else ''}; try --subfolder")
-    return Checkpoint(model, revision or root.name, folder)
+    return Checkpoint(model, revision or root.name, folder, subfolder=subfolder or "")
 
 
 def _safetensors_files(folder: Path, source: str) -> list[Path]:

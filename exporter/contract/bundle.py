@@ -22,6 +22,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Bundle",
     "CaseEntry",
+    "CheckpointEntry",
     "FileEntry",
     "GraphEntry",
     "Manifest",
@@ -72,6 +73,27 @@ class CaseEntry:
 
 
 @dataclass(frozen=True)
+class CheckpointEntry:
+    """The checkpoint that a bundle was made from; ``compare --live`` looks for it and recognises it by its hashes.
+
+    Attributes:
+        path: Way to its folder from the bundle's, POSIX; None where they lie too far apart to be found together.
+        subfolder: Folder inside a hub repository, empty where there is none.
+        gguf: Name of the GGUF file, where it is one.
+        adapter: Way to the folder of the adapter that was merged into it, or that folder's name; None without one.
+        files: Config and weights, by name inside its folder.
+        adapter_files: The adapter's.
+    """
+
+    path: str | None
+    subfolder: str
+    gguf: str | None
+    adapter: str | None
+    files: tuple[FileEntry, ...]
+    adapter_files: tuple[FileEntry, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that a consumer of a bundle has to know; ``manifest.json``.
 
@@ -88,6 +110,7 @@ class Manifest:
         versions: Packages that made the bundle.
         noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
         quantization: Which weights are quantised, and what that cost; None where none is.
+        checkpoint: The checkpoint's files, which references are recorded from.
         host_inputs: Inputs beyond the contract's that the host computes, with their formulas (profile ``bare``).
     """
 
@@ -104,6 +127,7 @@ class Manifest:
     noise: dict[str, float] = field(default_factory=dict)
     host_inputs: tuple[HostInput, ...] = ()
     quantization: Quantization | None = None
+    checkpoint: CheckpointEntry | None = None
 
     def all_files(self) -> Iterator[FileEntry]:
         """Every file that the manifest vouches for."""

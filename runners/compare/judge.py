@@ -51,13 +51,19 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
         select_cases(bundle, options.cases)
     _check_outputs(bundle, options)
     float64 = options.exact or options.locate or options.tol == "auto"
-    with References(bundle, live=options.live, float64=float64) as references:
+    live = options.live or options.checkpoint is not None
+    with References(bundle, live=live, float64=float64, checkpoint=options.checkpoint) as references:
         asked = _Asked(bundle, options, say, opener or open_runner, references)
         answers = [asked.self() if options.identities else asked.gate()]
         if options.exact:
             answers.append(asked.exact())
         report = make_report(
-            bundle, answers, tuple(asked.not_judged), lambda first: command_of(options, first), options.outputs
+            bundle,
+            answers,
+            tuple(asked.not_judged),
+            lambda first: command_of(options, first),
+            options.outputs,
+            references.sentence,
         )
         return replace(report, locations=asked.locations(report)) if options.locate else report
 

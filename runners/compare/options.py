@@ -29,6 +29,7 @@ class JudgeOptions:
         tol: Largest difference that passes, or ``auto``: ``budget`` times PyTorch's own float32 error.
         budget: See ``tol``.
         live: Run PyTorch now instead of reading recorded vectors.
+        checkpoint: Where the checkpoint is that PyTorch loads; None looks for it (:mod:`runners.reference.origin`).
         exact: Also ask whether the graphs in float64 equal PyTorch in float64.
         exact_tol: Gate of that question.
         identities: Ask the identities instead of comparing with PyTorch.
@@ -46,6 +47,7 @@ class JudgeOptions:
     tol: float | Literal["auto"] = 1e-4
     budget: float = 4.0
     live: bool = False
+    checkpoint: Path | None = None
     exact: bool = False
     exact_tol: float = 1e-10
     identities: bool = False
@@ -94,6 +96,8 @@ def _strictness(options: JudgeOptions) -> Iterator[str]:
         yield f"--tol {options.tol:g}"
     if options.exact:
         yield "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
+    if options.checkpoint is not None:
+        yield f"--checkpoint {shlex.quote(str(options.checkpoint))}"
     yield from (f"--output {shlex.quote(pattern)}" for pattern in options.outputs)
     flags = {"--live": options.live, "--self": options.identities, "--allow-modified": options.allow_modified}
     yield from (flag for flag, on in flags.items() if on)

@@ -85,6 +85,7 @@ def make_report(
     not_judged: tuple[str, ...],
     command: Command,
     outputs: tuple[str, ...] = (),
+    reference: str = "",
 ) -> Report:
     """The report of one ``compare``.
 
@@ -94,9 +95,10 @@ def make_report(
         not_judged: Cases that had no reference.
         command: Gives the command that narrows a divergence, or repeats a match.
         outputs: Glob patterns of the outputs that were judged; empty where all were.
+        reference: What the runners were compared with, in words.
     """
     blame = _blame(answers)
-    questions = tuple(_question(bundle, answer, not_judged, outputs, blame) for answer in answers)
+    questions = tuple(_question(bundle, answer, not_judged, outputs, blame, reference) for answer in answers)
     first = next((record.first_divergence for record in questions if record.first_divergence), None)
     runners = {runner.name: runner for answer in answers for runner in answer.runners}
     return Report(
@@ -113,11 +115,18 @@ def make_report(
         not_judged=not_judged,
         command=command(first),
         outputs=outputs,
+        reference=reference,
     )
 
 
+def _reference(answer: Answer, reference: str) -> str:
+    if answer.question == "self":
+        return "none, each runner is compared with itself, so that a weight in the wrong place is not seen"
+    return reference
+
+
 def _question(
-    bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: Sequence[str], blame: str
+    bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: Sequence[str], blame: str, reference: str
 ) -> QuestionRecord:
     records = [case.record for case in answer.cases]
     return QuestionRecord(
@@ -130,6 +139,7 @@ def _question(
         needs_budget=_largest([number(b.ratio_max) for record in records for b in record.budget.values()]),
         first_divergence=_first(bundle, answer),
         notes=(
+            f"Reference: {_reference(answer, reference)}.",
             *_notes(bundle, answer, not_judged, outputs),
             *([blame] if blame and answer.question == "exact" else []),
         ),

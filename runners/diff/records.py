@@ -328,6 +328,7 @@ class Report:
         command: The command that narrows the first divergence, or repeats a match.
         outputs: Glob patterns of the outputs that were judged; empty where all were.
         locations: With ``--locate``: whose fault each runner's first divergence is, and where it begins.
+        reference: What the runners were compared with: which weights PyTorch ran with, and when.
     """
 
     schema_version: int
@@ -344,3 +345,4 @@ class Report:
     command: str
     outputs: tuple[str, ...] = ()
     locations: tuple[Location, ...] = ()
+    reference: str = ""

@@ -1,7 +1,7 @@
 """PyTorch, the reference: transformers' own model with transformers' own cache and masks, eager attention.
 
-It shares nothing with the exporter but the config: masks, windows and cache cropping are transformers', so a fault in
-the exporter's wrapper cannot hide in the reference.
+As a reference it is loaded from the checkpoint (:mod:`runners.reference.model`) and shares nothing with the exporter.
+As a runner among others it is loaded from the bundle's own config and weights.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import torch
 
 from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._streamed import stream_weights
+from kvparity.runners.reference.model import load_reference, text_weight_name
 
 __all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
 
@@ -45,15 +47,50 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> TorchSession:
     return TorchSession(model, bundle.model, bounded=bundle.options.bounded, last=bundle.options.logits == "last")
 
 
-def reference_session(bundle: Bundle, dtype: str, *, streamed: bool = False) -> TorchSession:
+def reference_session(
+    bundle: Bundle, dtype: str, checkpoint: CheckpointFiles | None = None, *, streamed: bool = False
+) -> TorchSession:
     """The reference that vectors are recorded from: every row of every cache, every position of the logits.
 
     Args:
-        bundle: Config and weights.
-        dtype: What it computes in.
+        bundle: What the model is, and in which dtype.
+        dtype: What it computes in: the bundle's, or float64, for which the bundle's dtype is widened.
+        checkpoint: What it is loaded from, by transformers; None takes the bundle's own config and weights.
         streamed: Hold one module's weights at a time (:mod:`runners.engines._streamed`); the same numbers, slower.
     """
-    return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model, bounded=False)
+    if checkpoint is None or streamed:
+        return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model, bounded=False)
+    model = load_reference(checkpoint, bundle.options.dtype, lift=dtype == "float64")
+    if bundle.options.quantize != "none":
+        _use_quantized(model, bundle, dtype)
+    return TorchSession(model, bundle.model, bounded=False)
+
+
+def _use_quantized(model: Any, bundle: Bundle, dtype: str) -> None:
+    """Put what the bundle's quantised weights stand for in the place of the checkpoint's; everything else stays."""
+    parameters = {text_weight_name(name): parameter for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    names = quantized_names(_files(bundle))
+    state = _state(bundle, shapes, dtype)
+    for name in names:
+        parameter, values = parameters.get(name), state[name]
+        if parameter is None or parameter.shape != values.shape:
+            raise BundleError(f"{bundle.root}: {name} is quantised; the checkpoint has no such weight; export again")
+        _check_rounding(bundle, name, parameter, values)
+        parameter.data = values.to(parameter.dtype)
+    if bundle.options.quantize == "int8-dynamic" and dtype != "float64":  # float64 is what rounding is measured from
+        round_inputs(model, names)
+
+
+def _check_rounding(bundle: Bundle, name: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
+    """Four bits are off by a tenth or so; another tensor in a weight's place is off by more than its own size."""
+    values = wanted.detach().double()
+    size, off = float(values.norm()), float((values - found.double()).norm())
+    if not off <= size / 2:
+        raise BundleError(
+            f"{bundle.root}: {name} is quantised to values that are not the checkpoint's: they differ by "
+            f"{off / size if size else off:.2g} of its size, where rounding takes up to 0.3; export again"
+        )
 
 
 def _load(bundle: Bundle, dtype: str, *, streamed: bool = False) -> Any:
@@ -73,8 +110,7 @@ def _load(bundle: Bundle, dtype: str, *, streamed: bool = False) -> Any:
     model.tie_weights()
     model = model.to(getattr(torch, dtype)).eval()
     if bundle.options.quantize == "int8-dynamic" and dtype != "float64":  # float64 is what rounding is measured from
-        names = [key.removesuffix(BLOCKS) for key in _files(bundle) if key.endswith(BLOCKS)]
-        round_inputs(model, names)
+        round_inputs(model, quantized_names(_files(bundle)))
     if streamed:
         unset = stream_weights(model, files, getattr(torch, dtype))
     else:
@@ -140,8 +176,9 @@ class TorchSession:
         self._model, self._spec, self._bounded, self._last = model, spec, bounded, last
         parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
-        self._float64 = next(model.parameters()).dtype == torch.float64
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self._dtype = model.get_input_embeddings().weight.dtype  # single weights of half types may stay in float32
+        self._float64 = self._dtype == torch.float64
+        dtype = str(self._dtype).removeprefix("torch.")
         self.info = RunnerInfo(
             "torch_eager",
             torch.__version__,
@@ -185,7 +222,7 @@ class TorchSession:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._model.config.get_text_config(decoder=True))
-        dtype = next(self._model.parameters()).dtype
+        dtype = self._dtype
         for slot in self._spec.slots if inputs else ():
             past = total - int(inputs["input_ids"].shape[1])
             if past == 0:

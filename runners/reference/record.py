@@ -15,6 +15,7 @@ import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry, Recording, file_entry, unrecorded_case
 from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions, ModelSpec
 from kvparity.exporter.contract.vectors import Recorder, Vectors, deltas_of
 from kvparity.runners.base import Array, Session
@@ -29,6 +30,7 @@ OnCase = Callable[[Case, int, int], None]
 def record_cases(
     bundle: Bundle,
     cases: Sequence[Case],
+    checkpoint: CheckpointFiles,
     *,
     float64: bool = True,
     budget_mb: int = 256,
@@ -38,8 +40,9 @@ def record_cases(
     """Record every case that fits the size budget into ``<bundle>/cases``.
 
     Args:
-        bundle: The bundle being written; its weights and config are the reference's.
+        bundle: The bundle being written; what the model is, and where the cases go.
         cases: What to record.
+        checkpoint: What the reference is loaded from, by transformers and not by the exporter.
         float64: Record the float64 result as well.
         budget_mb: Size of all vectors together; a case that would not fit is listed without a file (vocabularies of
             262,144 need 1 MB per token).
@@ -54,7 +57,9 @@ def record_cases(
     recorded: dict[str, Vectors] = {}
     own = bundle.options.dtype
     for dtype in (own, "float64") if float64 else (own,):
-        session = reference_session(bundle, dtype, streamed=_streams(bundle, mode, dtype)) if chosen else None
+        session = (
+            reference_session(bundle, dtype, checkpoint, streamed=_streams(bundle, mode, dtype)) if chosen else None
+        )
         for index, case in enumerate(chosen):
             on_case(case, index, len(chosen))
             assert session is not None
@@ -96,11 +101,11 @@ def _available_bytes() -> float:
 
 def recorder(
     *, float64: bool, budget_mb: int, on_case: OnCase, mode: str = "auto"
-) -> Callable[[Bundle, Sequence[Case]], Recording]:
+) -> Callable[[Bundle, Sequence[Case], CheckpointFiles], Recording]:
     """:func:`record_cases` with its settings, in the form that the exporter takes."""
 
-    def record(bundle: Bundle, cases: Sequence[Case]) -> Recording:
-        return record_cases(bundle, cases, float64=float64, budget_mb=budget_mb, mode=mode, on_case=on_case)
+    def record(bundle: Bundle, cases: Sequence[Case], checkpoint: CheckpointFiles) -> Recording:
+        return record_cases(bundle, cases, checkpoint, float64=float64, budget_mb=budget_mb, mode=mode, on_case=on_case)
 
     return record
 

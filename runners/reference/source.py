@@ -15,6 +15,7 @@ from kvparity.exporter.contract.files import scratch_folder
 from kvparity.exporter.contract.spec import PREFILL
 from kvparity.exporter.contract.vectors import Vectors, deltas_of
 from kvparity.runners.base import Array, Session, need
+from kvparity.runners.reference.origin import Origin, find_checkpoint
 
 __all__ = ["References", "open_pytorch", "select_cases"]
 
@@ -46,7 +47,11 @@ class References:
         bundle: The bundle.
         live: Run PyTorch now, even where vectors were recorded.
         float64: Run PyTorch in float64 as well when live.
+        checkpoint: Where the user says that the checkpoint is; None looks for it.
         opener: Opens PyTorch in a dtype given by name; for tests.
+
+    Raises:
+        BundleError: ``checkpoint`` is another than the bundle was made from.
     """
 
     def __init__(
@@ -55,10 +60,12 @@ class References:
         *,
         live: bool,
         float64: bool,
+        checkpoint: Path | None = None,
         opener: Callable[[Bundle, str], Session] | None = None,
     ) -> None:
         self._bundle, self._live, self._float64 = bundle, live, float64
-        self._open = opener or open_pytorch
+        self._origin = find_checkpoint(bundle, checkpoint) if live else None
+        self._open = opener or (lambda bundle, dtype: open_pytorch(bundle, dtype, self._origin))
         self._folder: TemporaryDirectory[str] | None = None
         self._sessions: dict[str, Session] = {}
 
@@ -72,6 +79,16 @@ class References:
             session.close()
         if self._folder is not None:
             self._folder.cleanup()
+
+    @property
+    def sentence(self) -> str:
+        """What the reference is, in words."""
+        if self._origin is not None:
+            return self._origin.sentence
+        made = self._bundle.manifest
+        if made.checkpoint is None:
+            return "what was recorded in the bundle"
+        return f"recorded from {made.source} as transformers {made.versions.get('transformers', '')} loads it"
 
     def has(self, entry: CaseEntry) -> bool:
         """Whether the case can be judged at all."""
@@ -109,8 +126,13 @@ class References:
         return reference_arrays(self._sessions[dtype], self._bundle.model, case)
 
 
-def open_pytorch(bundle: Bundle, dtype: str) -> Session:
+def open_pytorch(bundle: Bundle, dtype: str, origin: Origin | None = None) -> Session:
     """A PyTorch session that returns whole caches and all logits, which is what vectors hold.
+
+    Args:
+        bundle: The bundle.
+        dtype: What it computes in.
+        origin: Which weights it runs with; None looks for the checkpoint.
 
     Raises:
         EngineUnavailableError: torch or transformers is not installed.
@@ -119,4 +141,4 @@ def open_pytorch(bundle: Bundle, dtype: str) -> Session:
         need(distribution, "--live needs it: pip install 'kvparity[export]'")
     from kvparity.runners.engines.torch_eager import reference_session
 
-    return reference_session(bundle, dtype)
+    return reference_session(bundle, dtype, (origin or find_checkpoint(bundle)).checkpoint)

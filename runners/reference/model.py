@@ -1,0 +1,117 @@
+"""The reference model: a checkpoint as its own class's ``from_pretrained`` loads it from the user's files.
+
+Nothing of the exporter's reading is used: which file holds a weight, which of two tensors counts, what is tied, which
+weights stay float32 and what loading changes are transformers' own decisions here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
+from kvparity.exporter.contract.errors import BundleError
+
+__all__ = ["load_reference", "text_weight_name"]
+
+_TEXT_PARTS = ("language_model", "text_model")  # modules of multimodal models that hold the language model
+
+
+def load_reference(checkpoint: CheckpointFiles, dtype: str, *, lift: bool = False) -> Any:
+    """The model of a checkpoint in memory: its own class, eager attention and experts, in eval mode.
+
+    A multimodal checkpoint gives the multimodal model, which takes text inputs: its own head, scale and ties apply.
+
+    Args:
+        checkpoint: Where its files are.
+        dtype: What ``from_pretrained`` loads in; weights that the class keeps in float32 stay float32.
+        lift: Widen what was loaded to float64, for :func:`exporter.contract.float64.lifted`. Of half types these are
+            the weights as loaded; constants that the class computes itself keep their digits.
+
+    Raises:
+        BundleError: transformers cannot load it, or would draw a weight at random.
+    """
+    if not lift:
+        return _load(checkpoint, dtype)
+    model = _load(checkpoint, "float32").double()
+    if dtype != "float32":
+        model.load_state_dict(_load(checkpoint, dtype).state_dict())
+    return model
+
+
+def _load(checkpoint: CheckpointFiles, dtype: str) -> Any:
+    name = checkpoint.gguf or checkpoint.folder.name
+    arguments: dict[str, Any] = {"gguf_file": checkpoint.gguf} if checkpoint.gguf else {"use_safetensors": True}
+    try:
+        with _quiet():
+            model, found = _class_of(checkpoint).from_pretrained(
+                checkpoint.folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **arguments,
+            )
+    except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
+        raise BundleError(f"{name}: transformers cannot load the reference from it ({_reason(error)})") from error
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise BundleError(f"{name}: its weights lack {absent[0]} ({len(absent)} missing): no reference")
+    return model.eval()
+
+
+def text_weight_name(name: str) -> str:
+    """The name that a weight of a multimodal model has in its language model alone.
+
+    ``model.language_model.layers.0…`` and ``language_model.model.layers.0…`` are ``model.layers.0…`` there.
+    """
+    parts = name.split(".")
+    inner = next((part for part in parts if part in _TEXT_PARTS), None)
+    if inner is not None:
+        parts.remove(inner)
+    return ".".join(parts)
+
+
+def _class_of(checkpoint: CheckpointFiles) -> Any:
+    """The class that the config names, where transformers has it and it generates; the automatic one otherwise."""
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    if checkpoint.gguf:
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    for name in config.architectures or ():
+        kind = getattr(transformers, name, None)
+        if kind is not None and getattr(kind, "config_class", None) is type(config) and kind.can_generate():
+            return kind
+    wraps = config.get_text_config(decoder=True) is not config
+    kinds = [AutoModelForMultimodalLM, AutoModelForCausalLM]
+    return next((kind for kind in kinds if wraps and type(config) in kind._model_mapping), AutoModelForCausalLM)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars and advice of transformers off the terminal: what matters of it is raised here."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
