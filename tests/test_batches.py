@@ -36,7 +36,7 @@ class Played:
 
     def __init__(self, name: str, options: ExportOptions) -> None:
         import torch
-        from fuzz import Eager, player_of
+        from tests.fuzz import Eager, player_of
         from transformers import AutoModelForCausalLM
 
         from kvparity.exporter.checkpoint.model_spec import model_spec
