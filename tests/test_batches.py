@@ -36,7 +36,6 @@ class Played:
 
     def __init__(self, name: str, options: ExportOptions) -> None:
         import torch
-        from tests.fuzz import Eager, player_of
         from transformers import AutoModelForCausalLM
 
         from kvparity.exporter.checkpoint.model_spec import model_spec
@@ -44,6 +43,7 @@ class Played:
         from kvparity.exporter.model.decoder import Decoder
         from kvparity.exporter.model.experts import choose_experts, register_experts
         from kvparity.exporter.model.rope import hook_tables
+        from tests.fuzz import Eager, player_of
 
         register_attention()
         register_experts()

@@ -36,11 +36,10 @@ def test_bound_buffers_change_nothing(tiny_bundle: Bundle, chunks: list[int]) ->
 def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The shipped checkpoint in the shared layout, last logits only."""
     pytest.importorskip("torch", reason="the exporter's extra is not installed")
-    from tests.conftest import TINY
-
     from kvparity.exporter.checkpoint.source import resolve
     from kvparity.exporter.contract.spec import ExportOptions
     from kvparity.exporter.export import export
+    from tests.conftest import TINY
 
     target = tmp_path_factory.mktemp("shared") / "bundle"
     return export(resolve(str(TINY)), target, ExportOptions(layout="shared", profile="ort", logits="last"))

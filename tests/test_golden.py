@@ -159,12 +159,11 @@ SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("static-ba
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A toy Gemma 3 of window 8 in every form that verify.py plays beside the default one."""
     pytest.importorskip("torch", reason="the exporter's extra is not installed")
-    from tests.families import FAMILIES, make_config, save_checkpoint
-
     from kvparity.exporter.checkpoint.source import resolve
     from kvparity.exporter.contract.spec import ExportOptions
     from kvparity.exporter.export import export
     from kvparity.runners.reference.record import record_cases
+    from tests.families import FAMILIES, make_config, save_checkpoint
 
     options = {
         "static": ExportOptions(layout="static", max_len=40, chunk=4),
