@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvparity.exporter.checkpoint.gguf_head import gguf_head, gguf_tensors
+from kvparity.exporter.checkpoint.gguf_file import read_gguf
 from kvparity.exporter.checkpoint.source import Checkpoint, read_safetensors_header, resolve
 from kvparity.exporter.checkpoint.weights import Placement, place_weights
 
@@ -105,31 +105,13 @@ def _forbidden(*_: Any) -> None:
     raise AssertionError("the whole model was loaded")
 
 
-def test_the_head_gives_the_same_config_without_the_vocabulary(gguf_file: Path) -> None:
-    from transformers import AutoConfig
-
-    whole = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    with gguf_head(gguf_file) as head:
-        assert head != gguf_file
-        assert b"t95" not in head.read_bytes()
-        short = AutoConfig.from_pretrained(head.parent, gguf_file=head.name)
-    assert {**short.to_dict(), "_name_or_path": ""} == {**whole.to_dict(), "_name_or_path": ""}
-
-
 def test_tensors_are_where_gguf_finds_them(gguf_file: Path) -> None:
     import gguf
 
-    found = gguf_tensors(gguf_file)
+    found = read_gguf(gguf_file).tensors
     for tensor in gguf.GGUFReader(gguf_file).tensors:
         assert np.array_equal(found[tensor.name].rows, tensor.data)
         assert found[tensor.name].kind == tensor.tensor_type
-
-
-def test_a_file_of_an_unknown_form_is_left_to_transformers(tmp_path: Path) -> None:
-    path = tmp_path / "x.gguf"
-    path.write_bytes(b"GGUF\x01\0\0\0" + bytes(64))
-    with gguf_head(path) as head:
-        assert head == path
 
 
 def test_a_wrong_size_is_refused(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +120,7 @@ def test_a_wrong_size_is_refused(gguf_file: Path, tmp_path: Path, monkeypatch: p
 
     names = weights.weight_names
     monkeypatch.setattr(weights, "weight_names", lambda meta_model: tuple(_longer(name) for name in names(meta_model)))
-    with pytest.raises(ExportError, match="elements, expected shape"):
+    with pytest.raises(ExportError, match=r"elements, expected shape|has shape"):
         _placed(resolve(str(gguf_file)), tmp_path, "float32")
 
 

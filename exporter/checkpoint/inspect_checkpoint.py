@@ -23,12 +23,17 @@ def print_checkpoint(path: Path, *, as_json: bool) -> None:
     Raises:
         ExportError: It cannot be exported; says why.
     """
+    from kvparity.exporter.checkpoint.gguf_file import read_gguf
+    from kvparity.exporter.checkpoint.gguf_tensors import check_gguf
     from kvparity.exporter.checkpoint.model_spec import model_spec
     from kvparity.exporter.checkpoint.source import resolve
 
     checkpoint = resolve(str(path))
     config = checkpoint.config()
-    spec = model_spec(config, checkpoint.meta_model(config), "float32")
+    model = checkpoint.meta_model(config)
+    if checkpoint.gguf:
+        check_gguf(read_gguf(path), model)
+    spec = model_spec(config, model, "float32")
     if as_json:
         print(json.dumps({"checkpoint": checkpoint.source, "model": asdict(spec)}, indent=1))
         return

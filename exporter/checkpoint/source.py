@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvparity.exporter.checkpoint.gguf_head import gguf_head
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.model.attention import ATTENTION, register_attention
@@ -63,18 +62,16 @@ class Checkpoint:
         """
         from transformers import AutoConfig
 
+        if self.gguf:
+            from kvparity.exporter.checkpoint.gguf_config import gguf_config
+            from kvparity.exporter.checkpoint.gguf_file import read_gguf
+
+            return gguf_config(read_gguf(self.folder / self.gguf))
         try:
-            if self.gguf:
-                with gguf_head(self.folder / self.gguf) as head:
-                    config = AutoConfig.from_pretrained(head.parent, gguf_file=head.name, local_files_only=True)
-            else:
-                config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
             raise ExportError(f"{self.source}: its config cannot be read ({_first_line(error)})") from error
-        text = config.get_text_config(decoder=True)
-        if getattr(text, "quantization_config", None) is not None and self.gguf:
-            del text.quantization_config
-        return text
+        return config.get_text_config(decoder=True)
 
     def meta_model(self, config: Any) -> Any:
         """The model without weights: parameters on the meta device, buffers real, attention ready for tracing.
@@ -110,7 +107,7 @@ class Checkpoint:
         """
         from transformers import AutoModelForCausalLM
 
-        arguments = {"gguf_file": self.gguf} if self.gguf else {}
+        arguments = {"gguf_file": self.gguf, "config": self.config()} if self.gguf else {}
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # progress bars; stages are reported by the exporter
                 model, found = AutoModelForCausalLM.from_pretrained(

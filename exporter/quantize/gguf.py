@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.checkpoint.gguf_head import gguf_tensors
+from kvparity.exporter.checkpoint.gguf_file import read_gguf
+from kvparity.exporter.checkpoint.gguf_tensors import gguf_names
 from kvparity.exporter.contract.blocks import Blocks, dequantize, pack
 
 __all__ = ["gguf_blocks"]
@@ -30,13 +31,9 @@ def gguf_blocks(path: Path, meta_model: Any, bits: int) -> Callable[[str, Array]
         meta_model: The model without weights; its names decide what the file's are called.
         bits: Of the codes wanted; types that need more are left out.
     """
-    from transformers import modeling_gguf_pytorch_utils as loader
-    from transformers.integrations.gguf import read_gguf_metadata
-
-    architecture = read_gguf_metadata(str(path))[0]["general.architecture"]
-    processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config=meta_model.config.to_dict())
-    names = loader.get_gguf_hf_weights_map(meta_model, processor)
-    stored = {names[name]: (name, tensor) for name, tensor in gguf_tensors(path).items() if name in names}
+    file = read_gguf(path)
+    processor, names = gguf_names(file, meta_model)
+    stored = {names[name]: (name, tensor) for name, tensor in file.tensors.items() if name in names}
 
     def blocks(name: str, weight: Array) -> Blocks | None:
         if name not in stored:
