@@ -60,7 +60,7 @@ def reference_session(
     """
     if checkpoint is None or streamed:
         return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model, bounded=False)
-    model = load_reference(checkpoint, bundle.options.dtype, lift=dtype == "float64")
+    model = load_reference(checkpoint, bundle.options.dtype, bundle.root, lift=dtype == "float64")
     if bundle.options.quantize != "none":
         _use_quantized(model, bundle, dtype)
     return TorchSession(model, bundle.model, bounded=False)

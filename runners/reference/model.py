@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ __all__ = ["load_reference", "text_weight_name"]
 _TEXT_PARTS = ("language_model", "text_model")  # modules of multimodal models that hold the language model
 
 
-def load_reference(checkpoint: CheckpointFiles, dtype: str, *, lift: bool = False) -> Any:
+def load_reference(checkpoint: CheckpointFiles, dtype: str, config: Path, *, lift: bool = False) -> Any:
     """The model of a checkpoint in memory: its own class, eager attention and experts, in eval mode.
 
     A multimodal checkpoint gives the multimodal model, which takes text inputs: its own head, scale and ties apply.
@@ -29,6 +30,7 @@ def load_reference(checkpoint: CheckpointFiles, dtype: str, *, lift: bool = Fals
     Args:
         checkpoint: Where its files are.
         dtype: What ``from_pretrained`` loads in; weights that the class keeps in float32 stay float32.
+        config: Folder whose config is taken for a GGUF file: transformers' reader skips keys that change the logits.
         lift: Widen what was loaded to float64, for :func:`exporter.contract.float64.lifted`. Of half types these are
             the weights as loaded; constants that the class computes itself keep their digits.
 
@@ -36,18 +38,23 @@ def load_reference(checkpoint: CheckpointFiles, dtype: str, *, lift: bool = Fals
         BundleError: transformers cannot load it, or would draw a weight at random.
     """
     if not lift:
-        return _load(checkpoint, dtype)
-    model = _load(checkpoint, "float32").double()
+        return _load(checkpoint, dtype, config)
+    model = _load(checkpoint, "float32", config).double()
     if dtype != "float32":
-        model.load_state_dict(_load(checkpoint, dtype).state_dict())
+        model.load_state_dict(_load(checkpoint, dtype, config).state_dict())
     return model
 
 
-def _load(checkpoint: CheckpointFiles, dtype: str) -> Any:
+def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
+    from transformers import AutoConfig
+
     name = checkpoint.gguf or checkpoint.folder.name
-    arguments: dict[str, Any] = {"gguf_file": checkpoint.gguf} if checkpoint.gguf else {"use_safetensors": True}
+    arguments: dict[str, Any] = {"use_safetensors": True}
     try:
         with _quiet():
+            if checkpoint.gguf:
+                given = AutoConfig.from_pretrained(config, local_files_only=True, trust_remote_code=False)
+                arguments = {"gguf_file": checkpoint.gguf, "config": given}
             model, found = _class_of(checkpoint).from_pretrained(
                 checkpoint.folder,
                 dtype=getattr(torch, dtype),
