@@ -74,7 +74,7 @@ class Session(Protocol):
 
 @runtime_checkable
 class CaseSession(Session, Protocol):
-    """A session that must know which case is played, such as a replay; any other session need not care."""
+    """A recording: it must know which case is played, and answers with what it holds, whatever it is fed."""
 
     def begin(self, case: Case) -> None:
         """Called before the first call of a case."""

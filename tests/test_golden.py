@@ -56,7 +56,7 @@ def test_verify_refuses_changed_weights_and_finds_the_difference_where_it_may_no
 
 def test_verify_calls_nan_and_a_missing_file_by_name(tiny_copy: Path) -> None:
     (tiny_copy / "cases" / "prefill-2.npz").unlink()
-    assert "prefill-2.npz is missing" in verify(tiny_copy).stderr
+    assert "the vectors of prefill-2 are missing" in verify(tiny_copy).stderr
     with np.load(tiny_copy / "cases" / "prefill-1.npz") as archive:
         data = {key: archive[key] for key in archive.files}
     data["logits"][0, 0, 0] = np.nan

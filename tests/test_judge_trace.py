@@ -15,6 +15,7 @@ from kvparity.runners.compare.judge import JudgeOptions, judge
 from kvparity.runners.diff.records import Report
 from kvparity.runners.engines import trace_file
 from kvparity.runners.isolation.process import open_runner
+from kvparity.runners.report.words import verdict_sentence
 from tests.synthetic import Decoder, make_bundle
 
 
@@ -185,3 +186,70 @@ def test_the_documented_recipe_makes_a_trace_that_matches(bundle: Bundle, tmp_pa
     code = code.replace("mine.npz", str(tmp_path / "mine.npz"))
     exec(code, {"empty_caches": dict, "my_engine": my_engine})
     assert replay(bundle, tmp_path / "mine.npz", cases=("handoff-6",)).verdict == "match"
+
+
+def logits_of(bundle: Bundle, case: str, *, last: bool = False) -> dict[str, Any]:
+    """What a perfect engine records that keeps its caches to itself."""
+    vectors = bundle.vectors(case)
+    arrays = {}
+    for step in vectors.case.steps():
+        first = step.stop - 1 if last else step.start
+        arrays[f"{case}/step_{step.index}/logits"] = vectors.arrays["logits"][:, first : step.stop].copy()
+    return arrays
+
+
+CASES = ("prefill-7", "handoff-6", "batch-ragged", "chunk-1")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_recording_of_logits_alone_is_judged_for_what_it_holds(bundle: Bundle, tmp_path: Path, last: bool) -> None:
+    known = [entry.name for entry in bundle.manifest.cases]
+    cases = [name for name in CASES if name in known]
+    assert any(len(entry.chunks) > 1 for entry in bundle.manifest.cases if entry.name in cases)
+    arrays = {key: value for name in cases for key, value in logits_of(bundle, name, last=last).items()}
+    np.savez(tmp_path / "logits.npz", **arrays)
+    report = replay(bundle, tmp_path / "logits.npz", cases=tuple(cases), outputs=("logits",), locate=True)
+    assert report.verdict == "match"
+    assert report.last_logits == last
+    first = verdict_sentence(report)
+    assert ", logits only" in first
+    assert ("last position only" in first) == last
+    every = replay(bundle, tmp_path / "logits.npz", cases=tuple(cases))
+    assert every.verdict == "mismatch"  # nothing said that the caches do not count
+
+    arrays["handoff-6/step_1/logits"][0, -1, 3] += 0.5
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    wrong = replay(bundle, tmp_path / "wrong.npz", cases=("handoff-6",), outputs=("logits",), locate=True)
+    assert wrong.verdict == "mismatch"
+    assert wrong.first_divergence is not None
+    assert (wrong.first_divergence.step, wrong.first_divergence.tensor) == (1, "logits")
+
+
+def test_zeros_in_place_of_caches_neither_help_nor_count(bundle: Bundle, tmp_path: Path) -> None:
+    arrays = logits_of(bundle, "handoff-6")
+    for step in bundle.vectors("handoff-6").case.steps():
+        for slot, part in bundle.model.cache_names():
+            rows = slot.kept_rows(step.stop, bundle.options.bounded)
+            shape = slot.shape(part, 1, rows)
+            arrays[f"handoff-6/step_{step.index}/present.{slot.slot}.{part}"] = np.zeros(shape, np.float32)
+    np.savez(tmp_path / "zeros.npz", **arrays)
+    logits = replay(bundle, tmp_path / "zeros.npz", cases=("handoff-6",), outputs=("logits",))
+    assert logits.verdict == "match"
+    assert ", logits only" in verdict_sentence(logits)
+    assert {record.tensor for record in logits.tensors} == {"logits"}
+    assert replay(bundle, tmp_path / "zeros.npz", cases=("handoff-6",)).verdict == "mismatch"
+
+
+def test_a_call_that_was_not_recorded_is_missing_also_where_only_logits_count(bundle: Bundle, tmp_path: Path) -> None:
+    arrays = logits_of(bundle, "handoff-6")
+    del arrays["handoff-6/step_1/logits"]
+    np.savez(tmp_path / "gap.npz", **arrays)
+    report = replay(bundle, tmp_path / "gap.npz", cases=("handoff-6",), outputs=("logits",))
+    assert report.verdict == "mismatch"
+
+
+def test_one_position_in_place_of_several_is_the_last_ones_and_no_other(bundle: Bundle, tmp_path: Path) -> None:
+    arrays = {key: value[:, :1] for key, value in logits_of(bundle, "prefill-7").items()}  # the first one's
+    np.savez(tmp_path / "first.npz", **arrays)
+    report = replay(bundle, tmp_path / "first.npz", cases=("prefill-7",), outputs=("logits",))
+    assert report.verdict == "mismatch"

@@ -183,11 +183,11 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
 
 
-def scratch_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+def scratch_folder(prefix: str, parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
     """A temporary folder that ends with its process; those of killed processes go when the next one is made."""
     import fcntl
 
-    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for path in (parent or Path(tempfile.gettempdir())).glob(f"{prefix}*"):
         with suppress(OSError):
             descriptor = os.open(path / _ALIVE, os.O_RDWR | os.O_NOFOLLOW)
             try:
@@ -195,7 +195,7 @@ def scratch_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
-    folder = tempfile.TemporaryDirectory(prefix=prefix)
+    folder = tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
     descriptor = os.open(Path(folder.name) / _ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
     with suppress(OSError):  # open, and so locked, until this process ends
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -294,6 +294,6 @@ def copy_file(source: Path, target: Path) -> None:
 def link_file(source: Path, target: Path) -> None:
     """The same file under a second name, for folders that go again; a copy where the disk has no links."""
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:
-        shutil.copyfile(source, target)
+        copy_file(source, target)

@@ -27,10 +27,13 @@ class Wanted:
     Attributes:
         against: PyTorch's float32 or its float64 result.
         dtype: dtype of every output; None takes the contract's.
+        last: Whether the call returned the logits of its last position only, where the graphs return all: recordings
+            may.
     """
 
     against: Literal["float32", "float64"] = "float32"
     dtype: str | None = None
+    last: bool = False
 
 
 def dtype_of(bundle: Bundle, tensor: str) -> str:
@@ -87,7 +90,7 @@ def step_expectations(
     known = {cache_key(slot.slot, part) for slot, part in bundle.model.cache_names()} | {"logits"}
     if missing := sorted(known - vectors.arrays.keys()):
         raise TraceError(f"case {vectors.case.name}: reference vectors lack {missing[0]}; export again")
-    last = bundle.options.logits == "last"
+    last = wanted.last or bundle.options.logits == "last"
     slots, bounded = bundle.model.slots, bundle.options.bounded
     values = expected_outputs(vectors.arrays, step, slots, bounded=bounded, last=last)
     deltas = expected_outputs(vectors.deltas, step, slots, bounded=bounded, last=last) if vectors.has_float64 else {}

@@ -15,7 +15,7 @@ from kvparity.runners.compare.identities import Identity, Played, identities, ju
 from kvparity.runners.compare.options import JudgeOptions, command_of, label_of
 from kvparity.runners.compare.summary import Answer, failed_case, make_report
 from kvparity.runners.compare.timing import Timed
-from kvparity.runners.decode.play import play
+from kvparity.runners.decode.play import StepResult, play
 from kvparity.runners.diff.budget import Noise
 from kvparity.runners.diff.collect import CaseDiff, Collector
 from kvparity.runners.diff.gate import compare_outputs
@@ -48,7 +48,13 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
     if options.save_trace and len(options.runners) != 1:
         raise TraceError(f"--save-trace takes one runner; {len(options.runners)} were given")
     if not options.identities:
-        select_cases(bundle, options.cases)
+        chosen = {entry.name for entry in select_cases(bundle, options.cases)}
+        missing = [name for name in bundle.missing_cases() if name in chosen]
+        if missing and not options.allow_modified:
+            raise BundleError(
+                f"{bundle.root}: the vectors of {', '.join(missing[:3])}{' …' if missing[3:] else ''} are missing; "
+                "restore the files, or pass --allow-modified to judge the other cases"
+            )
     _check_outputs(bundle, options)
     float64 = options.exact or options.locate or options.tol == "auto"
     live = options.live or options.checkpoint is not None
@@ -65,6 +71,7 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             options.outputs,
             references.sentence,
         )
+        report = replace(report, last_logits=asked.last_logits or bundle.options.logits == "last")
         return replace(report, locations=asked.locations(report)) if options.locate else report
 
 
@@ -78,6 +85,7 @@ class _Asked:
     opener: Opener
     references: References
     not_judged: list[str] = field(default_factory=list)
+    last_logits: bool = False
 
     def gate(self) -> Answer:
         """Every runner against PyTorch."""
@@ -147,8 +155,10 @@ class _Asked:
 
     def _judgeable(self) -> list[CaseEntry]:
         entries = select_cases(self.bundle, self.options.cases)
-        self.not_judged[:] = [entry.name for entry in entries if not self.references.has(entry)]
-        return [entry for entry in entries if self.references.has(entry)]
+        missing = self.bundle.missing_cases()
+        left = [entry for entry in entries if entry.name not in missing and self.references.has(entry)]
+        self.not_judged[:] = [entry.name for entry in entries if entry not in left]
+        return left
 
     @contextmanager
     def _session(self, spec: RunnerSpec, answer: Answer) -> Iterator[tuple[str, Session | None]]:
@@ -204,7 +214,9 @@ class _Asked:
                 result = next(results, None)
                 if result is None:
                     return collector.finish()
-                every = step_expectations(self.bundle, vectors, result.step, limits, wanted)
+                last = isinstance(session, CaseSession) and _last_only(result)
+                self.last_logits |= last
+                every = step_expectations(self.bundle, vectors, result.step, limits, replace(wanted, last=last))
                 expected = [item for item in every if _matches(item.name, self.options.outputs)]
                 judged = {name: array for name, array in result.outputs.items() if _matches(name, self.options.outputs)}
                 collector.add(result.step, compare_outputs(judged, expected), judged, expected)
@@ -246,6 +258,12 @@ def _check_outputs(bundle: Bundle, options: JudgeOptions) -> None:
     for pattern in options.outputs:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise BundleError(f"{bundle.root}: no output matches {pattern!r}; outputs are {', '.join(known)}")
+
+
+def _last_only(result: StepResult) -> bool:
+    """Whether a call of several tokens recorded the logits of one position, which is the last one's then."""
+    logits = result.outputs.get("logits")
+    return logits is not None and logits.ndim == 3 and logits.shape[1] == 1 < result.step.tokens
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -204,7 +204,12 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: S
         yield f"The likeliest token differs at {_count(flips, 'position')}; near ties within the limit: {ties}."
     yield from _quantised(bundle, answer)
     if not_judged and answer.question != "self":
-        yield f"Not judged, because no vectors were recorded (--live judges them): {', '.join(not_judged)}."
+        missing = bundle.missing_cases()
+        gone, unrecorded = ([n for n in not_judged if (n in missing) is there] for there in (True, False))
+        if gone:
+            yield f"Not judged, because their files are missing: {', '.join(gone)}."
+        if unrecorded:
+            yield f"Not judged, because no vectors were recorded (--live judges them): {', '.join(unrecorded)}."
     if bundle.options.logits == "last":
         yield "The graphs return the logits of each call's last position; no other position was compared."
 

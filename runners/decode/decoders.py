@@ -13,6 +13,7 @@ from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind
 from kvparity.runners.base import Array, RunnerSpec, Session, load_engine
 from kvparity.runners.decode.play import open_player
+from kvparity.runners.isolation.plain_folder import plain_folder
 
 __all__ = ["Decoder", "PlayedDecoder", "open_decoder"]
 
@@ -80,6 +81,7 @@ def open_decoder(bundle: Bundle, runner: RunnerSpec) -> Decoder:
         EngineUnavailableError: The engine is absent or can't take the bundle.
         TraceError: The layout can't be played.
     """
+    bundle = plain_folder(bundle)
     if runner.name == "ort" and bundle.options.layout == "dynamic" and bundle.options.profile != "bare":
         from kvparity.runners.engines._ort_decoder import OrtDecoder
 

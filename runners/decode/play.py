@@ -72,7 +72,7 @@ def open_player(bundle: Bundle, session: Session, *, poison: bool = False) -> Pl
 def play(
     bundle: Bundle, session: Session, case: Case, *, caches_from: Vectors | None = None, poison: bool = False
 ) -> Iterator[StepResult]:
-    """Play a case step by step; results are yielded as they come, so that a long case need not fit in memory.
+    """Play a case step by step, or replay a recording of it; results come one by one, since a long case is large.
 
     Args:
         bundle: The bundle that the session runs.
@@ -85,11 +85,15 @@ def play(
     Raises:
         TraceError: A cache that the next step needs was not returned, or the case does not fit the layout.
     """
-    player = open_player(bundle, session, poison=poison)
-    if isinstance(session, CaseSession):
+    if isinstance(session, CaseSession):  # a recording: nothing is fed, so nothing has to be carried
         session.begin(case)
+        for step in case.steps():
+            inputs = dict(case.inputs(step))
+            yield StepResult(step, inputs, session.run(step.graph, inputs))
+        return
+    player = open_player(bundle, session, poison=poison)
     for step in case.steps():
-        inputs: dict[str, Array] = dict(case.inputs(step))
+        inputs = dict(case.inputs(step))
         try:
             outputs = player.run(session, step, inputs)
         except TraceError as error:

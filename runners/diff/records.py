@@ -329,6 +329,8 @@ class Report:
         outputs: Glob patterns of the outputs that were judged; empty where all were.
         locations: With ``--locate``: whose fault each runner's first divergence is, and where it begins.
         reference: What the runners were compared with: which weights PyTorch ran with, and when.
+        last_logits: Whether, of the logits of some calls, only the last position was there to be compared: with
+            ``--logits last``, and in recordings that hold no more.
     """
 
     schema_version: int
@@ -346,3 +348,4 @@ class Report:
     outputs: tuple[str, ...] = ()
     locations: tuple[Location, ...] = ()
     reference: str = ""
+    last_logits: bool = False

@@ -19,6 +19,7 @@ import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle, GraphEntry
 from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.graph_file import load_whole_graph
 from kvparity.runners.base import Array, RunnerInfo
 from kvparity.runners.engines._session import GraphSession, Run, by_name
 
@@ -85,7 +86,7 @@ def torch_module(path: Path) -> Any:
     import torch
     from onnx import numpy_helper
 
-    graph = onnx.load(str(path)).graph
+    graph = load_whole_graph(path).graph
     table = _table(torch)
     if unknown := sorted({node.op_type for node in graph.node} - table.keys()):
         raise EngineUnavailableError(f"{path.name}: no translation to torch of {', '.join(unknown)}")

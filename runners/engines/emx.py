@@ -17,6 +17,7 @@ import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle, GraphEntry
 from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.graph_file import load_whole_graph
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._cache import compiled
 from kvparity.runners.engines._session import GraphSession, Run, empty, refuse_layouts
@@ -62,7 +63,7 @@ def _compile(path: Path, folder: Path) -> None:
 
     folder.mkdir()
     whole, source = folder / "model.onnx", folder / "model.c"
-    onnx.save(onnx.load(str(path)), str(whole))  # its own reader refuses external data
+    onnx.save(load_whole_graph(path), str(whole))  # its own reader refuses external data
     _tool(
         [
             str(Path(sys.executable).parent / "emx-onnx-cgen"),

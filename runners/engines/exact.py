@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, GraphKind
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._wide import folder, wide_weight
@@ -67,9 +68,8 @@ class ExactSession:
 
 
 def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], Evaluate]:
-    import onnx_ir as ir
 
-    model = ir.load(bundle.graph_path(graph))
+    model = load_graph_file(bundle.graph_path(graph))
     widen(model)
     return open_model(model, evaluator, f"{graph}.onnx")
 

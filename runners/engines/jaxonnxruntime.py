@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.graph_file import load_whole_graph
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._session import GraphSession, Run, by_name, refuse_layouts
 from kvparity.runners.engines._static import PerShape, Shapes, shapes_limit
@@ -35,7 +36,6 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     refuse_layouts("jaxonnxruntime", bundle, "dynamic")
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
-    import onnx
     from jaxonnxruntime import config
     from jaxonnxruntime.call_onnx import call_onnx_model
 
@@ -44,7 +44,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     config.update("jaxort_only_allow_initializers_as_static_args", False)  # sizes are computed from shapes
 
     def load(path: Path, entry: GraphEntry) -> Run:
-        model = onnx.load(str(path))
+        model = load_whole_graph(path)
 
         def compile_shapes(shapes: Shapes) -> Run:
             blank = {port.name: np.zeros(shapes[port.name], port.dtype) for port in entry.spec.inputs}

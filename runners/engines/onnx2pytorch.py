@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.graph_file import load_whole_graph
 from kvparity.runners.base import RunnerInfo, need, only
 from kvparity.runners.engines._session import GraphSession, threads_of
 from kvparity.runners.engines._torch import converted_session, stand_in_for_torchvision
@@ -27,10 +28,9 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     only(options, "threads")
     info, threads = describe(), threads_of(options)
     stand_in_for_torchvision()
-    import onnx
     from onnx2pytorch import ConvertModel
 
     def convert(path: Path) -> Any:
-        return ConvertModel(onnx.load(str(path)))
+        return ConvertModel(load_whole_graph(path))
 
     return converted_session(bundle, info, threads, convert, "each node became a torch call")

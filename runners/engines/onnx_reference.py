@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.graph_file import load_whole_graph
 from kvparity.runners.base import RunnerInfo, need, only
 from kvparity.runners.engines._session import GraphSession, Run, run_by_name
 
@@ -27,6 +28,6 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
     from onnx.reference import ReferenceEvaluator
 
     def load(path: Path, entry: GraphEntry) -> Run:
-        return run_by_name(ReferenceEvaluator(str(path)), entry)
+        return run_by_name(ReferenceEvaluator(load_whole_graph(path)), entry)
 
     return GraphSession(bundle, info, load)

@@ -72,6 +72,7 @@ class TraceSession:
         self._keys = _index(names, path.name, case)
         self._case = ""
         self._next = 0
+        self._last: dict[str, Array] = {}
         engine = str(self._file["engine"].item()) if "engine" in names else "unknown"
         self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name}, layout="dynamic")
 
@@ -89,7 +90,7 @@ class TraceSession:
             raise TraceError(
                 f"{self._path.name}: has step_{max(steps)} of case {case.name}, which has {len(case.chunks)} calls"
             )
-        self._case, self._next = case.name, 0
+        self._case, self._next, self._last = case.name, 0, {}
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The recorded outputs of the next call; empty where the trace has none, which the gate calls missing.
@@ -102,10 +103,13 @@ class TraceSession:
         keys = self._keys.get((self._case, self._next), {})
         self._next += 1
         found = {name: self._read(key) for name, key in keys.items() if not name.startswith(_PROBES)}
-        for name, value in found.items():
-            if name in inputs and not np.array_equal(value, inputs[name]):
+        fed = {**inputs, **{name.replace("present.", "past_key_values."): value for name, value in self._last.items()}}
+        given = {name for name in found if name in inputs or name.startswith("past_key_values.")}
+        for name in sorted(given & fed.keys()):
+            if not np.array_equal(found[name], fed[name], equal_nan=found[name].dtype.kind == "f"):
                 raise TraceError(f"{self._path.name}: {keys[name]} is not what the case feeds; made for another case?")
-        return {name: value for name, value in found.items() if name not in inputs}
+        self._last = {name: value for name, value in found.items() if name not in given}
+        return self._last
 
     def recorded(self, case: str, step: int) -> dict[str, Array]:
         """All that the trace holds of one call: outputs, and values from inside the model by the names of probes."""

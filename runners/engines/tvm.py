@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle, GraphEntry
+from kvparity.exporter.contract.graph_file import load_whole_graph
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._cache import compiled
 from kvparity.runners.engines._session import GraphSession, Run, by_name, refuse_layouts, threads_of
@@ -49,8 +50,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> GraphSession:
 
 
 def _compile(tvm: Any, path: Path, made: Path) -> None:
-    import onnx
     from tvm.relax.frontend.onnx import from_onnx
 
-    module = from_onnx(onnx.load(str(path)), keep_params_in_input=False)
+    module = from_onnx(load_whole_graph(path), keep_params_in_input=False)
     tvm.compile(module, tvm.target.Target("llvm")).export_library(str(made))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.features import coverage_lines, unproven
+from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.inspect.terminal import table_console
 
@@ -49,10 +50,8 @@ def _totals(bundle: Bundle) -> list[int]:
 
 def operator_counts(bundle: Bundle, kind: GraphKind) -> dict[str, int]:
     """How often each operator occurs in a graph; operators outside the default domain with their domain."""
-    import onnx_ir as ir
-
     counts: dict[str, int] = {}
-    for node in ir.load(bundle.graph_path(kind)).graph:
+    for node in load_graph_file(bundle.graph_path(kind)).graph:
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         counts[name] = counts.get(name, 0) + 1
     return counts

@@ -28,6 +28,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError, KvparityError, TraceError
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, RunnerSpec, Session, load_engine
+from kvparity.runners.isolation.plain_folder import plain_folder
 from kvparity.runners.isolation.wire import Frame, HungError, encode, read_exactly, read_frame, write_all
 
 __all__ = [
@@ -327,6 +328,8 @@ def open_runner(bundle: Bundle, spec: RunnerSpec) -> Session:
     """Open a runner the way it should run: our own references here, every other engine in its own process."""
     elsewhere = any(key in spec.options for key in OURS)
     engine = load_engine(spec.name)
+    if spec.name not in ("exact", "torch_eager", "trace_file"):  # these read links themselves, or no graph
+        bundle = plain_folder(bundle)
     if getattr(engine, "OWN_PROCESS", False) or (spec.name in IN_PROCESS and not elsewhere):
         return engine.open_session(bundle, spec.options)
     return open_isolated(bundle, spec)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.probes import kept_probes
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array
@@ -32,9 +33,7 @@ GIVEN = "/given"  # suffix of the input that stands in for a cut value
 
 def open_graph(bundle: Bundle, kind: GraphKind) -> Any:
     """A graph of a bundle as an onnx_ir model."""
-    import onnx_ir as ir
-
-    return ir.load(bundle.graph_path(kind))
+    return load_graph_file(bundle.graph_path(kind))
 
 
 def load_graph(bundle: Bundle, kind: GraphKind, *, wide: bool = True) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle, file_entry, write_manifest
 from kvparity.exporter.contract.spec import GraphKind, GraphSpec, Port
+from kvparity.runners.isolation.plain_folder import link_files, scratch_near
 
 __all__ = ["probed_bundle"]
 
@@ -21,18 +20,18 @@ def probed_bundle(bundle: Bundle, kind: GraphKind, model: Any) -> Iterator[Bundl
     """A temporary bundle that is the given one but for one graph.
 
     Args:
-        bundle: The original; its weights are copied, since engines refuse links.
+        bundle: The original.
         kind: Which graph is replaced.
         model: onnx_ir model of that graph, in the bundle's own dtypes; inputs and outputs may have been added.
     """
     import onnx_ir as ir
 
-    with TemporaryDirectory(prefix=".kvparity-probed-", dir=bundle.root.parent) as name:
+    with scratch_near(bundle) as name:
         root = Path(name)
         other = [bundle.graph(graph).file.path for graph in bundle.manifest.graphs if graph != kind]
-        for kept in [*other, *(entry.path for entry in (*bundle.manifest.weights, *bundle.manifest.files))]:
-            (root / kept).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.root / kept, root / kept)  # onnx_ir and ONNX Runtime refuse links for weights
+        link_files(
+            bundle, root, [*other, *(entry.path for entry in (*bundle.manifest.weights, *bundle.manifest.files))]
+        )
         path = root / bundle.graph(kind).file.path
         ir.save(model, path)
         entry = bundle.graph(kind)

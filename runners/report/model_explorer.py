@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.runners.diff.records import Report, TensorRecord
 
 __all__ = ["model_explorer_report"]
@@ -28,14 +29,12 @@ def model_explorer_report(report: Report, bundle: Bundle) -> str:
         report: What to show.
         bundle: For the names of graphs and nodes.
     """
-    import onnx_ir
-
     question = report.questions[0]
     worst = _worst([record for record in report.tensors if record.question == question.question])
     limit = max((limit for case in report.cases for limit in case.limits.values()), default=1e-4)
     graphs: dict[str, dict[str, Any]] = {}
     for kind in bundle.manifest.graphs:
-        graph = onnx_ir.load(bundle.graph_path(kind)).graph
+        graph = load_graph_file(bundle.graph_path(kind)).graph
         data = graphs.setdefault(graph.name or "graph", {"results": {}, "thresholds": _thresholds(limit)})
         for output in graph.outputs:
             producer = output.producer()

@@ -88,7 +88,9 @@ def verdict_sentence(report: Report) -> str:
         cases = len({record.case for record in report.cases})
         runners = ", ".join(runner.name for runner in report.runners if runner.available)
         what = f", {' and '.join(report.outputs)} only" if report.outputs else ""
-        return f"MATCH  {runners}: {cases} cases{what}, {_tolerances(report)}"
+        what += ", of logits each call's last position only" if report.last_logits else ""
+        of = f" of {cases + len(report.not_judged)}" if report.not_judged else ""
+        return f"MATCH  {runners}: {cases}{of} cases{what}, {_tolerances(report)}"
     absent = next(
         (f"{runner.name}: {runner.message}" for runner in report.runners if not runner.available and runner.required),
         None,

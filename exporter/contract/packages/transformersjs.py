@@ -8,6 +8,7 @@ from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle, inside
 from kvparity.exporter.contract.errors import PackageError
+from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.model_files import adds_tokens, read_settings
 from kvparity.exporter.contract.packages._parts import (
     Place,
@@ -142,7 +143,7 @@ def _write_graph(source: Path, target: Path) -> dict[str, str]:
     """
     import onnx_ir as ir
 
-    model = ir.load(source)
+    model = load_graph_file(source)
     names: dict[str, str] = {}
     for value in model.graph.initializers.values():
         value.shape, value.type = None, None  # the tensor has both
@@ -179,6 +180,5 @@ def readme(bundle: Bundle, folder: str) -> str:
 
 
 def _looks_up_codes(graph: Path) -> bool:
-    import onnx_ir as ir
 
-    return any(node.op_type == "GatherBlockQuantized" for node in ir.load(graph).graph)
+    return any(node.op_type == "GatherBlockQuantized" for node in load_graph_file(graph).graph)
