@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.float64 import lifted
+from kvparity.exporter.contract.modules import cache_argument, decoder_stack, named_parts
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
 from kvparity.exporter.model.attention import Masks, Spelling, use
 from kvparity.exporter.model.layouts.base import open_cache
@@ -43,8 +44,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.model = model
         self._spec, self._options, self._lift = spec, options, lift
-        parameters = inspect.signature(model.forward).parameters
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._cache_argument = cache_argument(model)
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Run one call.
@@ -79,26 +79,14 @@ def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:
     ``rotary_emb.sliding_attention.cos`` for rotary tables; ``layers.3.per_layer_input`` for what a layer is given
     besides the hidden states.
     """
-    base = _stack(model)
-    for path, module in base.named_modules():
+    for path, module in named_parts(model):
         if "rotary" in path:
             module.register_forward_hook(_named_tables(path), with_kwargs=True)
         elif path and not isinstance(module, nn.ModuleList) and "act_fn" not in path:
             module.register_forward_hook(_named(path))
-    for layer in layers:
-        module = base.layers[layer.index]
-        module.register_forward_pre_hook(_named_inputs(module, f"layers.{layer.index}"), with_kwargs=True)
+    for index, module in enumerate(decoder_stack(model)[2][: len(layers)]):
+        module.register_forward_pre_hook(_named_inputs(module, f"layers.{index}"), with_kwargs=True)
     model.get_output_embeddings().register_forward_hook(_named("lm_head"))
-
-
-def _stack(model: Any) -> Any:
-    """The module that holds the list of layers: the base model, or its decoder as in OPT."""
-    base = getattr(model, model.base_model_prefix, model)
-    found = (module for module in base.modules() if isinstance(getattr(module, "layers", None), nn.ModuleList))
-    stack = next(found, None)
-    if stack is None:
-        raise ExportError(f"{type(model).__name__} has no list of layers, so its values cannot be named")
-    return stack
 
 
 def _named(path: str) -> Callable[..., Any]:

@@ -61,6 +61,9 @@ def normalise(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
             _promote(graph, node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
+    for spec, node in zip(program.graph_signature.output_specs, next(iter(reversed(graph.nodes))).args[0], strict=True):
+        if isinstance(node, torch.fx.Node):
+            spec.arg.name = node.name  # an output may have been a cast to the dtype that it had
     return program
 
 

@@ -112,7 +112,7 @@ def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evalua
                 ) from error
     from onnx.reference import ReferenceEvaluator
 
-    reference = ReferenceEvaluator(proto, new_ops=[_erf()])
+    reference = ReferenceEvaluator(proto, new_ops=[_erf(), _gather_elements()])
     return names, lambda feeds: reference.run(names, {name: feeds[name] for name in wanted})
 
 
@@ -125,6 +125,21 @@ def _erf() -> Any:
             return (np.vectorize(math.erf, otypes=[np.float64])(x),)
 
     return Erf
+
+
+def _gather_elements() -> Any:
+    """GatherElements: onnx's own takes a whole column where an axis has one entry, and fails beyond 32 entries."""
+    from onnx.reference.op_run import OpRun
+
+    class GatherElements(OpRun):
+        def _run(
+            self, data: npt.NDArray[Any], indices: npt.NDArray[Any], axis: int | None = None
+        ) -> tuple[npt.NDArray[Any]]:
+            places = list(np.indices(indices.shape, sparse=True))
+            places[axis or 0] = indices
+            return (data[tuple(places)],)
+
+    return GatherElements
 
 
 def widen(model: Any) -> None:

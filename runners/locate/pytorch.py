@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.modules import decoder_stack, named_parts
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array
 from kvparity.runners.engines.torch_eager import TorchSession, open_session
@@ -63,15 +64,12 @@ class WatchedModel:
     def _hook(self, model: Any) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
 
-        base = getattr(model, model.base_model_prefix, model)
-        base = next((module for module in base.modules() if hasattr(module, "layers")), base)  # OPT's decoder is inside
-        for path, module in base.named_modules():
+        for path, module in named_parts(model):
             if "rotary" in path:
                 module.register_forward_hook(self._tables(path), with_kwargs=True)
             elif path and not isinstance(module, nn.ModuleList):
                 module.register_forward_hook(self._output(path))
-        for index in self._kinds:
-            layer = base.layers[index]
+        for index, layer in enumerate(decoder_stack(model)[2][: len(self._kinds)]):
             layer.register_forward_pre_hook(self._inputs(layer, f"layers.{index}"), with_kwargs=True)
         model.get_output_embeddings().register_forward_hook(self._output("lm_head"))
         AttentionInterface.register(_WATCH, self._attention)
