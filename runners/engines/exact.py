@@ -135,7 +135,7 @@ def _gather_elements() -> Any:
         def _run(
             self, data: npt.NDArray[Any], indices: npt.NDArray[Any], axis: int | None = None
         ) -> tuple[npt.NDArray[Any]]:
-            places = list(np.indices(indices.shape, sparse=True))
+            places: list[Any] = list(np.indices(indices.shape, sparse=True))
             places[axis or 0] = indices
             return (data[tuple(places)],)
 
