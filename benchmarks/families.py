@@ -28,8 +28,8 @@ from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.exporter.export import export
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
-from kvparity.runners.diff.records import Report
 from kvparity.runners.reference.record import record_cases
+from kvparity.runners.report.report import Report
 from tests.families import FAMILIES, Family, is_fault, make_config, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""What an export prints: one line per stage on stderr, the bundle on stdout."""
+"""What the exporter prints: one line per stage on stderr, a bundle or a checkpoint on stdout."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from rich.console import Console
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.features import coverage_lines
+from kvparity.exporter.contract.spec import ModelSpec
 from kvparity.exporter.export import Stage
 
-__all__ = ["Progress", "print_bundle"]
+__all__ = ["Progress", "print_bundle", "print_checkpoint"]
 
 _WHAT = {
     "read": "config read, layers and cache slots known",
@@ -55,7 +57,7 @@ class Progress:
             self._status.stop()
 
 
-def print_bundle(bundle: Bundle, stages: list[Stage], shown: str, *, as_json: bool) -> None:
+def print_bundle(bundle: Bundle, stages: list[Stage], *, as_json: bool) -> None:
     """Say what was written: for people, or as JSON."""
     manifest = bundle.manifest
     size = sum(entry.bytes for entry in manifest.weights)
@@ -63,7 +65,7 @@ def print_bundle(bundle: Bundle, stages: list[Stage], shown: str, *, as_json: bo
     recorded = [case for case in manifest.cases if case.file]
     if as_json:
         answer = {
-            "bundle": shown,
+            "bundle": str(bundle.root),
             "model": asdict(manifest.model),
             "weights_bytes": size,
             "graphs_bytes": graphs,
@@ -85,4 +87,16 @@ def print_bundle(bundle: Bundle, stages: list[Stage], shown: str, *, as_json: bo
     )
     for line in manifest.quantization.lines(size) if manifest.quantization is not None else ():
         print(line)
-    print(f"bundle  {shown}")
+    print(f"bundle  {bundle.root}")
+
+
+def print_checkpoint(spec: ModelSpec, shown: str) -> None:
+    """Say what a checkpoint has, and what a bundle of it would prove."""
+    print(f"{shown}  {spec.architecture} ({spec.model_type}), {spec.parameters:,} parameters")
+    print(
+        f"layers {spec.pattern}, hidden {spec.hidden_size}, heads {spec.heads}, vocabulary {spec.vocab_size:,}, "
+        f"positions {spec.max_position:,}, window {spec.window or 'none'}, {len(spec.slots)} cache slots"
+    )
+    proves, missing = coverage_lines(spec, [2 * (spec.window or 0) + 1])
+    print(proves.replace("this bundle", "a bundle of it"))
+    print(missing.replace("this bundle does", "a bundle of it does"))

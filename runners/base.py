@@ -15,6 +15,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import EngineUnavailableError
 from kvparity.exporter.contract.spec import GraphKind
+from kvparity.runners.spec import RunnerSpec
 
 __all__ = [
     "Array",
@@ -111,25 +112,6 @@ class Engine(Protocol):
             EngineUnavailableError: It is not installed, or cannot take these graphs; the message says why.
         """
         ...
-
-
-@dataclass(frozen=True)
-class RunnerSpec:
-    """A runner as named on the command line: ``ort``, or ``ort:threads=1,level=none``.
-
-    Attributes:
-        name: Its name.
-        options: Its settings.
-        named: Whether somebody asked for this runner; one of ``all`` need not take the bundle.
-    """
-
-    name: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    named: bool = field(default=True, compare=False)
-
-    def __str__(self) -> str:
-        settings = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.name}:{settings}" if settings else self.name
 
 
 def parse_runner(text: str) -> RunnerSpec:

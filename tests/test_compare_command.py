@@ -140,9 +140,9 @@ def test_judging_recorded_vectors_imports_no_torch(bundle: Bundle) -> None:
 
 
 def test_all_means_every_engine_that_is_here_and_names_the_others(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from kvparity.runners.compare.command import runner_specs
+    from kvparity.runners.compare.candidates import candidates
     from kvparity.runners.inspect import listing
 
     rows = (
@@ -153,8 +153,9 @@ def test_all_means_every_engine_that_is_here_and_names_the_others(
         listing.RunnerRow("tract", True, "1", ""),
     )
     monkeypatch.setattr(listing, "list_runners", lambda: rows)
-    assert [spec.name for spec in runner_specs(("all",), ())] == ["ort", "tract"]
-    assert capsys.readouterr().err == "unavailable  mnn: mnn is not installed; pip install 'kvparity[mnn]'\n"
+    said: list[str] = []
+    assert [spec.name for spec in candidates("all", say=said.append)[0]] == ["ort", "tract"]
+    assert said == ["unavailable  mnn: mnn is not installed; pip install 'kvparity[mnn]'"]
 
 
 def test_runners_side_by_side_get_a_matrix_and_none_stops_the_others(

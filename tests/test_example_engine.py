@@ -12,8 +12,8 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import judge
 from kvparity.runners.compare.options import JudgeOptions
-from kvparity.runners.diff.records import Report
 from kvparity.runners.isolation.process import open_runner
+from kvparity.runners.report.report import Report
 
 ENGINE = Path(__file__).resolve().parents[1] / "examples" / "engine" / "engine.py"
 

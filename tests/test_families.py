@@ -12,7 +12,7 @@ from kvparity.exporter.contract.features import coverage_lines
 from kvparity.exporter.contract.spec import ExportOptions, ModelSpec
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
-from kvparity.runners.diff.records import Report
+from kvparity.runners.report.report import Report
 from tests.families import FAMILIES, Family, make_config, save_checkpoint, small_config
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")

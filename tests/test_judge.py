@@ -14,8 +14,8 @@ from kvparity.exporter.contract.errors import BundleError, EngineUnavailableErro
 from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
-from kvparity.runners.diff.records import Report
 from kvparity.runners.reference import source as references
+from kvparity.runners.report.report import Report
 from tests.synthetic import MODEL, WINDOW, Decoder, make_bundle
 
 Make = Callable[[], Any]

@@ -12,7 +12,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.identities import identities
 from kvparity.runners.compare.judge import JudgeOptions, judge
-from kvparity.runners.diff.records import Report
+from kvparity.runners.report.report import Report
 from tests.synthetic import MODEL, WINDOW, Decoder, make_bundle
 
 

@@ -12,9 +12,9 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
-from kvparity.runners.diff.records import Report
 from kvparity.runners.engines import trace_file
 from kvparity.runners.isolation.process import open_runner
+from kvparity.runners.report.report import Report
 from kvparity.runners.report.words import verdict_sentence
 from tests.synthetic import Decoder, make_bundle
 

@@ -16,12 +16,12 @@ from kvparity.runners.base import RunnerSpec, Session, load_engine
 from kvparity.runners.compare.judge import judge
 from kvparity.runners.compare.options import JudgeOptions
 from kvparity.runners.diff.location import Location
-from kvparity.runners.diff.records import Report
 from kvparity.runners.locate import entry
 from kvparity.runners.locate.graphs import inline_weights, open_graph
 from kvparity.runners.report.html import html_report
 from kvparity.runners.report.json_file import json_report
 from kvparity.runners.report.markdown import markdown_report
+from kvparity.runners.report.report import Report
 from tests.mutants import around, attention
 from tests.mutants.editor import Editor
 from tests.mutants.trial import mutated

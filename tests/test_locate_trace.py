@@ -17,10 +17,10 @@ from kvparity.runners.compare.judge import judge
 from kvparity.runners.compare.options import JudgeOptions
 from kvparity.runners.decode.play import play
 from kvparity.runners.diff.location import Location
-from kvparity.runners.diff.records import Report
 from kvparity.runners.engines.trace_file import TraceWriter
 from kvparity.runners.inspect.probes import inside, save_probes
 from kvparity.runners.isolation.process import open_runner
+from kvparity.runners.report.report import Report
 from tests.mutants import around, attention
 from tests.mutants.mutant import Mutant
 from tests.mutants.recording import RecordingEngine

@@ -19,11 +19,11 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
 from kvparity.runners.diff.metrics import METRICS
-from kvparity.runners.diff.records import Report
 from kvparity.runners.report.html import html_report
 from kvparity.runners.report.json_file import json_report, json_schema
 from kvparity.runners.report.junit import junit_report
 from kvparity.runners.report.markdown import markdown_report
+from kvparity.runners.report.report import Report
 from kvparity.runners.report.text import print_report
 from kvparity.runners.report.words import round_up, share, times
 from tests.synthetic import Decoder, make_bundle

@@ -6,6 +6,7 @@ __all__ = [
     "ExportError",
     "KvparityError",
     "NotTakenError",
+    "OptionError",
     "PackageError",
     "TraceError",
 ]
@@ -29,6 +30,10 @@ class EngineUnavailableError(KvparityError):
 
 class NotTakenError(EngineUnavailableError):
     """An engine is here, but takes bundles of another layout or profile; the message says which."""
+
+
+class OptionError(KvparityError):
+    """No option has that name, or its value is none that it takes; the message names those that are known."""
 
 
 class TraceError(KvparityError):

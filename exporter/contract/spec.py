@@ -6,7 +6,7 @@ call), ``rows`` (rows of one cache slot), ``heads``, ``kv_heads``, ``head_dim``,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeVar
 
@@ -295,22 +295,22 @@ class ExportOptions:
     """How a bundle is made; recorded in its manifest.
 
     Attributes:
-        layout: ``dynamic`` (growing caches), ``static`` (fixed buffers, write index) or ``shared`` (buffers that are
-            written in place).
-        profile: Which operators the graphs may use: ``bare``, ``portable``, ``modern`` or ``ort``.
+        layout: Caches that grow (``dynamic``), fixed buffers with a write index (``static``), or buffers that are
+            written in place (``shared``).
+        profile: Which operators the graphs may use.
         sliding_cache: ``bounded`` keeps window - 1 rows in sliding layers, ``full`` keeps them all.
-        dtype: Weights and caches; logits are always float32.
-        opset: Default-domain opset; None takes the profile's.
-        logits: ``all`` positions, or only the ``last`` of each call.
-        max_len: Buffer rows of the static layout.
-        chunk: Tokens per call of the static layout's prefill graph.
-        batch: Rows of the static layout's batch.
+        dtype: Of weights and caches; logits are always float32.
+        opset: Default-domain opset; the profile's where not given.
+        logits: Of every position, or only of the last of each call.
+        max_len: Static layout: buffer rows; the model's positions, at most 1024, where not given.
+        chunk: Static layout: tokens per prefill call; 64 where not given.
+        batch: Static layout: batch rows; 1 where not given.
         provider: Execution provider that profile ``ort`` picks operators for.
-        quantize: Weights of linear layers, experts and embeddings in blocks of ``int4`` or ``int8``; ``int8-dynamic``
-            has one scale per row, rounds activations too, and multiplies integers.
+        quantize: Weights of linear layers, experts and embeddings in blocks of ``int4`` or ``int8``, a GGUF file's own
+            where they fit; ``int8-dynamic`` has one scale per row, rounds activations too, and multiplies integers.
         block_size: Columns that share a scale.
-        keep: Kinds of layers that stay as they are (:mod:`exporter.quantize.plan`).
-        quantizer: ``rtn`` or ``k_quant``, both ONNX Runtime's.
+        keep: Kinds of layers that stay as they are, such as ``embed``.
+        quantizer: How weights are rounded; both are ONNX Runtime's.
         accuracy_level: 0 computes with activations as they are; 4 lets the engine round them to int8.
         weights: ``copy`` the checkpoint's files, ``link`` their blocks on disk (a clone: no space), or write the
             bundle into the checkpoint's folder and ``reference`` them.
@@ -326,7 +326,6 @@ class ExportOptions:
     chunk: int | None = None
     batch: int | None = None
     provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
-    extra: dict[str, str] = field(default_factory=dict)
     quantize: Literal["none", "int4", "int8", "int8-dynamic"] = "none"
     block_size: int = 32
     keep: tuple[str, ...] = ()

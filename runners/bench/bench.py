@@ -6,43 +6,22 @@ the ratio to the fastest.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError, KvparityError, TraceError
-from kvparity.exporter.contract.files import write_whole
-from kvparity.runners.base import RunnerSpec, parse_runner
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.bench.options import BenchOptions
 from kvparity.runners.decode.decoders import Decoder, open_decoder
 
-__all__ = ["BenchOptions", "Measure", "Subject", "Times", "bench", "bench_command", "measure"]
-
-CONTEXTS = (64, 512, 1000)
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is measured.
-
-    Attributes:
-        contexts: Tokens in the cache when decoding is timed.
-        prefill: Tokens of the timed prefill.
-        rounds: Visits of every subject.
-        steps: Decode steps timed in a row at each context.
-    """
-
-    contexts: tuple[int, ...] = CONTEXTS
-    prefill: int = 512
-    rounds: int = 7
-    steps: int = 16
+__all__ = ["BenchOptions", "Measure", "Subject", "Times", "bench", "measure"]
 
 
 @dataclass(frozen=True)
@@ -178,117 +157,34 @@ def _resident_mb() -> float:
 
 
 def bench(
-    bundles: Sequence[Path], runners: Sequence[str], options: BenchOptions, *, allow_modified: bool = False
+    bundles: Sequence[Bundle],
+    runners: Sequence[RunnerSpec],
+    options: BenchOptions,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Measure]:
     """Measure every bundle on every runner.
 
-    Raises:
-        KvparityError: Nothing could be measured; one absent engine is only reported.
-    """
-    import sys
+    Args:
+        bundles: Opened bundles.
+        runners: Engines.
+        options: What is measured.
+        say: Takes one line of progress at a time, and why an engine could not be measured.
 
+    Raises:
+        KvparityError: Nothing could be measured; one absent engine is only said.
+    """
     subjects: list[Subject] = []
     absent: list[KvparityError] = []
-    for path in bundles:
-        bundle = Bundle.open(path, allow_modified=allow_modified)
-        for text in runners:
-            label = f"{path.name} {text}" if len(bundles) > 1 else text
-            spec = parse_runner(text)
+    for bundle in bundles:
+        for spec in runners:
+            label = f"{bundle.root.name} {spec}" if len(bundles) > 1 else str(spec)
             try:
                 open_decoder(bundle, spec).close()
             except EngineUnavailableError as error:
                 absent.append(error)
-                print(f"{label}: {error}", file=sys.stderr)
+                say(f"{label}: {error}")
                 continue
             subjects.append(subject(bundle, spec, label))
     if not subjects:
         raise absent[0]
-    return measure(subjects, options, lambda line: print(line, file=sys.stderr))
-
-
-def table(measures: Sequence[Measure], options: BenchOptions) -> str:
-    """A plain text table; ratios are to the fastest at that context."""
-    rows = _cells(measures, options)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def page(measures: Sequence[Measure], options: BenchOptions) -> str:
-    """The same figures as an HTML page, with a plot of milliseconds per token against context."""
-    from kvparity.runners.report.speed import speed_page
-
-    head, *rows = _cells(measures, options)
-    contexts = sorted(set(options.contexts))
-    shown = [
-        (item.name, tuple(item.decode[context].median * 1000 for context in contexts), tuple(row[1:]))
-        for item, row in zip(measures, rows, strict=True)
-    ]
-    return speed_page(contexts, shown, head)
-
-
-def _cells(measures: Sequence[Measure], options: BenchOptions) -> list[list[str]]:
-    """The table: titles, then one row per subject."""
-    best = {context: min(m.decode[context].median for m in measures) for context in options.contexts}
-    header = ["", *(f"ms @{context}" for context in options.contexts), f"prefill {options.prefill} tok/s"]
-    rows = [[*header, "load s", "memory MB", "cache B/token full + sliding"]]
-    for item in measures:
-        cells = [item.name]
-        for context in options.contexts:
-            times = item.decode[context]
-            spread = f"{times.low * 1000:.3f}–{times.high * 1000:.3f}"
-            cells.append(f"{times.median * 1000:.3f} ({spread}) {times.median / best[context]:.2f}x")
-        cells += [f"{options.prefill / item.prefill.median:.0f}", f"{item.load:.2f}", f"{item.memory_mb:.0f}"]
-        cells.append(" + ".join(str(item.cache_bytes.get(kind, 0)) for kind in ("full", "sliding")))
-        rows.append(cells)
-    return rows
-
-
-def as_json(measures: Sequence[Measure], options: BenchOptions) -> dict[str, Any]:
-    """The measures as plain data, times in milliseconds."""
-
-    def times(item: Times) -> dict[str, float]:
-        return {name: round(getattr(item, name) * 1000, 5) for name in ("median", "low", "high")}
-
-    return {
-        "schema_version": 1,
-        "contexts": list(options.contexts),
-        "prefill_tokens": options.prefill,
-        "results": [
-            {
-                "name": item.name,
-                "load_s": round(item.load, 3),
-                "memory_mb": round(item.memory_mb, 1),
-                "prefill_ms": times(item.prefill),
-                "decode_ms": {str(context): times(item.decode[context]) for context in options.contexts},
-                "cache_bytes_per_token": dict(item.cache_bytes),
-            }
-            for item in measures
-        ],
-    }
-
-
-def bench_command(
-    bundles: Sequence[Path],
-    runners: Sequence[str],
-    options: BenchOptions,
-    json_file: str | None,
-    *,
-    html: Path | None = None,
-    allow_modified: bool = False,
-) -> int:
-    """The ``bench`` command: a table on stdout, or JSON in a file or on stdout (``-``), and a page with a plot.
-
-    Returns:
-        0.
-    """
-    measures = bench(bundles, runners or ("ort",), options, allow_modified=allow_modified)
-    text = json.dumps(as_json(measures, options), indent=1)
-    if html is not None:
-        write_whole(html, page(measures, options))
-    if json_file == "-":
-        print(text)
-        return 0
-    if json_file:
-        write_whole(Path(json_file), text + "\n")
-    print(table(measures, options))
-    return 0
+    return measure(subjects, options, say)

@@ -15,16 +15,18 @@ from kvparity.runners.compare.identities import Identity, Played, identities, ju
 from kvparity.runners.compare.options import JudgeOptions, command_of, label_of
 from kvparity.runners.compare.summary import Answer, failed_case, make_report
 from kvparity.runners.compare.timing import Timed
+from kvparity.runners.compare.token_text import with_token_text
 from kvparity.runners.decode.play import StepResult, play
 from kvparity.runners.diff.budget import Noise
 from kvparity.runners.diff.collect import CaseDiff, Collector
 from kvparity.runners.diff.gate import compare_outputs
 from kvparity.runners.diff.location import Location
 from kvparity.runners.diff.names import KINDS
-from kvparity.runners.diff.records import Question, Report, RunnerRecord
+from kvparity.runners.diff.records import Question, RunnerRecord
 from kvparity.runners.engines.trace_file import TraceWriter
 from kvparity.runners.isolation.process import open_runner
 from kvparity.runners.reference.source import References, select_cases
+from kvparity.runners.report.report import Report
 
 __all__ = ["EXACT", "JudgeOptions", "judge"]
 
@@ -72,6 +74,7 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             references.sentence,
         )
         report = replace(report, last_logits=asked.last_logits or bundle.options.logits == "last")
+        report = with_token_text(bundle, report)
         return replace(report, locations=asked.locations(report)) if options.locate else report
 
 

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvparity.exporter.contract.errors import TraceError
-from kvparity.runners.base import RunnerSpec
-from kvparity.runners.diff.records import Divergence
+from kvparity.runners.spec import RunnerSpec
+
+if TYPE_CHECKING:
+    from kvparity.runners.diff.records import Divergence
 
 __all__ = ["DEFAULT", "JudgeOptions", "command_of", "label_of"]
 
@@ -24,18 +26,18 @@ class JudgeOptions:
 
     Attributes:
         runners: Candidates.
-        cases: Glob patterns of cases, or of identities; empty takes all.
-        outputs: Glob patterns of graph outputs to judge, such as ``logits``; empty takes all.
+        cases: Case name or glob pattern, or an identity's with ``identities``; all where none is given.
+        outputs: Output or glob pattern, as ``logits``; all where none is given.
         tol: Largest difference that passes, or ``auto``: ``budget`` times PyTorch's own float32 error.
-        budget: See ``tol``.
+        budget: With tolerance ``auto``: multiple of PyTorch's own float32 error that passes.
         live: Run PyTorch now instead of reading recorded vectors.
-        checkpoint: Where the checkpoint is that PyTorch loads; None looks for it (:mod:`runners.reference.origin`).
-        exact: Also ask whether the graphs in float64 equal PyTorch in float64.
-        exact_tol: Gate of that question.
-        identities: Ask the identities instead of comparing with PyTorch.
-        locate: Find where the first divergence of every runner begins, and whose fault it is.
-        save_trace: Write what the runner returned to this file; one runner only.
-        allow_modified: Whether files may differ from the manifest; for the command at the end.
+        checkpoint: Run PyTorch now, with the checkpoint that is here.
+        exact: Also compare the graphs in float64 with PyTorch in float64.
+        exact_tol: Largest difference that passes in float64.
+        identities: Compare each runner with itself instead: chunks, padding, reruns.
+        locate: Find the layer, operator and position where a difference begins, and whose fault it is.
+        save_trace: Save what the runner returned to this file; one runner only.
+        allow_modified: Judge files that differ from the manifest.
         shown_bundle: The bundle as the reader typed it, for the same.
         program: How this program is called, for the same.
         timed: Whether to time decode calls; what is timed has not the same bytes twice.

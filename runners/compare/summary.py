@@ -22,13 +22,13 @@ from kvparity.runners.diff.records import (
     Number,
     Question,
     QuestionRecord,
-    Report,
     RunnerRecord,
     TensorRecord,
     Verdict,
     number,
     worst_verdict,
 )
+from kvparity.runners.report.report import Report
 from kvparity.runners.report.words import times
 
 __all__ = ["Answer", "failed_case", "make_report"]

@@ -16,31 +16,16 @@ from kvparity.exporter.contract.errors import BundleError, TraceError
 from kvparity.exporter.contract.model_files import end_tokens, open_tokenizer
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.decode.decoders import Decoder, open_decoder
+from kvparity.runners.decode.sampling import Sampling
 
-__all__ = ["Generation", "Sampling", "generate", "generate_tokens", "write_text"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 takes the most likely token, as transformers' greedy ``generate()`` does.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the smallest set of tokens of this total probability.
-        seed: Of the random numbers.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+__all__ = ["Generation", "Sampling", "generate", "generate_tokens"]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What came out: token ids, why it ended, and how long prefill and decode took in seconds."""
+    """What came out: the new text, token ids, why it ended, and how long prefill and decode took in seconds."""
 
+    text: str
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     ended: str
@@ -136,6 +121,7 @@ def generate(
     decoder = open_decoder(bundle, runner)
     stream = DecodeStream(ids=[int(token) for token in ids], skip_special_tokens=True)
     tokens: list[int] = []
+    pieces: list[str] = []
     started = time.perf_counter()
     first = started
     try:
@@ -144,6 +130,7 @@ def generate(
             tokens.append(token)
             piece = stream.step(tokenizer, token)
             if piece:
+                pieces.append(piece)
                 on_text(piece)
         ended = time.perf_counter()
     finally:
@@ -152,34 +139,5 @@ def generate(
         reason = "end of text"
     else:
         reason = "token limit" if len(tokens) == count else f"position limit {bundle.model.max_position}"
-    return Generation(tuple(int(t) for t in ids), tuple(tokens), reason, first - started, ended - first)
-
-
-def write_text(
-    bundle: Bundle, prompt: str, count: int, runner: RunnerSpec, sampling: Sampling, *, raw: bool = False
-) -> int:
-    """The ``run`` command: text on stdout as it comes, speed on stderr; a chat model answers unless ``raw``.
-
-    Returns:
-        0.
-    """
-    import sys
-
-    from kvparity.runners.decode.chat import chat_template
-
-    chat = not raw and chat_template(bundle.root) is not None
-    waiting = [] if chat else [prompt]  # shown with the first new text: a session that can't be opened prints nothing
-
-    def show(text: str) -> None:
-        print(*waiting, text, sep="", end="", flush=True)
-        waiting.clear()
-
-    made = generate(bundle, prompt, count, runner=runner, sampling=sampling, chat=chat, on_text=show)
-    print()
-    print(
-        f"{len(made.tokens)} tokens ({made.ended}), "
-        f"prefill of {len(made.prompt)} in {made.prefill_seconds * 1000:.1f} ms, "
-        f"decode {made.tokens_per_second:.0f} tokens/s on {runner}",
-        file=sys.stderr,
-    )
-    return 0
+    prompt_ids = tuple(int(token) for token in ids)
+    return Generation("".join(pieces), prompt_ids, tuple(tokens), reason, first - started, ended - first)

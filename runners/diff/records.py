@@ -23,7 +23,7 @@ __all__ = [
     "Divergence",
     "Number",
     "QuestionRecord",
-    "Report",
+    "ReportRecord",
     "Result",
     "RunnerRecord",
     "TensorRecord",
@@ -138,11 +138,12 @@ class Divergence:
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """One token and how both sides rate it."""
+    """One token and how both sides rate it; ``text`` is empty where nobody looked it up."""
 
     token: int
     expected: Number
     actual: Number
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -320,7 +321,7 @@ class QuestionRecord:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportRecord:
     """Everything that one `compare` found; the JSON report is this record.
 
     Attributes:

@@ -5,11 +5,11 @@ They are those of the graph evaluated in float64, which is PyTorch in float64 to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from kvparity.runners.locate.probe_diff import Call
 from kvparity.runners.locate.search import make_call
 from kvparity.runners.reference.source import select_cases
 
-__all__ = ["Inside", "axes_of", "inside", "print_probes", "probes_json", "save_probes"]
+__all__ = ["Inside", "axes_of", "inside", "probe_rows", "save_probes"]
 
-_WIDTH = 110
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
 _HEADED = ("batch", "heads", "sequence", "head_dim")
 _AXES = {
@@ -130,30 +129,8 @@ def save_probes(bundle: Bundle, found: Sequence[Inside], path: Path, names: Sequ
     return count
 
 
-def probes_json(found: Sequence[Inside], names: Sequence[str] = ()) -> str:
-    """Names, axes, shapes and ranges as JSON."""
-    return json.dumps([row for item in found for row in _rows(item, names)], indent=1)
-
-
-def print_probes(found: Sequence[Inside], names: Sequence[str] = ()) -> None:
-    """Names, axes, shapes and ranges as tables, one per call."""
-    from rich.table import Table
-
-    from kvparity.runners.inspect.terminal import table_console
-
-    console = table_console(_WIDTH)
-    for item in found:
-        call = item.call
-        table = Table(title=f"case {call.case.name}, step {call.step.index} ({call.step.graph})", title_justify="left")
-        for heading in ("value", "axes", "shape", "least", "largest"):
-            table.add_column(heading, overflow="fold")
-        for row in _rows(item, names):
-            shape = ", ".join(map(str, row["shape"]))  # type: ignore[call-overload]
-            table.add_row(str(row["name"]), str(row["axes"]), shape, f"{row['least']:.6g}", f"{row['largest']:.6g}")
-        console.print(table)
-
-
-def _rows(item: Inside, names: Sequence[str]) -> Iterator[dict[str, object]]:
+def probe_rows(item: Inside, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Name, axes, shape and range of every value; ``probes --json`` prints these rows."""
     for name, value in _chosen(item.probes, names).items():
         numbers = np.asarray(value, np.float64)
         live = numbers[numbers > -1e8] if name.startswith("mask.") else numbers

@@ -7,14 +7,11 @@ float32); in a float32 bundle the values at module borders are judged by a half 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
 from kvparity.exporter.contract.errors import BundleError
@@ -22,11 +19,10 @@ from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo
 from kvparity.runners.decode.play import play
 from kvparity.runners.engines.exact import open_model, widen
-from kvparity.runners.inspect.terminal import table_console
 from kvparity.runners.locate.graphs import expose, open_graph, probes_of
 from kvparity.runners.reference.source import select_cases
 
-__all__ = ["RangeReport", "ValueRange", "measure_ranges", "print_ranges", "ranges_json"]
+__all__ = ["RangeReport", "ValueRange", "measure_ranges", "ranges_data"]
 
 SCHEMA_VERSION = 1
 _MOVES = (
@@ -49,8 +45,6 @@ _HALF_STEP = {"float16": 16.0, "bfloat16": 2.0**119, "float32": 2.0**103}  # wha
 _BLOCKED = -3e4  # below: what a mask made of a score that nobody may look at
 _MASK_PASSES = ("Add", "Cast", "Slice", "Unsqueeze", "Expand", "Reshape", "Concat", "Where", "Sub", "Identity")
 _MOST_TOKENS = 512  # of the cases that are measured where none is named
-_MOST_ROWS = 25
-_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -246,46 +240,13 @@ def _from_masks(model: Any) -> set[str]:
     return reached
 
 
-def ranges_json(report: RangeReport) -> str:
-    """The report as JSON: every value, and the names of those that overflow."""
+def ranges_data(report: RangeReport) -> dict[str, Any]:
+    """The report as plain data: every value, and the names of those that overflow; ``inspect --range --json``."""
     values = [{**asdict(value), "limit": _LARGEST[value.dtype], "reach": value.reach} for value in report.values]
-    data = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "dtype": report.dtype,
         "cases": report.cases,
         "overflowing": [{"graph": value.graph, "name": value.name} for value in report.overflowing],
         "values": values,
     }
-    return json.dumps(data, indent=1)
-
-
-def print_ranges(report: RangeReport, shown: str) -> None:
-    """Print what reaches furthest, layers of a kind together."""
-    console = table_console(_WIDTH)
-    console.print(f"[bold]{shown}[/bold]  against {report.dtype}, cases {', '.join(report.cases)}")
-    console.print(report.sentence(), markup=False)
-    table = Table(title="reach of values, furthest first", title_justify="left")
-    for name in ("value", "at", "dtype", "max |x|", "of largest", "overflow", "subnormal", "lost", "zero"):
-        table.add_column(name, justify="left" if name in ("value", "at", "dtype") else "right", overflow="fold")
-    groups = _grouped(report.values)
-    for name, members in groups[:_MOST_ROWS]:
-        worst = max(members, key=lambda value: value.reach)
-        count = sum(value.elements for value in members) or 1
-        shares = [sum(getattr(v, key) for v in members) / count for key in ("overflows", "subnormal", "lost", "zeros")]
-        layer = re.search(r"layers\.(\d+)", worst.name)
-        where = f"{worst.graph}{f', layer {layer[1]}' if layer and '*' in name else ''}"
-        style = "red" if any(value.overflows for value in members) else ""
-        cells = [f"{share:.1%}" if share >= 0.0005 else f"{share:.0e}" if share else "–" for share in shares]
-        table.add_row(name, where, worst.dtype, f"{worst.largest:.3g}", f"{worst.reach:.2g}", *cells, style=style)
-    console.print(table)
-    if len(groups) > _MOST_ROWS:
-        console.print(f"{len(groups) - _MOST_ROWS} more kinds of values reach less far; --json has every value")
-
-
-def _grouped(values: Sequence[ValueRange]) -> list[tuple[str, list[ValueRange]]]:
-    groups: dict[tuple[str, str], list[ValueRange]] = {}
-    for value in values:
-        name = re.sub(r"layers\.\d+", "layers.*", value.name)
-        groups.setdefault((name, value.dtype), []).append(value)
-    ordered = sorted(groups.items(), key=lambda item: -max(value.reach for value in item[1]))
-    return [(name, members) for (name, _), members in ordered]

@@ -12,7 +12,7 @@ from kvparity.exporter.contract.errors import EngineUnavailableError, KvparityEr
 from kvparity.exporter.contract.vectors import Vectors, expected_outputs
 from kvparity.runners.base import RunnerSpec, Session, need
 from kvparity.runners.diff.location import Location
-from kvparity.runners.diff.records import Divergence, Report
+from kvparity.runners.diff.records import Divergence, ReportRecord
 from kvparity.runners.engines import trace_file
 from kvparity.runners.locate.engine_fault import engine_fault
 from kvparity.runners.locate.export_fault import ExportFault, Watcher, export_fault
@@ -30,7 +30,7 @@ _EXPLAINS = 0.25  # share of a divergence that an export fault must make to be c
 
 def locate(
     bundle: Bundle,
-    report: Report,
+    report: ReportRecord,
     specs: Mapping[str, RunnerSpec],
     vectors: Callable[[str], Vectors],
     opener: Opener,
@@ -51,7 +51,7 @@ def locate(
     return tuple(locator.answer(divergence, specs.get(divergence.runner)) for divergence in _first(report))
 
 
-def _first(report: Report) -> Iterator[Divergence]:
+def _first(report: ReportRecord) -> Iterator[Divergence]:
     seen: set[tuple[str, str]] = set()
     for record in report.cases:
         key, divergence = (record.question, record.runner), record.first_divergence

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from kvparity.runners.diff.records import CaseRecord, QuestionRecord, Report, TopDifference
+from kvparity.runners.diff.records import CaseRecord, QuestionRecord, ReportRecord, TopDifference
 from kvparity.runners.report.charts import HEAT_LEVELS, depth_chart, heat_chart, heat_level, legend, position_chart
 from kvparity.runners.report.element import Child, Element, el, to_html
 from kvparity.runners.report.style import STYLE
 from kvparity.runners.report.tables import definitions, environment, tensor_table
 from kvparity.runners.report.words import budget_cell, position_cell, short, smallest, top_cell, verdict_sentence
 
-__all__ = ["TokenText", "html_report"]
+__all__ = ["html_report"]
 
-TokenText = Callable[[int], str]
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _NUMBERS = (4, 6, 7)  # columns of the token table
 _WORDS = {"match": "MATCH", "mismatch": "MISMATCH", "error": "COULD NOT TELL"}
 
 
-def html_report(report: Report, token_text: TokenText = str) -> str:
-    """The report as HTML text.
-
-    Args:
-        report: What to show.
-        token_text: Gives the text of a token id, for the table of differing tokens.
-    """
+def html_report(report: ReportRecord) -> str:
+    """The report as HTML text."""
     body: list[Element] = [_header(report)]
     if report.locations:
         body.append(el("h2", "Located"))
     body += [el("p", el("strong", f"{found.runner}: "), found.sentence) for found in report.locations]
     for question in report.questions:
-        body += _question(report, question, token_text)
+        body += _question(report, question)
     body += [el("h2", "Environment"), *environment(report)]
     body += [el("h2", "Repeat"), el("pre", report.command)]
     head = el(
@@ -46,7 +40,7 @@ def html_report(report: Report, token_text: TokenText = str) -> str:
     return to_html(el("html", head, el("body", el("main", body)), lang="en"))
 
 
-def _header(report: Report) -> Element:
+def _header(report: ReportRecord) -> Element:
     bundle = report.bundle
     words, _, sentence = verdict_sentence(report).partition("  ")
     layers = el("span", [el("i", kind, class_=kind) for kind in bundle.pattern], class_="layers")
@@ -67,7 +61,7 @@ def _header(report: Report) -> Element:
     return el("header", el("h1", "kvparity compare"), answer, definitions(facts))
 
 
-def _question(report: Report, question: QuestionRecord, token_text: TokenText) -> Iterator[Element]:
+def _question(report: ReportRecord, question: QuestionRecord) -> Iterator[Element]:
     records = [record for record in report.cases if record.question == question.question]
     yield el("h2", question.title)
     answer = el("span", _WORDS[question.verdict], class_="tag")
@@ -79,7 +73,7 @@ def _question(report: Report, question: QuestionRecord, token_text: TokenText) -
     yield from _matrix(question, records)
     focus = _focus(question, records)
     yield from _pictures(report, focus)
-    yield from _tokens(records, token_text)
+    yield from _tokens(records)
     yield el("h3", "Every metric, by output, over all cases")
     yield el("div", tensor_table(report, question), class_="wide")
     yield el("h3", "Every case")
@@ -147,7 +141,7 @@ def _scale() -> Element:
     return el("p", "1e-4 of the limit", el("span", steps), "100 × the limit and more", class_="scale")
 
 
-def _pictures(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
+def _pictures(report: ReportRecord, records: Sequence[CaseRecord]) -> Iterator[Element]:
     """The charts of one case."""
     case, runners = records[0], [record.runner for record in records]
     yield el("h3", f"{case.case}: error of the logits at each position")
@@ -166,7 +160,7 @@ def _pictures(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element
     yield from _heat(report, records)
 
 
-def _heat(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
+def _heat(report: ReportRecord, records: Sequence[CaseRecord]) -> Iterator[Element]:
     worst = max(records, key=lambda record: _size(record.max_abs_diff))
     chart = heat_chart(report.bundle, worst)
     if chart is not None:
@@ -177,7 +171,7 @@ def _heat(report: Report, records: Sequence[CaseRecord]) -> Iterator[Element]:
         yield _scale()
 
 
-def _tokens(records: Sequence[CaseRecord], token_text: TokenText) -> Iterator[Element]:
+def _tokens(records: Sequence[CaseRecord]) -> Iterator[Element]:
     """Every place where a runner would choose another token, as far as the report keeps them."""
     flips, ties = sum(record.flips for record in records), sum(record.near_ties for record in records)
     if not flips:
@@ -188,22 +182,22 @@ def _tokens(records: Sequence[CaseRecord], token_text: TokenText) -> Iterator[El
     yield el("p", text + (f" The first {shown} are listed." if shown < flips else ""), class_="soft")
     titles = ("runner", "case", "position", "reference chooses", "logit", "runner chooses", "logit", "gap", "")
     head = [el("th", title, class_="n" if i in _NUMBERS else None) for i, title in enumerate(titles)]
-    rows = [_token_row(record, found, token_text) for record in records for found in record.top_differences]
+    rows = [_token_row(record, found) for record in records for found in record.top_differences]
     yield el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), class_="small"), class_="wide")
 
 
-def _token_row(record: CaseRecord, found: TopDifference, token_text: TokenText) -> Element:
+def _token_row(record: CaseRecord, found: TopDifference) -> Element:
     expected = max(found.choices, key=lambda choice: _size(choice.expected))
     actual = max(found.choices, key=lambda choice: _size(choice.actual))
     place = str(found.position) + (f" (row {found.batch})" if len(record.pads) > 1 else "")
     cells: list[Child] = [record.runner, record.case, place]
     for choice, value in ((expected, expected.expected), (actual, actual.actual)):
-        cells += [f"{token_text(choice.token)} ({choice.token})", short(value, 5)]
+        cells += [f"{choice.text} ({choice.token})", short(value, 5)]
     cells += [short(found.gap, 3), "near tie" if found.near_tie else ""]
     return el("tr", [el("td", cell, class_="n" if i in _NUMBERS else None) for i, cell in enumerate(cells)])
 
 
-def _case(report: Report, records: Sequence[CaseRecord], *, unfolded: bool) -> Element:
+def _case(report: ReportRecord, records: Sequence[CaseRecord], *, unfolded: bool) -> Element:
     """One case, folded away: a row per runner, and the chart of its logits."""
     first = records[0]
     head = ("runner", "calls", "max diff", "worst position", "budget", "top-1", "verdict")

@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from kvparity.runners.diff.records import Report
+from kvparity.runners.diff.records import ReportRecord
 
 __all__ = ["json_report", "json_schema"]
 
-_ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)
+_ADAPTER: TypeAdapter[ReportRecord] = TypeAdapter(ReportRecord)
 
 
-def json_report(report: Report) -> str:
+def json_report(report: ReportRecord) -> str:
     """The report as JSON text: one line per top-level key, and one per element of a list."""
     data: dict[str, Any] = _ADAPTER.dump_python(report, mode="json")
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {_value(value)}" for key, value in data.items()) + "\n}\n"

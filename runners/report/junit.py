@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from kvparity.runners.diff.records import CaseRecord, QuestionRecord, Report, RunnerRecord
+from kvparity.runners.diff.records import CaseRecord, QuestionRecord, ReportRecord, RunnerRecord
 from kvparity.runners.report.words import position_cell, short
 
 __all__ = ["junit_report"]
@@ -14,7 +14,7 @@ __all__ = ["junit_report"]
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit_report(report: Report) -> str:
+def junit_report(report: ReportRecord) -> str:
     """The report as JUnit XML: mismatches are failures, what could not be told is an error."""
     root = ElementTree.Element("testsuites", name=f"kvparity {report.bundle.name}")
     for question in report.questions:

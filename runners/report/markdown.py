@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvparity.runners.diff.records import CaseRecord, QuestionRecord, Report
+from kvparity.runners.diff.records import CaseRecord, QuestionRecord, ReportRecord
 from kvparity.runners.report.words import (
     budget_cell,
     position_cell,
@@ -19,12 +19,12 @@ __all__ = ["markdown_report"]
 _MARK = {"match": "✅", "mismatch": "❌", "error": "⚠️"}
 
 
-def markdown_report(report: Report) -> str:
+def markdown_report(report: ReportRecord) -> str:
     """The report as GitHub-flavoured Markdown."""
     return "\n".join(_lines(report)) + "\n"
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: ReportRecord) -> Iterator[str]:
     yield f"### {_MARK[report.verdict]} kvparity: `{report.bundle.name}`"
     yield ""
     yield _text(verdict_sentence(report))
@@ -46,7 +46,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield "```"
 
 
-def _question(report: Report, question: QuestionRecord, records: Sequence[CaseRecord]) -> Iterator[str]:
+def _question(report: ReportRecord, question: QuestionRecord, records: Sequence[CaseRecord]) -> Iterator[str]:
     yield f"{len(records)} cases judged. {smallest(question)}."
     for runner in report.runners:
         if not runner.available:

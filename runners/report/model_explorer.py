@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.graph_file import load_graph_file
-from kvparity.runners.diff.records import Report, TensorRecord
+from kvparity.runners.diff.records import ReportRecord, TensorRecord
+from kvparity.runners.report.report import write_text
 
-__all__ = ["model_explorer_report"]
+__all__ = ["model_explorer_report", "save_model_explorer"]
 
 _LARGEST = 1e38  # stands for NaN and Inf, which JSON has not
 _COLOURS = ("#e2edf6", "#accfe9", "#4a8fc4", "#f0a23b", "#b3202c")
 _STEPS = (1e-2, 1e-1, 1.0, 10.0)
 
 
-def model_explorer_report(report: Report, bundle: Bundle) -> str:
+def model_explorer_report(report: ReportRecord, bundle: Bundle) -> str:
     """Node data of the first question: the largest difference of every output over runners and cases.
 
     Args:
@@ -44,6 +46,15 @@ def model_explorer_report(report: Report, bundle: Bundle) -> str:
                 if producer is not None and producer.name:
                     data["results"][producer.name] = value
     return json.dumps(graphs, indent=1, sort_keys=True) + "\n"
+
+
+def save_model_explorer(report: ReportRecord, bundle: Bundle, path: Path) -> None:
+    """Write the node data.
+
+    Raises:
+        TraceError: The file cannot be written.
+    """
+    write_text(path, model_explorer_report(report, bundle))
 
 
 def _worst(records: Sequence[TensorRecord]) -> dict[str, float]:

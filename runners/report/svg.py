@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvparity.runners.report.element import Element, el
 
-__all__ = ["LinearAxis", "LogAxis", "Plot", "heat_map", "mark_columns", "thinned"]
+__all__ = ["LogAxis", "Plot", "heat_map", "mark_columns", "thinned"]
 
 Values = Sequence[float | None]
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 64, 16, 26, 34
@@ -44,32 +44,8 @@ class LogAxis:
         return [(10.0**decade, f"1e{decade}" if decade > self.low else f"≤1e{decade}") for decade in decades]
 
 
-@dataclass(frozen=True)
-class LinearAxis:
-    """From zero to ``high``, a line at every ``step``."""
-
-    high: float
-    step: float
-
-    @staticmethod
-    def around(values: Sequence[float]) -> LinearAxis:
-        """From zero to the largest value, in four to ten steps of 1, 2 or 5 times a power of ten."""
-        largest = max(values, default=0.0) or 1.0
-        unit = 10.0 ** math.floor(math.log10(largest))
-        step = next(unit * part for part in (0.1, 0.2, 0.5, 1.0) if largest <= 10 * unit * part)
-        return LinearAxis(step * math.ceil(largest / step), step)
-
-    def share(self, value: float) -> float:
-        """Where a value is, 0 at the bottom, 1 at the top."""
-        return min(max(value / self.high, 0.0), 1.0)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Values of the grid lines, and their labels."""
-        return [(place * self.step, f"{place * self.step:.3g}") for place in range(round(self.high / self.step) + 1)]
-
-
 class Plot:
-    """One chart: x from ``first`` to ``last``, y as the axis says.
+    """One chart: x from ``first`` to ``last``, y on a log axis.
 
     Args:
         axis: The y axis.
@@ -79,7 +55,7 @@ class Plot:
         label: What it shows, for people who cannot see it.
     """
 
-    def __init__(self, axis: LogAxis | LinearAxis, first: float, last: float, height: int, label: str) -> None:
+    def __init__(self, axis: LogAxis, first: float, last: float, height: int, label: str) -> None:
         self._axis, self._first, self._last, self._height = axis, first, max(last, first + 1), height
         self.svg = el("svg", viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="plot")
         self._grid()

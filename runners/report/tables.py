@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kvparity.runners.diff.metrics import METRICS
-from kvparity.runners.diff.records import QuestionRecord, Report
+from kvparity.runners.diff.records import QuestionRecord, ReportRecord
 from kvparity.runners.report.element import Child, Element, el
 from kvparity.runners.report.words import short, times
 
@@ -17,7 +17,7 @@ def definitions(facts: Sequence[tuple[str, Child]]) -> Element:
     return el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in facts], class_="facts")
 
 
-def tensor_table(report: Report, question: QuestionRecord) -> Element:
+def tensor_table(report: ReportRecord, question: QuestionRecord) -> Element:
     """One row per runner and output: every metric of :data:`runners.diff.metrics.METRICS`, and the budget."""
     records = [record for record in report.tensors if record.question == question.question]
     budgets = any(record.budget for record in records)
@@ -36,7 +36,7 @@ def tensor_table(report: Report, question: QuestionRecord) -> Element:
     return el("table", el("thead", el("tr", head)), el("tbody", rows), class_="small")
 
 
-def environment(report: Report) -> Iterator[Element]:
+def environment(report: ReportRecord) -> Iterator[Element]:
     """Runners with their versions and settings, the packages that made the bundle, PyTorch's own noise."""
     rows = []
     for runner in report.runners:

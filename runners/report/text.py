@@ -13,7 +13,7 @@ from rich.text import Text
 from kvparity.runners.diff.records import (
     CaseRecord,
     QuestionRecord,
-    Report,
+    ReportRecord,
     Result,
     RunnerRecord,
     Verdict,
@@ -26,7 +26,7 @@ __all__ = ["print_report"]
 _STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "error": "yellow"}
 
 
-def print_report(report: Report, stream: IO[str]) -> None:
+def print_report(report: ReportRecord, stream: IO[str]) -> None:
     """Write the report as text; colours and the terminal's width only where the stream is a terminal."""
     console = Console(file=stream, highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -74,7 +74,7 @@ def _table(records: list[CaseRecord]) -> Table:
     return table
 
 
-def _asked(report: Report, records: list[CaseRecord]) -> list[RunnerRecord]:
+def _asked(report: ReportRecord, records: list[CaseRecord]) -> list[RunnerRecord]:
     """Runners of a question: those that have a case in it, and those that could not be had."""
     names = {record.runner for record in records}
     return [runner for runner in report.runners if runner.name in names or not runner.available]
@@ -130,7 +130,7 @@ def _narrow(records: list[CaseRecord]) -> bool:
     return len({record.case for record in records}) == 1 and any(record.steps > 1 for record in records)
 
 
-def _step_table(report: Report, record: CaseRecord) -> Table:
+def _step_table(report: ReportRecord, record: CaseRecord) -> Table:
     """One row per call: its worst output, or its first fault of structure."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("step", "slots", "max diff", "worst position", "budget", "verdict"):
@@ -154,7 +154,7 @@ def _step_table(report: Report, record: CaseRecord) -> Table:
     return table
 
 
-def _own(report: Report, record: CaseRecord) -> list[Result]:
+def _own(report: ReportRecord, record: CaseRecord) -> list[Result]:
     key = (record.question, record.runner, record.case)
     return [result for result in report.results if (result.question, result.runner, result.case) == key]
 
@@ -164,7 +164,7 @@ def _badness(result: Result) -> tuple[bool, float]:
     return structural, result.max_abs_diff if isinstance(result.max_abs_diff, float) else 0.0
 
 
-def _lines(report: Report, question: QuestionRecord, records: list[CaseRecord]) -> Iterator[str]:
+def _lines(report: ReportRecord, question: QuestionRecord, records: list[CaseRecord]) -> Iterator[str]:
     for runner in report.runners:
         if not runner.available:
             yield f"{runner.name}: not available: {runner.message}"
@@ -179,5 +179,5 @@ def _lines(report: Report, question: QuestionRecord, records: list[CaseRecord]) 
     yield from question.notes
 
 
-def _last(report: Report) -> str:
+def _last(report: ReportRecord) -> str:
     return f"Narrow it: {report.command}" if report.first_divergence else f"Repeat: {report.command}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kvparity.runners.diff.records import CaseRecord, Number, QuestionRecord, Report
+from kvparity.runners.diff.records import CaseRecord, Number, QuestionRecord, ReportRecord
 
 __all__ = [
     "budget_cell",
@@ -80,7 +80,7 @@ def smallest(question: QuestionRecord) -> str:
     return f"Smallest passing tolerance: {needed} (asked: {question.tol:g})"
 
 
-def verdict_sentence(report: Report) -> str:
+def verdict_sentence(report: ReportRecord) -> str:
     """The answer in one sentence: the first divergence, what kept us from telling, or that all is well."""
     if report.first_divergence is not None:
         return f"MISMATCH  {report.first_divergence.sentence}"
@@ -99,7 +99,7 @@ def verdict_sentence(report: Report) -> str:
     return f"COULD NOT TELL  {absent or failed or 'nothing was compared'}"
 
 
-def _tolerances(report: Report) -> str:
+def _tolerances(report: ReportRecord) -> str:
     return "; ".join(_tolerance(record) for record in report.questions)
 
 
