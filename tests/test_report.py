@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import TraceError
 from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare import token_text
 from kvparity.runners.compare.judge import JudgeOptions, judge
 from kvparity.runners.diff.metrics import METRICS
 from kvparity.runners.report.html import html_report
@@ -167,14 +169,43 @@ def test_html_needs_no_network_and_runs_nothing(reports: dict[str, Report], name
 
 
 def test_html_says_the_same_as_the_text(reports: dict[str, Report]) -> None:
-    page = html_report(reports["mismatch"], lambda token: f"«{token}»")
+    page = html_report(reports["mismatch"])
     first = reports["mismatch"].first_divergence
     assert first is not None
     assert first.sentence in page
     assert reports["mismatch"].command in page
     assert "window 6" in page
-    assert "«" in page
+    assert re.search(r">token (\d+) \(\1\)<", page)  # this bundle has no tokenizer
     assert all(metric.title in page for metric in METRICS)
+
+
+def test_tokens_are_shown_as_the_text_that_the_bundle_s_tokenizer_gives(
+    bundle: Bundle, reports: dict[str, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tokenizer:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return f"<b>{ids[0]}"
+
+    monkeypatch.setattr(token_text, "open_tokenizer", lambda path: Tokenizer())
+    report = token_text.with_token_text(bundle, reports["mismatch"])
+    choice = next(record for record in report.cases if record.top_differences).top_differences[0].choices[0]
+    assert choice.text == f"'<b>{choice.token}'"
+    assert f"&lt;b&gt;{choice.token}' ({choice.token})" in html_report(report).replace("&#39;", "'")
+
+
+def test_a_report_saves_itself_by_suffix_and_shows_itself_in_a_notebook(
+    reports: dict[str, Report], tmp_path: Path
+) -> None:
+    report = reports["mismatch"]
+    for name, form in (("r.html", "html"), ("r.json", "json"), ("r.md", "markdown"), ("r.xml", "junit")):
+        assert report.save(tmp_path / name).read_text(encoding="utf-8") == WRITERS[form](report)
+    assert report.save(tmp_path / "summary.txt", "markdown").read_text(encoding="utf-8") == markdown_report(report)
+    with pytest.raises(TraceError, match=r"suffix '\.pdf' names no format of a report; known are \.html"):
+        report.save(tmp_path / "r.pdf")
+    frame = report._repr_html_()
+    assert frame.startswith("<iframe srcdoc=")
+    assert "<h1>" not in frame
+    assert str(report).startswith("MISMATCH")
 
 
 @given(st.floats(1e-300, 1e300))
