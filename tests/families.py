@@ -275,7 +275,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("recurrent_gemma", "recurrent_gemma", refused="linear_attention"),
     Family("deepseek_v32", "deepseek_v32", refused="indexed_attention"),
     Family("falcon_h1", "falcon_h1", refused="hybrid"),
-    Family("lfm3", "lfm3", refused="conv"),
     Family("mpt", "mpt", refused="position_ids"),
     Family("falcon", "falcon", refused="attention interface"),
     Family("bloom", "bloom", refused="position_ids"),

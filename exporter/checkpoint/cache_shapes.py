@@ -9,25 +9,67 @@ import copy
 from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.spec import StateSpec
 
-__all__ = ["observed_rows"]
+__all__ = ["Observed", "observe_cache"]
 
 
-def observed_rows(model: Any) -> dict[int, tuple[int, int, int]]:
-    """(kv_heads, head_dim, value_head_dim) of every layer that writes to the cache.
+class Observed:
+    """A cache that holds nothing and notes what it is given.
+
+    Attributes:
+        rows: (kv_heads, head_dim, value_head_dim) of every layer that writes keys and values.
+        states: Parts of fixed size of every layer that keeps some.
+    """
+
+    is_compileable = False
+    is_sliding: tuple[bool, ...] = ()
+    layers: tuple[Any, ...] = ()
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[int, int, int]] = {}
+        self.states: dict[int, tuple[StateSpec, ...]] = {}
+
+    def update(self, key: Any, value: Any, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Keys and values."""
+        self.rows[layer_idx] = (int(key.shape[1]), int(key.shape[3]), int(value.shape[3]))
+        return key, value
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """Nothing came before."""
+
+    get_recurrent_state = get_conv_state
+
+    def update_conv_state(
+        self, new: Any, layer_idx: int, state_idx: int = 0, *, conv_kernel_size: int, **_: Any
+    ) -> Any:
+        """Columns of a convolution."""
+        self._note(layer_idx, StateSpec("conv_state", (int(new.shape[1]), conv_kernel_size - 1)))
+        return new
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Nothing came before."""
+        return 0
+
+    def _note(self, layer_idx: int, state: StateSpec) -> None:
+        self.states[layer_idx] = (*self.states.get(layer_idx, ()), state)
+
+
+def observe_cache(model: Any) -> Observed:
+    """Run a model once on fake tensors and see what its layers give to the cache.
 
     Args:
         model: A meta model; left as it is.
 
     Raises:
-        ExportError: The model cannot be run with a key-value cache alone.
+        ExportError: The model cannot be run with keys, values and known states alone.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from kvparity.exporter.model.experts import choose_experts
 
-    cache = _Watch()
+    cache = Observed()
     clone = copy.deepcopy(model)
     choose_experts(clone, "prefill")
     try:
@@ -42,7 +84,7 @@ def observed_rows(model: Any) -> dict[int, tuple[int, int, int]]:
             f"{model.config.model_type}: does not run with a key-value cache alone "
             f"({type(error).__name__}: {lines[0][:200] if lines else ''})"
         ) from error
-    return cache.rows
+    return cache
 
 
 def _fill(model: Any) -> None:
@@ -54,21 +96,3 @@ def _fill(model: Any) -> None:
             for name, tensor in table.items():
                 if tensor is not None:
                     table[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-
-
-class _Watch:
-    """A cache that holds nothing and notes what it is given."""
-
-    is_compileable = False
-    is_sliding: tuple[bool, ...] = ()
-    layers: tuple[Any, ...] = ()
-
-    def __init__(self) -> None:
-        self.rows: dict[int, tuple[int, int, int]] = {}
-
-    def update(self, key: Any, value: Any, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        self.rows[layer_idx] = (int(key.shape[1]), int(key.shape[3]), int(value.shape[3]))
-        return key, value
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kvparity.exporter.checkpoint.cache_shapes import observed_rows
+from kvparity.exporter.checkpoint.cache_shapes import observe_cache
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.features import features_of
-from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec
+from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec, StateSpec
 from kvparity.exporter.model.rope import rope_specs
 
 __all__ = ["model_spec"]
 
-_PLAIN_CACHES = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+_PLAIN_CACHES = {"DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer"}
+_LAYER_TYPES = {"full_attention", "sliding_attention", "conv"}
 
 
 def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
@@ -66,21 +68,31 @@ def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], t
     _refuse_unsupported(config, model)
     windows = _windows(config)
     _refuse_stray_window(config, model, windows)
-    sizes = _sizes(config, model)
+    sizes, states = _sizes(config, model)
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     layers: list[LayerSpec] = []
     slots: list[SlotSpec] = []
     owner: dict[str, int] = {}
     for index, window in enumerate(windows):
-        own = sizes[index]
-        if own is not None:
-            kind: LayerKind = "full" if window is None else "sliding"
-            slots.append(SlotSpec(len(slots), index, kind, window, *own))
+        own, kept = sizes[index], states.get(index, ())
+        if own is not None or kept:
+            kind = _kind(own, window, kept)
+            slots.append(SlotSpec(len(slots), index, kind, window, *(own or (0, 0, 0)), states=kept))
             owner[types[index]] = len(slots) - 1
+        elif types[index] not in owner:
+            layers.append(LayerSpec(index, "none", None, None))
+            continue
         slot = slots[owner[types[index]]]
-        layers.append(LayerSpec(index, slot.kind, slot.window, slot.slot, owns_slot=own is not None))
+        layers.append(LayerSpec(index, slot.kind, slot.window, slot.slot, owns_slot=slot.layer == index))
     readers = {s.slot: tuple(x.index for x in layers if x.slot == s.slot and not x.owns_slot) for s in slots}
     return tuple(layers), tuple(replace(slot, shared_by=readers[slot.slot]) for slot in slots)
+
+
+def _kind(rows: tuple[int, int, int] | None, window: int | None, states: tuple[StateSpec, ...]) -> LayerKind:
+    """What a layer is by what it keeps."""
+    if rows is not None:
+        return "full" if window is None else "sliding"
+    return "conv" if all(state.part == "conv_state" for state in states) else "recurrent"
 
 
 def _windows(config: Any) -> list[int | None]:
@@ -101,10 +113,9 @@ def _windows(config: Any) -> list[int | None]:
             continue
         if layer is not None and kind not in _PLAIN_CACHES:
             raise ExportError(
-                f"{config.model_type}: layer {index} keeps a {kind}, which is more than keys and values; "
-                "only full and sliding attention layers can be exported"
+                f"{config.model_type}: layer {index} keeps a {kind}, which is more than keys, values and known states"
             )
-        windows.append(int(layer.sliding_window) if layer is not None and layer.is_sliding else None)
+        windows.append(int(layer.sliding_window) if layer is not None and getattr(layer, "is_sliding", False) else None)
     return windows
 
 
@@ -124,10 +135,10 @@ def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> 
 
 def _refuse_unsupported(config: Any, model: Any) -> None:
     for kind in getattr(config, "layer_types", None) or ():
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in _LAYER_TYPES:
             raise ExportError(
-                f"{config.model_type}: layer type {kind!r} is neither full nor sliding attention; "
-                "it keeps a state that is no key-value cache, or a mask of its own"
+                f"{config.model_type}: layer type {kind!r} is none of {', '.join(sorted(_LAYER_TYPES))}; "
+                "it keeps another state, or a mask of its own"
             )
     if getattr(config, "use_bidirectional_attention", None) in ("all", True):
         raise ExportError(
@@ -149,8 +160,8 @@ def _refuse_unsupported(config: Any, model: Any) -> None:
         )
 
 
-def _sizes(config: Any, model: Any) -> list[tuple[int, int, int] | None]:
-    """(kv_heads, head_dim, value_head_dim) of every layer that owns a cache slot, None for one that shares another's.
+def _sizes(config: Any, model: Any) -> tuple[list[tuple[int, int, int] | None], Mapping[int, tuple[StateSpec, ...]]]:
+    """What each layer keeps: (kv_heads, head_dim, value_head_dim), None where it writes no keys, and states by layer.
 
     Read from the modules where they have a query and a key projection each, observed otherwise.
     """
@@ -160,11 +171,11 @@ def _sizes(config: Any, model: Any) -> list[tuple[int, int, int] | None]:
         return [
             None if getattr(attentions[index], "is_kv_shared_layer", False) else _head_sizes(attentions[index])
             for index in range(count)
-        ]
-    seen = observed_rows(model)
-    if 0 not in seen:
-        raise ExportError(f"{config.model_type}: its first layer writes no keys and values; not a key-value decoder")
-    return [seen.get(index) for index in range(count)]
+        ], {}
+    seen = observe_cache(model)
+    if not seen.rows and not seen.states:
+        raise ExportError(f"{config.model_type}: no layer writes to its cache; not a decoder with caches")
+    return [seen.rows.get(index) for index in range(count)], seen.states
 
 
 def _attention_modules(model: Any) -> dict[int, Any]:

@@ -31,14 +31,19 @@ def features_of(
 
 def _cache_features(config: Any, layers: tuple[LayerSpec, ...], slots: tuple[SlotSpec, ...]) -> dict[str, bool]:
     kinds = {layer.kind for layer in layers}
+    rows = [slot for slot in slots if slot.kv_heads]
+    states = {state.part for slot in slots for state in slot.states}
     return {
         "full attention": "full" in kinds,
         "sliding attention": "sliding" in kinds,
-        "grouped-query attention": any(slot.kv_heads < config.num_attention_heads for slot in slots),
+        "grouped-query attention": any(slot.kv_heads < config.num_attention_heads for slot in rows),
         "KV sharing": any(not layer.owns_slot for layer in layers),
-        "different head sizes": len({slot.head_dim for slot in slots}) > 1,
-        "different key-value heads": len({slot.kv_heads for slot in slots}) > 1,
-        "value heads of another size": any(slot.head_dim != slot.value_head_dim for slot in slots),
+        "different head sizes": len({slot.head_dim for slot in rows}) > 1,
+        "different key-value heads": len({slot.kv_heads for slot in rows}) > 1,
+        "value heads of another size": any(slot.head_dim != slot.value_head_dim for slot in rows),
+        "short convolutions": "conv_state" in states,
+        "linear attention": "recurrent_state" in states,
+        "state-space layers": "ssm_state" in states,
     }
 
 

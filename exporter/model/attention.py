@@ -22,7 +22,7 @@ from kvparity.exporter.model.grouped_queries import can_group, grouped_attention
 from kvparity.exporter.model.probe import probe
 from kvparity.exporter.model.standard_operators import attend, is_standard
 
-__all__ = ["ATTENTION", "Masks", "Spelling", "register_attention", "use"]
+__all__ = ["ATTENTION", "Masks", "Spelling", "register_attention", "takes_few", "use"]
 
 ATTENTION = "kvparity"
 
@@ -51,12 +51,16 @@ class Spelling:
         operator = options.profile in ("modern", "ort")
         if options.groups_queries:  # a pass makes GroupQueryAttention of the operator
             return cls(operator)
-        tokens = inputs["input_ids"].shape[1]
-        few = tokens == 1
-        if options.layout == "dynamic":  # its decode graph takes any number, mostly one
-            few = any(past_name(slot.slot, part) in inputs for slot, part in spec.cache_names())
+        tokens, few = inputs["input_ids"].shape[1], takes_few(spec, options, inputs)
         own = options.profile == "ort"
         return cls(operator, grouped=few, by_token=own, banded=own and not few and not isinstance(tokens, int))
+
+
+def takes_few(spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a graph's calls have one token, or mostly one, as the dynamic layout's decode graph."""
+    if options.layout == "dynamic":
+        return any(past_name(slot.slot, part) in inputs for slot, part in spec.cache_names())
+    return isinstance(tokens := inputs["input_ids"].shape[1], int) and tokens == 1
 
 
 class Masks(dict[int, Tensor]):

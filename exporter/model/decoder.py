@@ -8,7 +8,8 @@ hooks (probes: names for values at module borders).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.modules import cache_argument, decoder_stack, named_parts
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
-from kvparity.exporter.model.attention import Masks, Spelling, use
+from kvparity.exporter.model.attention import Masks, Spelling, takes_few, use
 from kvparity.exporter.model.layouts.base import open_cache
 from kvparity.exporter.model.probe import probe
 from kvparity.exporter.model.rope import use_tables
+from kvparity.exporter.model.states import use_states
 
 __all__ = ["NO_POSITIONS", "Decoder", "add_probes"]
 
@@ -59,7 +61,10 @@ class Decoder(nn.Module):
         cache = open_cache(self._spec, self._options, inputs, dtype)
         masks = Masks(self._spec, self._options, cache.masks())
         spelling = Spelling.of(self._spec, self._options, inputs)
-        with lifted(self._lift), use(masks, spelling), use_tables(inputs):
+        states: AbstractContextManager[None] = nullcontext()
+        if self._spec.has_states:
+            states = use_states(self.model, _live(inputs), few=takes_few(self._spec, self._options, inputs))
+        with lifted(self._lift), use(masks, spelling), use_tables(inputs), states:
             arguments = {self._cache_argument: cache, "use_cache": True}
             if self._options.logits == "last":
                 arguments["logits_to_keep"] = cache.keep_logits
@@ -70,6 +75,12 @@ class Decoder(nn.Module):
         masks.check()
         presents = [cache.present[slot.slot, part] for slot, part in self._spec.cache_names()]
         return [logits if self._lift else logits.float(), *presents]
+
+
+def _live(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Which tokens of the call are no padding: (batch, sequence), the last columns of the mask."""
+    mask, tokens = inputs["attention_mask"], inputs["input_ids"].shape[1]
+    return mask[:, mask.shape[1] - tokens : mask.shape[1]]
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:

@@ -158,10 +158,13 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
     import torch
 
     import kvparity.exporter.model.probe
+    import kvparity.exporter.model.states
+    from kvparity.exporter.trace.onnx_states import causal_conv
 
     aten = torch.ops.aten
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.kvparity.probe.default: _probe,
+        torch.ops.kvparity.causal_conv.default: causal_conv,
         aten.linear.default: _linear,
         aten.pow.Tensor_Scalar: _pow_scalar,
         aten.rsqrt.default: _rsqrt,

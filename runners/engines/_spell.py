@@ -242,6 +242,24 @@ def _normal(build: _Builder, x: ir.Value | None, node: ir.Node, digits: Mapping[
     return build("Div", x, build("Sqrt", build("Add", mean, build.constant(exact))))
 
 
+def _depthwise(build: _Builder, node: ir.Node, _: Mapping[str, str]) -> Any:
+    """A depthwise Conv along one axis, without padding: ONNX Runtime has no kernel of it for float64."""
+    window, weight, bias = [*node.inputs, None][:3]
+    assert weight is not None
+    taps = build("Transpose", weight, perm=[2, 0, 1])  # (kernel, channels, 1)
+    columns = build("Shape", window, start=2, end=3)
+    last = build("Sub", columns, build("Shape", weight, start=2, end=3))  # columns of the result, less one
+    one, axis = (build.constant(np.asarray([n], np.int64)) for n in (1, 2))
+    total: Any = None
+    for place in range(node.attributes["kernel_shape"].as_ints()[0]):
+        start = build.constant(np.asarray([place], np.int64))
+        end = build("Add", build("Add", last, start), one)
+        tap = build("Gather", taps, build.constant(np.asarray(place, np.int64)), axis=0)
+        term = build("Mul", build("Slice", window, start, end, axis), tap)
+        total = term if total is None else build("Add", total, term)
+    return total if bias is None else build("Add", total, build("Unsqueeze", bias, one))
+
+
 def _over_last_axis(node: ir.Node) -> bool:
     """Whether a node, where it is a norm, is one over the last axis alone."""
     axis = node.attributes.get("axis")
@@ -249,6 +267,7 @@ def _over_last_axis(node: ir.Node) -> bool:
 
 
 _SPELLED: dict[str, Callable[[_Builder, ir.Node, Mapping[str, str]], Any]] = {
+    "Conv": _depthwise,
     "RotaryEmbedding": _rotary,
     "Gelu": _gelu,
     "RMSNormalization": _norm,

@@ -20,9 +20,10 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.rounding import round_inputs
-from kvparity.exporter.contract.spec import DECODE, GraphKind, ModelSpec, past_name, present_name
+from kvparity.exporter.contract.spec import GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._streamed import stream_weights
+from kvparity.runners.engines._transformers_cache import WatchedCache, newest_columns, to_numpy
 from kvparity.runners.reference.model import load_reference, text_weight_name
 
 __all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
@@ -168,7 +169,7 @@ class TorchSession:
     Args:
         model: In eval mode, eager attention; moved to ``dtype`` already.
         spec: Its description.
-        bounded: Return at most window - 1 rows of sliding slots.
+        bounded: Return at most window - 1 rows of sliding slots, and the newest columns of convolutions.
         last: Return the logits of the last position only.
     """
 
@@ -193,70 +194,35 @@ class TorchSession:
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; the cache is rebuilt from the pasts, so calls are independent of each other."""
-        cache, taken = self._cache(inputs if graph == DECODE else {}, int(inputs["attention_mask"].shape[1]))
         ids = torch.from_numpy(inputs["input_ids"])
+        past = int(inputs["attention_mask"].shape[1]) - ids.shape[1]
+        config = self._model.config.get_text_config(decoder=True)
+        watched = WatchedCache(config, self._spec, inputs, past, self._dtype)
         arguments = {
             "input_ids": ids,
             "attention_mask": torch.from_numpy(inputs["attention_mask"]),
             "position_ids": torch.from_numpy(inputs["position_ids"]),
-            self._cache_argument: cache,
+            self._cache_argument: watched.cache,
             "use_cache": True,
         }
         with torch.no_grad(), lifted(self._float64):
             logits = self._model(**arguments).logits
-        outputs = {"logits": _numpy(logits[:, -1:] if self._last else logits)}
+        outputs = {"logits": to_numpy(logits[:, -1:] if self._last else logits)}
         for slot, part in self._spec.cache_names():
-            fresh = taken[slot.layer][0 if part == "key" else 1]
-            outputs[present_name(slot.slot, part)] = self._present(slot, part, inputs, fresh, graph)
+            outputs[present_name(slot.slot, part)] = self._present(slot, part, inputs, watched.taken(slot, part), past)
         return outputs
 
-    def _present(self, slot: Any, part: str, inputs: Mapping[str, Array], fresh: Any, graph: GraphKind) -> Array:
-        rows = _numpy(fresh)
-        if graph == DECODE:
-            rows = np.concatenate([inputs[past_name(slot.slot, part)].astype(rows.dtype), rows], axis=2)
-        kept = slot.kept_rows(rows.shape[2], self._bounded)
-        return rows[:, :, rows.shape[2] - kept :]
-
-    def _cache(self, inputs: Mapping[str, Array], total: int) -> tuple[Any, dict[int, tuple[Any, Any]]]:
-        """Transformers' cache holding the pasts, and a record of the rows that the call adds to each layer."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self._model.config.get_text_config(decoder=True))
-        dtype = self._dtype
-        for slot in self._spec.slots if inputs else ():
-            past = total - int(inputs["input_ids"].shape[1])
-            if past == 0:
-                continue
-            layer = cache.layers[slot.layer]
-            keep = slot.kept_rows(past)
-            pair = [_tensor(inputs[past_name(slot.slot, part)], dtype) for part in ("key", "value")]
-            layer.update(*(rows[:, :, rows.shape[2] - keep :] for rows in pair))
-            if hasattr(layer, "cumulative_length"):
-                layer.cumulative_length = past
-        taken: dict[int, tuple[Any, Any]] = {}
-        update = cache.update
-
-        def recording(key: Any, value: Any, layer_idx: int, *rest: Any, **kwargs: Any) -> Any:
-            taken[layer_idx] = (key, value)
-            return update(key, value, layer_idx, *rest, **kwargs)
-
-        cache.update = recording
-        return cache, taken
+    def _present(self, slot: SlotSpec, part: str, inputs: Mapping[str, Array], new: Array, past: int) -> Array:
+        """What a part holds after the call: past and new rows or columns, as many as it keeps; a state as it is."""
+        if part not in ("key", "value", "conv_state"):
+            return new
+        if past:
+            new = np.concatenate([inputs[past_name(slot.slot, part)].astype(new.dtype), new], axis=2)
+        if part == "conv_state":
+            return newest_columns(new, slot.shape(part, 1, 0)[-1]) if self._bounded else new
+        kept = slot.kept_rows(new.shape[2], self._bounded)
+        return new[:, :, new.shape[2] - kept :]
 
     def close(self) -> None:
         """Drop the model."""
         self._model = None
-
-
-def _tensor(array: Array, dtype: Any) -> Any:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.astype(np.float32)).to(dtype)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
-
-
-def _numpy(tensor: Any) -> Array:
-    if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return np.asarray(tensor.detach().float().numpy().astype(ml_dtypes.bfloat16))
-    return np.asarray(tensor.detach().contiguous().numpy())

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvparity.exporter.contract.cases import Case, Step
+from kvparity.runners.diff.names import is_state
 
 __all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "fill_padding", "position_axis", "settle_mask"]
 
@@ -160,6 +161,8 @@ def fill_padding(call: Call, probe: str, array: Array, other: Array) -> Array:
 
 def _slots(call: Call, probe: str, shape: tuple[int, ...]) -> tuple[int | None, npt.NDArray[np.bool_]]:
     """Axis of token slots and which of them count; no axis where the value has none."""
+    if is_state(probe):
+        return None, np.ones((1, 1), np.bool_)
     axis: int | None = position_axis(probe)
     if "." not in probe and "embed" not in probe:  # a value without a readable name
         fitting = [at for at in (1, 2) if len(shape) > at and shape[at] == call.step.tokens]

@@ -64,6 +64,23 @@ class LayoutCache(ABC):
         seen, (self.present[slot.slot, "key"], self.present[slot.slot, "value"]) = self.join(slot, key, value)
         return seen
 
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """None: a layer then asks :meth:`update_conv_state` for the columns before its own."""
+        return None
+
+    def update_conv_state(self, new: Tensor, layer_idx: int, **_: Any) -> Tensor:
+        """Called by a layer with the columns that it convolves, (batch, channels, sequence).
+
+        Returns:
+            (batch, channels, kernel - 1 + sequence): the columns before them, zeros before the first token, and them.
+        """
+        slot = self._slot_of[layer_idx]
+        past = self.inputs.get(past_name(slot.slot, "conv_state"))
+        columns = slot.shape("conv_state", 1, 0)[-1]
+        joined = torch.nn.functional.pad(new, (columns, 0)) if past is None else torch.cat([past, new], dim=2)
+        self.present[slot.slot, "conv_state"] = joined[:, :, new.shape[2] : joined.shape[2]]
+        return joined
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Never used for positions: those are an input."""
         return 0

@@ -73,6 +73,9 @@ def _index(tensor: Tensor, index: Any) -> Any:
         if item is None:
             tensor = tensor.unsqueeze(axis)
         elif isinstance(item, slice):
+            if _is_whole(tensor, axis, item):
+                axis += 1
+                continue
             if not (item.start is None and item.stop is None and item.step is None):
                 tensor = _aten.slice.Tensor(tensor, axis, item.start, item.stop, 1 if item.step is None else item.step)
         elif isinstance(item, (int, torch.SymInt)):
@@ -82,6 +85,14 @@ def _index(tensor: Tensor, index: Any) -> Any:
             raise UnsureError("an index mixes sizes and tensors")
         axis += 1
     return tensor
+
+
+def _is_whole(tensor: Tensor, axis: int, item: slice) -> bool:
+    """Whether ``x[-n:]`` is all of the n elements there are, at every example."""
+    if not isinstance(item.start, torch.SymInt) or item.stop is not None or item.step is not None:
+        return False
+    size = tensor.shape[axis]
+    return isinstance(size, torch.SymInt) and [-value for value in item.start.node.values] == list(size.node.values)
 
 
 def _has_size(value: Any) -> bool:

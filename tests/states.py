@@ -1,0 +1,123 @@
+"""Small configurations of models that keep states beside or instead of keys and values, and a plain replay of them.
+
+Nothing of the runners is used here: onnxruntime runs the graphs, transformers computes what they should give.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["STATES", "plain_errors"]
+
+C, F = "conv", "full_attention"
+STATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": ("lfm2", {"layer_types": [C, F, C], "conv_L_cache": 3, "max_position_embeddings": 256}),
+    "lfm2_moe": ("lfm2_moe", {"layer_types": [C, F, C], "conv_L_cache": 4, "num_dense_layers": 1}),
+    "lfm3": ("lfm3", {"layer_types": [C, F, C]}),
+}
+CALLS = (70, 1, 1, 7, 64, 1, 6)  # 150 tokens: past every edge of a chunk of 64 and of a convolution
+PADS = (0, 5)
+
+Array = npt.NDArray[np.generic]
+
+
+def plain_errors(checkpoint: Path, bundle: Path, calls: Sequence[int] = CALLS) -> tuple[float, float]:
+    """(largest error of the graphs in onnxruntime, of PyTorch in float32), both against PyTorch in float64.
+
+    A batch of two rows, one padded on the left, goes through prefill, chunks and steps; logits of live tokens count.
+
+    Args:
+        checkpoint: What ``from_pretrained`` loads.
+        bundle: Folder of ``prefill.onnx`` and ``decode.onnx``.
+        calls: Tokens of each call.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    ).eval()
+    total = sum(calls)
+    ids = np.random.default_rng(1).integers(3, model.config.vocab_size, (len(PADS), total))
+    mask = (np.arange(total) >= np.asarray(PADS)[:, None]).astype(np.int64)
+    positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
+    single = _in_pytorch(model, ids, mask, positions, calls)
+    with _wide():
+        double = _in_pytorch(model.double(), ids, mask, positions, calls)
+    graphs = _in_onnxruntime(bundle, ids, mask, positions, calls)
+    live = mask == 1
+    return tuple(float(np.abs(found - double)[live].max()) for found in (graphs, single))  # type: ignore[return-value]
+
+
+def _in_pytorch(model: Any, ids: Array, mask: Array, positions: Array, calls: Sequence[int]) -> npt.NDArray[np.float64]:
+    import torch
+    from transformers import DynamicCache
+
+    def run(start: int, stop: int, cache: Any) -> Array:
+        given = {"input_ids": ids[:, start:stop], "attention_mask": mask[:, :stop]}
+        if takes_positions:
+            given["position_ids"] = positions[:, start:stop]
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()}
+        with torch.no_grad():
+            return np.asarray(model(**tensors, cache=cache, use_cache=True).logits.numpy())
+
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    cache = DynamicCache(config=model.config)
+    return _joined(lambda start, stop: run(start, stop, cache), calls)
+
+
+def _in_onnxruntime(
+    bundle: Path, ids: Array, mask: Array, positions: Array, calls: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = {
+        name: onnxruntime.InferenceSession(str(bundle / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        for name in ("prefill", "decode")
+    }
+    past: dict[str, Array] = {}
+
+    def run(start: int, stop: int) -> Array:
+        session = sessions["decode" if start else "prefill"]
+        given = {
+            "input_ids": ids[:, start:stop],
+            "attention_mask": mask[:, :stop],
+            "position_ids": positions[:, start:stop],
+        }
+        wanted = {port.name for port in session.get_inputs()}
+        names = [port.name for port in session.get_outputs()]
+        feeds = {name: array for name, array in {**given, **past}.items() if name in wanted}
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
+        past.update({name.replace("present", "past_key_values"): value for name, value in outputs.items()})
+        return np.asarray(outputs["logits"])
+
+    return _joined(run, calls)
+
+
+def _joined(run: Callable[[int, int], Array], calls: Sequence[int]) -> npt.NDArray[np.float64]:
+    ends = np.cumsum(calls)
+    parts = [run(int(stop - count), int(stop)) for stop, count in zip(ends, calls, strict=True)]
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _wide() -> Any:
+    """Casts to float32 become casts to float64 while PyTorch computes in float64."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Wide(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.float:
+                return args[0].double()
+            widen = lambda value: torch.float64 if value is torch.float32 else value  # noqa: E731
+            return func(*map(widen, args), **{key: widen(value) for key, value in (kwargs or {}).items()})
+
+    return Wide()

@@ -1,0 +1,66 @@
+"""Models that keep states beside or instead of keys and values, judged and, apart from that, replayed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.runners.base import RunnerSpec
+from kvparity.runners.compare.judge import JudgeOptions, judge
+from kvparity.runners.diff.records import Report
+from tests.families import save_checkpoint, small_config
+from tests.states import STATES, plain_errors
+
+pytest.importorskip("torch", reason="the exporter's extra is not installed")
+
+QUICK = ("lfm2",)
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STATES]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    """(checkpoint, bundle) of a small model of each kind; tests must not change them."""
+    folder = tmp_path_factory.mktemp("states")
+    return exported(request.param, folder)
+
+
+def exported(name: str, folder: Path, **options: str) -> tuple[Path, Bundle]:
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.reference.record import record_cases
+
+    checkpoint = save_checkpoint(small_config(*STATES[name]), folder / "hf")
+    how = ExportOptions(**options)  # type: ignore[arg-type]
+    bundle = export(resolve(str(checkpoint)), folder / "bundle", how, record=record_cases, limit=150, in_process=True)
+    return checkpoint, bundle
+
+
+def judged(bundle: Bundle, **options: bool) -> Report:
+    runners = (RunnerSpec("ort", {"threads": "1"}),)
+    return judge(bundle, JudgeOptions(runners, (), tol="auto", budget=4.0, **options))  # type: ignore[arg-type]
+
+
+def test_a_model_with_states_computes_what_pytorch_computes(made: tuple[Path, Bundle]) -> None:
+    _, bundle = made
+    report = judged(bundle, exact=True, identities=True)
+    assert report.verdict == "match", report.first_divergence
+    kinds = {result.tensor.rpartition(".")[2] for result in report.results}
+    assert kinds >= {part for slot in bundle.model.slots for part in slot.parts}
+
+
+def test_plain_onnxruntime_is_as_close_to_float64_as_pytorch(made: tuple[Path, Bundle]) -> None:
+    checkpoint, bundle = made
+    graphs, pytorch = plain_errors(checkpoint, bundle.root)
+    assert graphs <= 2 * pytorch, (graphs, pytorch)
+
+
+def test_every_bundle_with_states_carries_a_verify_that_says_match(made: tuple[Path, Bundle]) -> None:
+    import subprocess
+    import sys
+
+    script = made[1].root / "verify.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
