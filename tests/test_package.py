@@ -288,6 +288,88 @@ def test_the_readme_says_how_to_load_it_and_what_does_not_work(tmp_path: Path, l
     assert "export with `--sliding-cache full`" not in texts["gemma3_text-transformersjs"]
 
 
+def with_settings(bundle: Bundle, folder: Path, **settings: Any) -> Bundle:
+    """A copy whose generation_config.json says this."""
+    copy = Path(shutil.copytree(bundle.root, folder))
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({**read(path), **settings}), encoding="utf-8")
+    return Bundle.open(copy, allow_modified=True)
+
+
+SAMPLED = {"do_sample": True, "temperature": 0.7, "top_k": 64, "top_p": 0.95, "repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "search", "dropped"),
+    [
+        ({}, {"do_sample": False}, {"genai": "", "transformersjs": ""}),
+        (SAMPLED, SAMPLED, {"genai": "", "transformersjs": "`top_p` 0.95"}),
+        (
+            {"do_sample": True},  # transformers' own top_k holds then
+            {"do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
+            {"genai": "", "transformersjs": ""},
+        ),
+        ({**SAMPLED, "do_sample": False}, {"do_sample": False, "repetition_penalty": 1.1}, {}),
+        (
+            {"do_sample": True, "top_k": 0, "top_p": 0.9, "min_p": 0.05, "cache_implementation": "hybrid"},
+            {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 0.9},
+            {"genai": "`min_p` 0.05", "transformersjs": "`top_p` 0.9, `min_p` 0.05"},
+        ),
+        (
+            {"max_new_tokens": 2048, "num_beams": 4, "suppress_tokens": [7]},
+            {"do_sample": False},
+            {"genai": "`max_new_tokens` 2048, `num_beams` 4, `suppress_tokens` [7]", "transformersjs": "`num_beams` 4"},
+        ),
+    ],
+)
+def test_the_model_s_own_sampling_settings_are_taken_over_or_named(
+    tmp_path: Path, llama: Bundle, settings: dict[str, Any], search: dict[str, Any], dropped: dict[str, str]
+) -> None:
+    bundle = with_settings(llama, tmp_path / "bundle", **settings)
+    for tool in TOOLS:
+        write_package(bundle, tool, tmp_path / tool)
+        text = (tmp_path / tool / "README.md").read_text("utf-8")
+        names = dropped.get(tool, "")
+        assert ("heed all" in text) == bool(names)
+        assert names in text
+    found = read(tmp_path / "genai" / "genai_config.json")["search"]
+    assert found == {"max_length": 256, "past_present_share_buffer": False, **search}
+    carried = read(tmp_path / "transformersjs" / "generation_config.json")
+    assert {name: carried[name] for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, set()),
+        ({"logits": "last"}, {("genai", "`--logits last`")}),
+        (
+            {"profile": "ort", "provider": "webgpu"},
+            {("genai", "GroupQueryAttention"), ("transformersjs", "GroupQueryAttention")},
+        ),
+        ({"profile": "ort", "provider": "cuda"}, set()),  # float32: no GroupQueryAttention
+        ({"sliding_cache": "bounded"}, {("transformersjs", "--sliding-cache full` for that and for Optimum")}),
+    ],
+)
+def test_a_readme_states_what_each_option_takes_away(
+    gemma3: Bundle, options: dict[str, Any], said: set[tuple[str, str]]
+) -> None:
+    words = ("`--logits last`", "GroupQueryAttention", "--sliding-cache full` for that and for Optimum")
+    bundle = with_options(gemma3, **options)
+    found = {(tool, word) for tool in TOOLS for word in words if word in load_layout(tool).readme(bundle, "x")}
+    assert found == said
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16"}, {"quantize": "int4"}])
+def test_the_readme_names_the_file_that_optimum_has_to_be_told(
+    tmp_path: Path, llama: Bundle, options: dict[str, Any]
+) -> None:
+    write_package(with_options(llama, **options), "transformersjs", tmp_path / "p")
+    text = (tmp_path / "p" / "README.md").read_text("utf-8")
+    (file,) = [path.name for path in (tmp_path / "p" / "onnx").iterdir() if path.suffix == ".onnx"]
+    assert f'from_pretrained("p", subfolder="onnx", file_name="{file}")' in text
+
+
 def test_the_command_prints_the_folder_or_one_line_and_exit_code_2(
     tmp_path: Path, llama: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:

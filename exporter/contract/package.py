@@ -105,9 +105,10 @@ def write_package(bundle: Bundle, name: str, target: Path) -> tuple[Path, ...]:
             layout.write(bundle, folder, copy_file)
             (folder / "README.md").write_text(layout.readme(bundle, target.absolute().name), encoding="utf-8")
             write_json(folder / marker, _origin(bundle, layout.TOOL))
+            files = tuple(sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()))
     except OSError as error:
         raise PackageError(f"{target}: cannot be written ({error.strerror or error}); nothing was") from error
-    return tuple(sorted(path.relative_to(target) for path in target.rglob("*") if path.is_file()))
+    return files
 
 
 def _origin(bundle: Bundle, tool: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kvparity.exporter.contract.packages._parts import (
     token_ids,
     write_json,
 )
+from kvparity.exporter.contract.packages._sampling import generation_settings, unheeded
 from kvparity.exporter.contract.spec import DECODE
 
 __all__ = ["TOOL", "genai_config", "readme", "refuse", "write"]
@@ -45,12 +46,27 @@ $made
 What GenAI cannot do with it:
 
 - take a batch whose prompts have pad tokens of their own: it masks all of them;
-$short- share a buffer between past and present: the graph returns new caches, leave `past_present_share_buffer` false.
+$limits- serve requests of different lengths together through its `Engine`: the shorter ones' text is wrong;
+- begin another turn right after one that ended for its length and not with an end token: the last token has not been
+  run then, so call `generator.get_logits()` before the next `append_tokens()`;
+- share a buffer between past and present: the graph returns new caches, leave `past_present_share_buffer` false.
 """
 _SHORT = """\
 - continue a batch of prompts of different lengths past $window tokens: it pads on the right, and sliding layers, which
   see the last $window slots, then see padding instead of the shorter prompts;
 """
+_LAST = """\
+- take prompts of different lengths in one batch: it pads on the right, and the graph returns the logits of the last
+  position alone (`--logits last`), which is padding for the shorter ones; export with `--logits all` for that;
+"""
+_ONE_ROW = """\
+- append several tokens at once to a batch that has a past: the graph's GroupQueryAttention takes one row then;
+"""
+_UNHEEDED = """\
+- heed all that the model's generation_config.json sets: it has no $names;
+"""
+_SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # transformers' defaults
+_HEEDED = (*_SAMPLING, "repetition_penalty", "no_repeat_ngram_size", "min_length")
 
 
 def refuse(bundle: Bundle) -> None:
@@ -114,11 +130,22 @@ def genai_config(bundle: Bundle, kind: str = TYPE) -> dict[str, Any]:
             "decoder": decoder,
             **token_ids(bundle),
         },
-        "search": {"max_length": model.max_position, "past_present_share_buffer": False, "do_sample": False},
+        "search": {"max_length": model.max_position, "past_present_share_buffer": False, **_search(bundle)},
     }
+
+
+def _search(bundle: Bundle) -> dict[str, Any]:
+    """How the next token is chosen, by the model's own settings; GenAI's names are transformers'."""
+    found = generation_settings(bundle)
+    sampling = _SAMPLING if found.get("do_sample") else {"do_sample": False}
+    return {**sampling, **{name: found[name] for name in _HEEDED if name in found}}
 
 
 def readme(bundle: Bundle, folder: str) -> str:
     """The package's README: how to load it, what it is, what GenAI cannot do with it."""
-    short = Template(_SHORT).substitute(window=bundle.model.window) if bundle.model.window is not None else ""
-    return Template(_README).substitute(folder=folder, made=made_from(bundle), short=short)
+    options, names = bundle.options, unheeded(bundle, _HEEDED)
+    limits = Template(_SHORT).substitute(window=bundle.model.window) if bundle.model.window is not None else ""
+    limits += _LAST if options.logits == "last" else ""
+    limits += _ONE_ROW if options.groups_queries else ""
+    limits += Template(_UNHEEDED).substitute(names=names) if names else ""
+    return Template(_README).substitute(folder=folder, made=made_from(bundle), limits=limits)

@@ -18,6 +18,7 @@ from kvparity.exporter.contract.packages._parts import (
     token_ids,
     write_json,
 )
+from kvparity.exporter.contract.packages._sampling import unheeded
 from kvparity.exporter.contract.spec import DECODE
 
 __all__ = ["TOOL", "readme", "refuse", "write"]
@@ -46,6 +47,14 @@ $made
 `config.json` calls it a $type: transformers.js must know the type and has no other use for it, because the graph is the
 whole model.
 
+Optimum loads the same folder in Python, where it is told where the graph is:
+
+```python
+from optimum.onnxruntime import ORTModelForCausalLM
+
+model = ORTModelForCausalLM.from_pretrained("$folder", subfolder="onnx", file_name="$graph")
+```
+
 What transformers.js cannot do with it:
 
 $notes- compute rightly on every GPU: WebGPU's Sin and Cos were off by 2e-4 on one in software, and with them the rotary
@@ -53,8 +62,21 @@ $notes- compute rightly on every GPU: WebGPU's Sin and Cos were off by 2e-4 on o
 """
 _SHORT_CACHES = """\
 - go on from the caches of an earlier `generate()`: it takes the rows of the first cache for the tokens so far, and
-  sliding caches keep fewer; export with `--sliding-cache full` for that;
+  sliding caches keep fewer; export with `--sliding-cache full` for that$optimum;
 """
+_OPTIMUM = " and for Optimum, which counts the same way"
+_UNHEEDED = """\
+- heed all that generation_config.json sets: it does not use $names;
+"""
+_ONE_ROW = """\
+- go on from a past with several tokens in a batch: the graph's GroupQueryAttention takes one row then;
+"""
+# What it reads and uses; top_p is read and not used (a TODO in its source), and sampling among beams is none.
+_HEEDED = (
+    *("do_sample", "temperature", "top_k", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids"),
+    *("min_length", "min_new_tokens", "max_new_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("suppress_tokens", "begin_suppress_tokens", "guidance_scale"),
+)
 _CODES = """\
 - look up quantised embeddings in a browser: onnxruntime-web has no GatherBlockQuantized for its CPU, where Node has it;
   export with `--keep embed` for that;
@@ -174,9 +196,15 @@ def _settle_tokenizer(folder: Path) -> None:
 
 def readme(bundle: Bundle, folder: str) -> str:
     """The package's README: how to load it, what it is, what transformers.js cannot do with it."""
-    notes = _SHORT_CACHES if bundle.model.window is not None and bundle.options.bounded else ""
-    notes += _CODES if bundle.options.quantize != "none" and _looks_up_codes(bundle.graph_path(DECODE)) else ""
-    return Template(_README).substitute(folder=folder, made=made_from(bundle), type=TYPE, notes=notes)
+    model, options, names = bundle.model, bundle.options, unheeded(bundle, _HEEDED)
+    bounded = model.window is not None and options.bounded
+    counted = _OPTIMUM if model.slots[0].window is not None else ""
+    notes = Template(_SHORT_CACHES).substitute(optimum=counted) if bounded else ""
+    notes += Template(_UNHEEDED).substitute(names=names) if names else ""
+    notes += _ONE_ROW if options.groups_queries else ""
+    notes += _CODES if options.quantize != "none" and _looks_up_codes(bundle.graph_path(DECODE)) else ""
+    words = {"folder": folder, "made": made_from(bundle), "type": TYPE, "notes": notes, "graph": _graph_name(bundle)}
+    return Template(_README).substitute(words)
 
 
 def _looks_up_codes(graph: Path) -> bool:
