@@ -1,16 +1,22 @@
-"""What ``bench`` prints: the table and the JSON hold the same medians."""
+"""``bench``: the table and the JSON hold the same medians, and engines run in processes of their own."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 import kvparity
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.runners.base import RunnerSpec
 from kvparity.runners.bench.bench import Measure, Times
 from kvparity.runners.bench.console import as_json, print_measures, table
 from kvparity.runners.bench.options import BenchOptions
+from kvparity.runners.decode import decoders
+from kvparity.runners.isolation.process import IsolatedSession, Launch
+from tests.synthetic import make_bundle
 
 OPTIONS = BenchOptions(contexts=(1000, 64, 512))
 
@@ -42,3 +48,22 @@ def test_json_on_stdout_stands_alone_and_a_file_stands_beside_the_table(
 def test_numbers_that_measure_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(kvparity.KvparityError, match=r"at least 1|unknown; known are|option steps"):
         kvparity.bench((), **options)
+
+
+def test_an_engine_in_a_process_of_its_own_is_timed_there_and_its_memory_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def opener(bundle: Bundle, spec: RunnerSpec) -> IsolatedSession:
+        asked.append(str(spec))
+        fake = [sys.executable, str(Path(__file__).with_name("fake_engine.py")), "good"]
+        return IsolatedSession(bundle, Launch("fake", fake, 30.0), {})
+
+    monkeypatch.setattr(decoders, "open_runner", opener)
+    bundle = make_bundle(tmp_path / "bundle")
+    options = {"contexts": (4,), "prefill": 4, "rounds": 1, "steps": 2}
+    (found,) = kvparity.bench(bundle, "ort:python=elsewhere", **options)
+    assert set(asked) == {"ort:python=elsewhere"}
+    assert found.memory_mb > 5
+    assert 0.25 <= found.decode[4].median < 0.3  # what the process said, whatever the pipes took

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import cli
+import kvparity
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.runners.base import RunnerSpec, load_engine
 from kvparity.runners.decode.play import play
@@ -87,6 +88,8 @@ def test_run_writes_what_transformers_generates_token_for_token(
         made = generate(tiny_bundle, prompt, count, runner=RunnerSpec("ort"), sampling=Sampling())
         assert list(made.prompt) == ids[0].tolist()
         assert list(made.tokens) == expected
+    elsewhere = kvparity.run(tiny_bundle, "The little fox was", 20, f"ort:python={sys.executable}")
+    assert list(elsewhere.tokens) == expected[:20]
     assert cli.main(["run", str(tiny_bundle.root), "-p", "Once upon", "-n", "30"]) == 0
     out = capsys.readouterr().out
     full = model.generate(tokenizer("Once upon", return_tensors="pt")["input_ids"], max_new_tokens=30, do_sample=False)

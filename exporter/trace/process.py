@@ -10,16 +10,14 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import kvparity
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.start import command
 
 if TYPE_CHECKING:
     from kvparity.exporter.checkpoint.weights import Placement
@@ -29,9 +27,6 @@ __all__ = ["Job", "Tracer"]
 # The process forks, and a pool of threads that was started before a fork is not there after it: the first parallel
 # operation of the child would wait for ever. Tracing computes next to nothing, so one thread is all it needs.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-# Imports make half a million objects that stay; looking for garbage among them takes a second.
-_WORKER = "import gc; gc.disable(); from kvparity.exporter.trace.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -57,11 +52,9 @@ class Tracer:
     """A process that traces both graphs of one model: :meth:`begin`, then :meth:`finish`; a context manager."""
 
     def __init__(self) -> None:
-        root = str(Path(kvparity.__file__).resolve().parents[1])
-        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
-            env={**os.environ, **_ONE_THREAD, "PYTHONHASHSEED": "0", "PYTHONPATH": search},
+            command("kvparity.exporter.trace.worker"),
+            env={**os.environ, **_ONE_THREAD, "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

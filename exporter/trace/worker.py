@@ -154,6 +154,7 @@ def _placements(line: str) -> dict[str, Placement]:
 
 def main() -> None:
     """Serve standard input."""
+    gc.disable()  # until the model is read: what is imported stays
     try:
         _serve(sys.stdin)
     except ExportError as error:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,8 @@ class Measure:
     Attributes:
         name: Of the subject.
         load: Seconds to open it, the first prompt included.
-        memory_mb: Growth of this process's resident memory while it was opened and first used.
+        memory_mb: Growth of this process's resident memory while it was opened and first used; of an engine in a
+            process of its own, that process's too.
         prefill: Seconds of the timed prefill.
         decode: Seconds per token by context.
         cache_bytes: Bytes of cache per token, by kind of slot: ``full`` grows, ``sliding`` stops at the window.
@@ -104,7 +106,8 @@ def measure(
             before, start = _resident_mb(), time.perf_counter()
             decoder = item.open()
             decoder.feed(ids[: options.prefill])
-            opened.append((item, decoder, time.perf_counter() - start, _resident_mb() - before))
+            memory = _resident_mb() - before + _resident_mb(getattr(decoder, "pid", None))
+            opened.append((item, decoder, time.perf_counter() - start, memory))
         for round_index in range(options.rounds):
             report(f"round {round_index + 1} of {options.rounds}")
             for item, decoder, _, _ in opened:
@@ -129,9 +132,7 @@ def measure(
 
 def _time_prefill(decoder: Decoder, ids: npt.NDArray[np.int64]) -> float:
     decoder.reset()
-    start = time.perf_counter()
-    decoder.feed(ids)
-    return time.perf_counter() - start
+    return _time_call(decoder, ids)
 
 
 def _time_steps(decoder: Decoder, ids: npt.NDArray[np.int64], context: int, steps: int) -> list[float]:
@@ -141,16 +142,23 @@ def _time_steps(decoder: Decoder, ids: npt.NDArray[np.int64], context: int, step
     decoder.feed(ids[context - 1 : context])
     seconds: list[float] = []
     for index in range(context, context + steps):
-        start = time.perf_counter()
-        decoder.feed(ids[index : index + 1])
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_time_call(decoder, ids[index : index + 1]))
     return seconds
 
 
-def _resident_mb() -> float:
-    """Resident memory of this process; 0 where the system does not tell."""
+def _time_call(decoder: Decoder, ids: npt.NDArray[np.int64]) -> float:
+    """Seconds of one call, without what pipes to an engine's process took."""
+    start, waited = time.perf_counter(), getattr(decoder, "waited", 0.0)
+    decoder.feed(ids)
+    return float(time.perf_counter() - start - (getattr(decoder, "waited", 0.0) - waited))
+
+
+def _resident_mb(process: int | Literal["self"] | None = "self") -> float:
+    """Resident memory of a process; 0 where there is none or the system does not tell."""
+    if process is None:
+        return 0.0
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
     except OSError:
         return 0.0
     return pages * 4096 / 2**20

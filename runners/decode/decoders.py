@@ -11,9 +11,10 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Step
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind
-from kvparity.runners.base import Array, RunnerSpec, Session, load_engine
+from kvparity.runners.base import Array, RunnerSpec, Session
 from kvparity.runners.decode.play import open_player
 from kvparity.runners.isolation.plain_folder import plain_folder
+from kvparity.runners.isolation.process import OURS, open_runner
 
 __all__ = ["Decoder", "PlayedDecoder", "open_decoder"]
 
@@ -69,28 +70,39 @@ class PlayedDecoder:
         self._total, self._index = total, self._index + 1
         return np.asarray(outputs["logits"][0, -1], np.float32)
 
+    @property
+    def waited(self) -> float:
+        """Seconds so far that pipes to an engine's process took, which are not the engine's."""
+        return float(getattr(self._session, "waited", 0.0))
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process; None where it is this one."""
+        return getattr(self._session, "pid", None)
+
     def close(self) -> None:
         """Close the session."""
         self._session.close()
 
 
 def open_decoder(bundle: Bundle, runner: RunnerSpec) -> Decoder:
-    """The fastest way that a runner has to continue one conversation.
+    """The fastest way that a runner has to continue one conversation; engines run where ``compare`` runs them.
 
     Raises:
         EngineUnavailableError: The engine is absent or can't take the bundle.
         TraceError: The layout can't be played.
     """
     bundle = plain_folder(bundle)
-    if runner.name == "ort" and bundle.options.layout == "dynamic" and bundle.options.profile != "bare":
+    here = runner.name == "ort" and not any(key in runner.options for key in OURS)
+    if here and bundle.options.layout == "dynamic" and bundle.options.profile != "bare":
         from kvparity.runners.engines._ort_decoder import OrtDecoder
 
         return OrtDecoder(bundle, runner.options)
-    if runner.name == "ort" and bundle.options.layout == "shared":
+    if here and bundle.options.layout == "shared":
         from kvparity.runners.engines._ort_shared import OrtSharedDecoder
 
         return OrtSharedDecoder(bundle, runner.options)
-    session = load_engine(runner.name).open_session(bundle, runner.options)
+    session = open_runner(bundle, runner)
     try:
         return PlayedDecoder(bundle, session)
     except TraceError:

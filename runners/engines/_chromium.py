@@ -1,4 +1,4 @@
-"""Runs a bundle in a headless Chromium: ``python -m kvparity.runners.engines._chromium MODULES FLAG…``.
+"""Runs a bundle in a headless Chromium: ``python start.py kvparity.runners.engines._chromium MODULES FLAG…``.
 
 Speaks the frames of ``isolation/wire.py`` on stdin and stdout; a page (``_js/page.html``) fetches each frame from here,
 runs the graph in onnxruntime-web, and posts what came out. Served on the loopback address only.
@@ -145,7 +145,3 @@ def _relay(relay: Relay, browser: subprocess.Popen[bytes]) -> int:
                     print(f"the browser ended with code {browser.returncode}", file=sys.stderr)
                     return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from kvparity.runners.base import RunnerInfo
 from kvparity.runners.engines._chromium import chromium
 from kvparity.runners.engines._session import one_of
 from kvparity.runners.isolation.process import IsolatedSession, Launch, engines_folder, limit_of
+from kvparity.start import command
 
 __all__ = ["INSTALL", "describe_package", "open_in_chromium", "open_in_node"]
 
@@ -64,13 +64,13 @@ def open_in_chromium(info: RunnerInfo, bundle: Bundle, options: Mapping[str, str
     """
     chromium()
     flags = ["--enable-unsafe-webgpu"] if options["provider"] == "webgpu" else ["--disable-gpu"]
-    command = [sys.executable, "-m", "kvparity.runners.engines._chromium", str(home() / "node_modules"), *flags]
-    return _open(command, info, bundle, options)
+    words = command("kvparity.runners.engines._chromium", str(home() / "node_modules"), *flags)
+    return _open(words, info, bundle, options)
 
 
 def _open(
-    command: list[str], info: RunnerInfo, bundle: Bundle, options: Mapping[str, str], folder: Folder | None = None
+    words: list[str], info: RunnerInfo, bundle: Bundle, options: Mapping[str, str], folder: Folder | None = None
 ) -> IsolatedSession:
     one_of(info.name, options, "level", *_LEVELS)
-    launch = Launch(info.name, command, limit_of(info.name, options))
+    launch = Launch(info.name, words, limit_of(info.name, options))
     return IsolatedSession(bundle, launch, {key: value for key, value in options.items() if key != "limit"}, folder)

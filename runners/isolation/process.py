@@ -6,7 +6,7 @@ language that speaks the frames of :mod:`runners.isolation.wire`.
 
 Where an engine lives, first match: the setting ``python=PATH`` or ``env=NAME`` of the runner, the variable
 ``KVPARITY_PYTHON_<RUNNER>``, the environment named like the runner, this interpreter. Environments are folders in
-``KVPARITY_ENGINES`` (``.engines`` beside the project where unset), as ``make engines`` fills it.
+``KVPARITY_ENGINES``, as ``make engines`` fills it; where unset, in ``.engines`` of this folder, or beside the project.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, RunnerSpec, Session, load_engine
 from kvparity.runners.isolation.plain_folder import plain_folder
 from kvparity.runners.isolation.wire import Frame, HungError, encode, read_exactly, read_frame, write_all
+from kvparity.start import command
 
 __all__ = [
     "EngineCrashError",
@@ -88,15 +89,13 @@ class Process:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._log = tempfile.TemporaryFile()
-        environment = {**os.environ, **(launch.environment or {})}
         try:
             self._process = subprocess.Popen(
                 launch.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                cwd=ROOT,
-                env=environment,
+                env=_environment(launch),
                 start_new_session=True,
             )
         except OSError as error:
@@ -108,6 +107,11 @@ class Process:
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._input, False)
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     def call(self, header: Mapping[str, Any], tensors: Mapping[str, Array] | None = None) -> Frame:
         """Send a frame and wait for its answer.
@@ -177,6 +181,12 @@ class Process:
                     stream.close()
 
 
+def _environment(launch: Launch) -> dict[str, str]:
+    """Variables of an engine's process: where modules are searched is for this interpreter, not for another one."""
+    ours = {"PYTHONPATH", "PYTHONHOME"} if launch.command[0] != sys.executable else set()
+    return {name: value for name, value in os.environ.items() if name not in ours} | dict(launch.environment or {})
+
+
 def _rebuilt(error: Mapping[str, str]) -> KvparityError:
     """The exception that the other process raised; one that is not ours becomes a TraceError naming its type."""
     kind = getattr(errors, str(error.get("kind")), None)
@@ -206,16 +216,23 @@ class IsolatedSession:
         self._open = {"op": "open", "bundle": str(bundle.root.resolve()), "options": dict(options)}
         self._process: Process | None = None
         self._hangs = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self.info = RunnerInfo(launch.name, "?")
         self._ready()
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one graph once; ``seconds`` is then what the engine itself took, pipes apart."""
+        """Run one graph once; ``seconds`` is then what the engine took, ``waited`` grows by what the pipes took."""
         process = self._ready()
+        started = time.perf_counter()
         answer, outputs = self._guarded(process, {"op": "run", "graph": graph}, inputs)
         self.seconds = float(answer.get("seconds", 0.0))
+        self.waited += time.perf_counter() - started - self.seconds if self.seconds else 0.0
         return outputs
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number; None where it is not running."""
+        return None if self._process is None else self._process.pid
 
     def _ready(self) -> Process:
         if self._hangs >= _HANGS:
@@ -262,8 +279,9 @@ def info_of(answer: Mapping[str, Any]) -> RunnerInfo:
 
 
 def engines_folder() -> Path:
-    """Where engine environments are: ``KVPARITY_ENGINES``, or ``.engines`` beside the project."""
-    return Path(os.environ.get("KVPARITY_ENGINES") or ROOT / ".engines")
+    """Where engine environments are: ``KVPARITY_ENGINES``, ``.engines`` in this folder, or beside the project."""
+    here = Path(".engines").absolute()
+    return Path(os.environ.get("KVPARITY_ENGINES") or (here if here.is_dir() else ROOT / ".engines")).absolute()
 
 
 def interpreter(name: str, options: Mapping[str, str]) -> str:
@@ -309,8 +327,9 @@ def launch_of(spec: RunnerSpec) -> Launch:
     Raises:
         EngineUnavailableError: A setting makes no sense.
     """
-    command = [interpreter(spec.name, spec.options), "-m", "kvparity.runners.isolation.worker", spec.name]
-    return Launch(spec.name, command, limit_of(spec.name, spec.options))
+    python = interpreter(spec.name, spec.options)
+    words = command("kvparity.runners.isolation.worker", spec.name, python=python)
+    return Launch(spec.name, words, limit_of(spec.name, spec.options))
 
 
 def open_isolated(bundle: Bundle, spec: RunnerSpec) -> IsolatedSession:
