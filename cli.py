@@ -217,7 +217,8 @@ def inspect(path: Path, dtype: str | None, cases: tuple[str, ...], as_json: bool
         from kvparity.exporter.checkpoint.inspect_checkpoint import inspect_checkpoint
         from kvparity.exporter.console import print_checkpoint
 
-        print_checkpoint(inspect_checkpoint(path)[1], str(path))
+        _, spec, quantised = inspect_checkpoint(path)
+        print_checkpoint(spec, str(path), quantised)
     else:
         from kvparity.runners.inspect.console import print_inspection
 

@@ -90,13 +90,15 @@ def print_bundle(bundle: Bundle, stages: list[Stage], *, as_json: bool) -> None:
     print(f"bundle  {bundle.root}")
 
 
-def print_checkpoint(spec: ModelSpec, shown: str) -> None:
+def print_checkpoint(spec: ModelSpec, shown: str, quantised: str = "") -> None:
     """Say what a checkpoint has, and what a bundle of it would prove."""
     print(f"{shown}  {spec.architecture} ({spec.model_type}), {spec.parameters:,} parameters")
     print(
         f"layers {spec.pattern}, hidden {spec.hidden_size}, heads {spec.heads}, vocabulary {spec.vocab_size:,}, "
         f"positions {spec.max_position:,}, window {spec.window or 'none'}, {len(spec.slots)} cache slots"
     )
+    if quantised:
+        print(f"weights quantised with {quantised}; a bundle holds the dense ones that they stand for")
     proves, missing = coverage_lines(spec, [2 * (spec.window or 0) + 1])
     print(proves.replace("this bundle", "a bundle of it"))
     print(missing.replace("this bundle does", "a bundle of it does"))

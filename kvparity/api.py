@@ -273,8 +273,8 @@ def inspect(path: PathLike | Bundle, *, allow_modified: bool = False) -> dict[st
     from kvparity.runners.inspect.bundle import inspection
 
     if isinstance(path, str | Path) and is_checkpoint(Path(path)):
-        name, spec = inspect_checkpoint(Path(path))
-        return {"checkpoint": name, "model": asdict(spec)}
+        name, spec, quantised = inspect_checkpoint(Path(path))
+        return {"checkpoint": name, "model": asdict(spec), **({"quantised": quantised} if quantised else {})}
     return inspection(open_bundle(path, allow_modified=allow_modified))
 
 

@@ -15,8 +15,8 @@ def is_checkpoint(path: Path) -> bool:
     return path.suffix == ".gguf" or ((path / "config.json").is_file() and not (path / MANIFEST).is_file())
 
 
-def inspect_checkpoint(path: Path) -> tuple[str, ModelSpec]:
-    """Name and model of a checkpoint, from its config alone.
+def inspect_checkpoint(path: Path) -> tuple[str, ModelSpec, str]:
+    """Name and model of a checkpoint, from its config alone, and how its weights are quantised, empty if they are not.
 
     Raises:
         ExportError: It cannot be exported; says why.
@@ -24,6 +24,7 @@ def inspect_checkpoint(path: Path) -> tuple[str, ModelSpec]:
     from kvparity.exporter.checkpoint.gguf_file import read_gguf
     from kvparity.exporter.checkpoint.gguf_tensors import check_gguf
     from kvparity.exporter.checkpoint.model_spec import model_spec
+    from kvparity.exporter.checkpoint.quantized import describe_quantized
     from kvparity.exporter.checkpoint.source import resolve
 
     checkpoint = resolve(str(path))
@@ -31,4 +32,6 @@ def inspect_checkpoint(path: Path) -> tuple[str, ModelSpec]:
     model = checkpoint.meta_model(config)
     if checkpoint.gguf:
         check_gguf(read_gguf(path), model)
-    return checkpoint.source, model_spec(config, model, "float32")
+    packed = checkpoint.quantization()
+    words = "" if packed is None else describe_quantized(packed)
+    return checkpoint.source, model_spec(config, model, "float32"), words

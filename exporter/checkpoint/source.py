@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import struct
@@ -11,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvparity.exporter.checkpoint.quantized import check_quantized, unusable
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
+from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.model.attention import ATTENTION, register_attention
 
@@ -71,7 +74,21 @@ class Checkpoint:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
             raise ExportError(f"{self.source}: its config cannot be read ({_first_line(error)})") from error
-        return config.get_text_config(decoder=True)
+        if quantization_of(config) is not None:
+            check_quantized(quantization_of(config) or {}, self.source)
+        text = config.get_text_config(decoder=True)
+        if hasattr(text, "quantization_config"):  # the bundle's weights are dense
+            text = copy.deepcopy(text)
+            del text.quantization_config
+        return text
+
+    def quantization(self) -> dict[str, Any] | None:
+        """How the stored weights are quantised; None where they are dense, and for a GGUF file, which says of each."""
+        from transformers import AutoConfig
+
+        if self.gguf:
+            return None
+        return quantization_of(AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False))
 
     def meta_model(self, config: Any) -> Any:
         """The model without weights: parameters on the meta device, buffers real, attention ready for tracing.
@@ -105,9 +122,15 @@ class Checkpoint:
         Raises:
             ExportError: The weights cannot be read.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        arguments = {"gguf_file": self.gguf, "config": self.config()} if self.gguf else {}
+        if self.gguf:
+            arguments = {"gguf_file": self.gguf, "config": self.config()}
+        else:
+            whole = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            ask_dense(whole)
+            arguments = {"config": whole}
+        packed = None if self.gguf else quantization_of(whole)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # progress bars; stages are reported by the exporter
                 model, found = AutoModelForCausalLM.from_pretrained(
@@ -118,9 +141,15 @@ class Checkpoint:
                     output_loading_info=True,
                     **arguments,
                 )
+            model = make_dense(model, dtype)
         except Exception as error:
+            if packed is not None:
+                raise unusable(packed, self.source, error) from error
             raise ExportError(f"{self.source}: its weights cannot be loaded ({_first_line(error)})") from error
         absent = sorted(found["missing_keys"])
+        if packed is not None and found["unexpected_keys"]:
+            unread = ValueError(f"it leaves out {min(found['unexpected_keys'])}")
+            raise unusable(packed, self.source, unread)
         if absent:  # transformers would draw them at random
             raise ExportError(f"{self.source}: its weights lack {absent[0]} ({len(absent)} missing)")
         return model.eval()

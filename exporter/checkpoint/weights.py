@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kvparity.exporter.checkpoint.quantized import refuse_uneven_blocks
 from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import ExportError
@@ -86,11 +87,18 @@ def place_weights(
         ExportError: A weight is missing or has another shape; the disk is full.
     """
     wanted = weight_names(meta_model)
+    packed = checkpoint.quantization()
+    if packed is not None:
+        refuse_uneven_blocks(checkpoint.stored(), packed, checkpoint.source)
+        if way != "copy":
+            raise ExportError(f"--weights {way}: the checkpoint's weights are quantised; use --weights copy")
+        return _from_loaded(checkpoint, wanted, folder, dtype)
     stored, renamed = _text_names(checkpoint.stored())
     found = {weight.name: _find(weight, stored) for weight in wanted}
     try:
         if all(tensor is not None for tensor in found.values()):
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+            _refuse_packed(tensors)
             if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
                 return _use_files(tensors, folder, way)
             if way != "copy":
@@ -127,6 +135,17 @@ def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTenso
                 )
             return tensor
     return None
+
+
+def _refuse_packed(tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse numbers that are no weights by themselves, such as codes whose scales the config does not explain."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in ("float32", "float16", "bfloat16", "float64", "int64"):
+            continue
+        raise ExportError(
+            f"{tensor.file.name}: {name} holds {tensor.dtype}, and config.json has no quantization_config that says "
+            "how to make weights of it; restore that, or dequantise the checkpoint first"
+        )
 
 
 def _use_files(tensors: Mapping[str, StoredTensor], folder: Path, way: WeightsWay) -> dict[str, Placement]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
+from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
 
 __all__ = ["load_reference", "text_weight_name"]
@@ -49,12 +50,12 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
     from transformers import AutoConfig
 
     name = checkpoint.gguf or checkpoint.folder.name
-    arguments: dict[str, Any] = {"use_safetensors": True}
+    arguments: dict[str, Any] = {"gguf_file": checkpoint.gguf} if checkpoint.gguf else {"use_safetensors": True}
+    folder = config if checkpoint.gguf else checkpoint.folder
     try:
         with _quiet():
-            if checkpoint.gguf:
-                given = AutoConfig.from_pretrained(config, local_files_only=True, trust_remote_code=False)
-                arguments = {"gguf_file": checkpoint.gguf, "config": given}
+            given = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            ask_dense(given)
             model, found = _class_of(checkpoint).from_pretrained(
                 checkpoint.folder,
                 dtype=getattr(torch, dtype),
@@ -63,8 +64,10 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                config=given,
                 **arguments,
             )
+            model = make_dense(model, getattr(torch, dtype))
     except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
         raise BundleError(f"{name}: transformers cannot load the reference from it ({_reason(error)})") from error
     absent = sorted(found["missing_keys"])
