@@ -34,12 +34,10 @@ from kvparity.exporter.contract.cases import Case, default_cases
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles, checkpoint_entry
 from kvparity.exporter.contract.errors import ExportError, KvparityError
 from kvparity.exporter.contract.files import new_folder
-from kvparity.exporter.contract.model_files import MODEL_FILES
 from kvparity.exporter.contract.ports import graph_spec, host_inputs, resolve_options
 from kvparity.exporter.contract.quantization import Quantization
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from kvparity.exporter.golden.test_data import write_golden
-from kvparity.exporter.in_place import beside_weights, refuse_reference
 from kvparity.exporter.minimum_runtime import minimum_runtime
 from kvparity.exporter.quantize.plan import plan
 from kvparity.exporter.quantize.stage import held_blocks, quantize_weights
@@ -94,10 +92,7 @@ def export(
     Raises:
         ExportError: Names the stage that failed.
     """
-    if options.weights == "reference":
-        refuse_reference(checkpoint, target, options)
-    made = beside_weights(target) if options.weights == "reference" else new_folder(target, MANIFEST)
-    with made as folder, _tracing(tracer, in_process) as process:
+    with new_folder(target, MANIFEST) as folder, _tracing(tracer, in_process) as process:
         job = Job(checkpoint.source, str(checkpoint.folder), options, str(folder), _own_version())
         if process and not checkpoint.gguf:
             process.begin(job)
@@ -134,16 +129,14 @@ def _read(
 ) -> tuple[_Found, Any]:
     """Read config and tokenizer; also returns the model on fake weights. ``notes`` takes what a user should know."""
     config = checkpoint.config()
-    if options.weights != "reference":
-        config.save_pretrained(folder)
+    config.save_pretrained(folder)
     if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
         process.begin(replace(job, config=str(folder)))
     meta_model = checkpoint.meta_model(config)
     spec = model_spec(config, meta_model, options.dtype)
     options = resolve_options(options, spec)
     chosen = plan(meta_model, options)
-    if options.weights != "reference":
-        notes.append(copy_tokenizer(checkpoint, folder))
+    notes.append(copy_tokenizer(checkpoint, folder))
     return _Found(config, spec, options, chosen), meta_model
 
 
@@ -153,7 +146,7 @@ def _place(
     """Place the weights, quantised where that was asked for."""
     options = found.options
     with _stage("weights", report):
-        placements = place_weights(checkpoint, meta_model, folder, options.dtype, options.weights)
+        placements = place_weights(checkpoint, meta_model, folder, options.dtype)
         source = held_blocks(checkpoint, meta_model, options) if found.chosen else None
     if not found.chosen:
         return placements, None
@@ -254,8 +247,6 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
 
 def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
     """Generation config beside config and tokenizer, so that the bundle is a model folder of its own."""
-    if folder.resolve() == checkpoint.folder.resolve():  # --weights reference
-        return tuple(file_entry(folder, folder / name) for name in MODEL_FILES if (folder / name).is_file())
     if checkpoint.gguf is None and (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
     own = {"prefill.onnx", "decode.onnx"}

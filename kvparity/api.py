@@ -100,7 +100,7 @@ def export(
         from kvparity.runners.reference.record import recorder
 
         checkpoint = resolve(str(model or SHIPPED / "hf"), subfolder=subfolder, revision=revision)
-        beside = checkpoint.folder if settings.weights == "reference" else _default_output(checkpoint.source, settings)
+        beside = _default_output(checkpoint.source, settings)
         record = recorder(float64=vectors == "all", budget_mb=vectors_mb, mode=vectors_mode, on_case=on_case)
         return run_export(
             checkpoint,

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,14 @@ from kvparity.exporter.checkpoint.quantized import refuse_uneven_blocks
 from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.files import clone_blocks
+from kvparity.exporter.contract.files import copy_file
 
-__all__ = ["Placement", "WeightName", "clone", "place_weights", "weight_names", "write_safetensors"]
+__all__ = ["Placement", "WeightName", "place_weights", "weight_names", "write_safetensors"]
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ALIGN = 64
 _BLOCK = 1 << 23  # elements converted at once
 _LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
-WeightsWay = Literal["copy", "link", "reference"]
 Array = npt.NDArray[Any]
 Parts = Callable[[], Iterator[Array]]  # blocks of a tensor's rows, in order
 
@@ -68,9 +66,7 @@ def weight_names(meta_model: Any) -> tuple[WeightName, ...]:
     return tuple(WeightName(found[0], shapes[key], tuple(found[1:])) for key, found in names.items())
 
 
-def place_weights(
-    checkpoint: Checkpoint, meta_model: Any, folder: Path, dtype: str, way: WeightsWay = "copy"
-) -> dict[str, Placement]:
+def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path, dtype: str) -> dict[str, Placement]:
     """Copy or convert the weights into ``folder``, a block of a tensor at a time.
 
     Args:
@@ -78,7 +74,6 @@ def place_weights(
         meta_model: The model without weights, which says what the graphs need.
         folder: The bundle being written.
         dtype: dtype wanted.
-        way: See :class:`exporter.contract.spec.ExportOptions`.
 
     Returns:
         Canonical name to placement.
@@ -100,12 +95,8 @@ def place_weights(
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
             _refuse_packed(tensors)
             if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
-                return _use_files(tensors, folder, way)
-            if way != "copy":
-                raise ExportError(f"--weights {way}: the bundle needs {_why(tensors, dtype)}; use --weights copy")
+                return _use_files(tensors, folder)
             return _write(folder, {n: (t.shape, _reader(t)) for n, t in tensors.items()}, dtype)
-        if way != "copy":
-            raise ExportError(f"--weights {way}: the checkpoint's weights must be converted; use --weights copy")
         parts = _from_gguf(checkpoint, meta_model, wanted)
         if parts is not None:
             return _write(folder, parts, dtype)
@@ -148,36 +139,10 @@ def _refuse_packed(tensors: Mapping[str, StoredTensor]) -> None:
         )
 
 
-def _use_files(tensors: Mapping[str, StoredTensor], folder: Path, way: WeightsWay) -> dict[str, Placement]:
+def _use_files(tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, Placement]:
     for file in sorted({tensor.file for tensor in tensors.values()}):
-        if way == "link":
-            clone(file, folder / file.name)
-        elif way == "copy":
-            shutil.copyfile(file, folder / file.name)  # never a link: ONNX's checker and engines refuse linked weights
+        copy_file(file, folder / file.name)  # never a link: ONNX's checker and engines refuse linked weights
     return {n: Placement(t.file.name, t.offset, t.length, t.dtype, t.shape) for n, t in tensors.items()}
-
-
-def _why(tensors: Mapping[str, StoredTensor], dtype: str) -> str:
-    other = next((tensor.dtype for tensor in tensors.values() if tensor.dtype != dtype), None)
-    return "other names of the same tensors" if other is None else f"{dtype} and the checkpoint has {other}"
-
-
-def clone(source: Path, target: Path) -> None:
-    """Make a file of its own that shares its blocks on disk with another until either is written.
-
-    Raises:
-        ExportError: The file system cannot (ext4 and tmpfs cannot; Btrfs, XFS and bcachefs can), or the system is not
-            Linux.
-    """
-    try:
-        clone_blocks(source, target)
-    except (ImportError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ExportError(
-            f"--weights link: the file system cannot clone {source.name} ({reason}), "
-            "and hard or symbolic links are refused by ONNX's checker and ONNX Runtime; use --weights copy, or "
-            "--weights reference to write the bundle beside the weights"
-        ) from error
 
 
 def _from_gguf(

@@ -23,7 +23,6 @@ from kvparity.exporter.contract.errors import BundleError
 
 __all__ = [
     "bring_back",
-    "clone_blocks",
     "copy_file",
     "link_file",
     "locked",
@@ -266,29 +265,23 @@ def _bring_back(target: Path) -> None:
         old.rename(target)
 
 
-def clone_blocks(source: Path, target: Path) -> None:
-    """Make a file of its own that shares its blocks on disk with another until either is written.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file: its blocks are cloned where the disk can (Btrfs, XFS, bcachefs), else the system copies them.
 
     Raises:
-        OSError: The file system cannot (ext4 and tmpfs cannot; Btrfs, XFS and bcachefs can).
-        ImportError: The system has no such call; Linux has.
+        OSError: ``source`` cannot be read or ``target`` not be written; it is gone then.
     """
-    import fcntl
-
     try:
+        import fcntl
+
         with source.open("rb") as reader, target.open("wb") as writer:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """A file of its own with the same bytes: its blocks cloned where the disk can, copied by the system otherwise."""
-    try:
-        clone_blocks(source, target)
-    except (ImportError, OSError):
-        shutil.copyfile(source, target)
+    except (ImportError, OSError):  # no Linux, or a file system that cannot (ext4, tmpfs)
+        try:
+            shutil.copyfile(source, target)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
 
 
 def link_file(source: Path, target: Path) -> None:

@@ -312,8 +312,6 @@ class ExportOptions:
         keep: Kinds of layers that stay as they are, such as ``embed``.
         quantizer: How weights are rounded; both are ONNX Runtime's.
         accuracy_level: 0 computes with activations as they are; 4 lets the engine round them to int8.
-        weights: ``copy`` the checkpoint's files, ``link`` their blocks on disk (a clone: no space), or write the
-            bundle into the checkpoint's folder and ``reference`` them.
     """
 
     layout: Literal["dynamic", "static", "shared"] = "dynamic"
@@ -331,7 +329,6 @@ class ExportOptions:
     keep: tuple[str, ...] = ()
     quantizer: Literal["rtn", "k_quant"] = "rtn"
     accuracy_level: Literal[0, 4] = 0
-    weights: Literal["copy", "link", "reference"] = "copy"
 
     @property
     def groups_queries(self) -> bool:
