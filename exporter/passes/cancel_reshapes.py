@@ -1,4 +1,4 @@
-"""Drops changes of layout that cancel out.
+"""Transpose and Reshape that cancel out: a graph with them in, one without out.
 
 Requires: constant Reshape targets where sizes are known (constant_shapes); shapes of traced values.
 Ensures: no Transpose of a Transpose that restores the order; no Transpose that only moves sizes of 1, where a Reshape
@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from kvparity.exporter.passes.conditions import graph_pass, shaped
 from kvparity.exporter.passes.match import add_target, constant, made_by, replace, reshape_target, same_size
 
 __all__ = ["drop_reshapes"]
@@ -18,8 +19,9 @@ __all__ = ["drop_reshapes"]
 _Size = int | ir.SymbolicDim
 
 
+@graph_pass(requires=[shaped])
 def drop_reshapes(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Drop what the next change of layout undoes."""
     for node in list(model.graph):
         if node.op_type == "RMSNormalization":
             _normalise_first(model, node)

@@ -1,4 +1,4 @@
-"""Repeats heads by joining copies, where that is all an Expand does.
+"""Concat for Expand: repeats of one axis of size 1 in, joined copies out.
 
 Requires: constant Expand targets where sizes are known (:mod:`exporter.passes.constant_shapes`).
 Ensures: an Expand that repeats one axis of size 1 a constant number of times is a Concat.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from kvparity.exporter.passes.conditions import graph_pass, shaped
+
 __all__ = ["repeat_by_concat"]
 
 
+@graph_pass(requires=[shaped])
 def repeat_by_concat(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Join copies where that is all an Expand does."""
     for node in list(model.graph):
         data = node.inputs[0] if node.op_type == "Expand" else None
         target = node.inputs[1].const_value if data is not None and node.inputs[1] is not None else None

@@ -1,4 +1,4 @@
-"""Repeats the one key-value head of a layer with one Expand, where transformers adds an axis, expands and reshapes.
+"""Multi-query attention's one head: Unsqueeze, Expand and Reshape in, one Expand out.
 
 Requires: shapes of traced values.
 Ensures: (batch, 1, rows, size) becomes (batch, heads, rows, size) by an Expand alone. The product itself could
@@ -7,16 +7,24 @@ Ensures: (batch, 1, rows, size) becomes (batch, heads, rows, size) by an Expand 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from kvparity.exporter.passes.conditions import graph_pass, shaped
 from kvparity.exporter.passes.match import add_target, made_by, replace, same_size
 
 __all__ = ["repeat_one_head"]
 
 
+def _one_expand(model: ir.Model) -> Iterator[str]:
+    yield from (f"{node.outputs[0].name} repeats one head" for node in model.graph if _repeated(node) is not None)
+
+
+@graph_pass(requires=[shaped], ensures=[_one_expand])
 def repeat_one_head(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Expand (batch, 1, rows, size) to (batch, heads, rows, size) directly."""
     for node in list(model.graph):
         found = _repeated(node)
         if found is not None:

@@ -1,4 +1,4 @@
-"""Lowers a graph traced in float64 to float32 and keeps the float64 value of every constant that rounds.
+"""Float32 graph: a graph traced in float64 in, float32 out, with the float64 digits of every constant that rounds.
 
 Requires: every floating-point value is float64.
 Ensures: none is; the model's metadata holds, under :data:`FLOAT64_CONSTANTS`, ``{initializer: [hex floats]}``, so that
@@ -13,14 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS
+from kvparity.exporter.passes.conditions import digits_round, graph_pass, without_float64
 
 __all__ = ["MOST", "lower_to_float32"]
 
 MOST = 1024  # elements of a constant whose float64 values are kept
 
 
+@graph_pass(ensures=[without_float64, digits_round])
 def lower_to_float32(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Make every float64 value, constant and cast float32."""
     kept: dict[str, list[str]] = {}
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and value.const_value.dtype == ir.DataType.DOUBLE:

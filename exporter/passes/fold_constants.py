@@ -1,4 +1,4 @@
-"""Folds shape arithmetic and constants, never a weight.
+"""Constant folding: a traced graph in, the same graph without computed constants out; weights are never touched.
 
 Requires: weights are initializers without values, named in ``weights``.
 Ensures: no CastLike, no no-op Cast, no unused node; weights untouched; constants are initializers.
@@ -14,6 +14,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
+from kvparity.exporter.passes.conditions import graph_pass, lacks
+
 __all__ = ["drop_casts", "dtype_of", "simplify"]
 
 _LIMIT = 4096  # elements: larger constants are left alone
@@ -22,8 +24,9 @@ TORCHLIB_OPSET = 18  # as in kvparity.exporter.trace.capture, which would bring 
 _OPEN_END = np.iinfo(np.int64).max
 
 
+@graph_pass(ensures=[lacks("CastLike", "Constant")])
 def simplify(model: ir.Model, weights: Iterable[str]) -> None:
-    """Apply the pass: weights become graph inputs while constants fold, so that nothing can touch them.
+    """Fold constants; weights are graph inputs meanwhile, so that nothing can touch them.
 
     onnxscript's ``optimizer.optimize`` would do, but its pattern matcher takes ten times as long as everything here.
     """
@@ -54,6 +57,7 @@ def simplify(model: ir.Model, weights: Iterable[str]) -> None:
             graph.initializers[value.name or ""] = value
 
 
+@graph_pass()
 def drop_casts(model: ir.Model) -> None:
     """Resolve CastLike and remove casts to the dtype a value already has; run before probes name values."""
     _drop_castlike(model)

@@ -1,4 +1,4 @@
-"""Attention as ONNX Runtime's GroupQueryAttention, the operator with kernels for CUDA and WebGPU.
+"""GroupQueryAttention (com.microsoft): Attention nodes in, the operator with kernels for CUDA and WebGPU out.
 
 Requires: attention is one Attention node of (batch, heads, rows, head_dim) with an explicit mask and scale 1.
 Ensures: every such node whose keys and values have one head size is a GroupQueryAttention; where keys are the past and
@@ -8,11 +8,12 @@ Ensures: every such node whose keys and values have one head size is a GroupQuer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from kvparity.exporter.passes.conditions import graph_pass, shaped
 from kvparity.exporter.passes.match import add_constant, add_target, made_by
 
 __all__ = ["group_queries"]
@@ -21,8 +22,13 @@ Rows = tuple[ir.Value | None, ir.Value]  # past and new rows
 _SWAP = [0, 2, 1, 3]
 
 
+def _all_grouped(model: ir.Model) -> Iterator[str]:
+    yield from (f"{node.outputs[0].name}" for node in model.graph if node.op_type == "Attention" and _fits(node))
+
+
+@graph_pass(requires=[shaped], ensures=[_all_grouped])
 def group_queries(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Replace every Attention node whose keys and values have one head size."""
     nodes = [node for node in list(model.graph) if node.op_type == "Attention" and _fits(node)]
     joined = {value: _parts(value) for node in nodes for value in node.inputs[1:3] if value is not None}
     lengths: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}

@@ -1,4 +1,4 @@
-"""Gives the constants of a half-type graph the float64 digits of the same graph traced in float64.
+"""Float64 digits of a half-type graph's constants: the graph and its float64 trace in, digits in the metadata out.
 
 A half-type graph is traced in its own types, so that it rounds where the model does; its constants are rounded with
 everything else. Here it is walked side by side with a float64 trace of the same model, from the outputs backwards,
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS
+from kvparity.exporter.passes.conditions import digits_round, graph_pass, lacks
 from kvparity.exporter.passes.float64_to_float32 import MOST
 from kvparity.exporter.passes.fold_constants import dtype_of
 
@@ -32,8 +33,9 @@ _SMALLEST = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133, ir.
 Wide = npt.NDArray[np.float64]
 
 
+@graph_pass(requires=[lacks("Constant")], ensures=[digits_round])
 def keep_digits(model: ir.Model, wide: ir.Model) -> None:
-    """Apply the pass.
+    """Keep the digits of every constant that both graphs have in one place.
 
     Args:
         model: The graph in half types.

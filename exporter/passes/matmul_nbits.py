@@ -1,4 +1,4 @@
-"""Puts MatMulNBits and GatherBlockQuantized in the place of products with, and look-ups in, quantised weights.
+"""MatMulNBits and GatherBlockQuantized (com.microsoft): products and look-ups in, operators on integer blocks out.
 
 Weights with one scale per row (``--quantize int8-dynamic``) become products of integers instead
 (:mod:`exporter.passes.matmul_integer`); experts are unpacked where they are read
@@ -21,6 +21,7 @@ from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.exporter.passes.conditions import graph_pass
 from kvparity.exporter.passes.match import replace
 from kvparity.exporter.passes.matmul_integer import look_up_rows, multiply_integers
 from kvparity.exporter.passes.quantized_experts import unpack_experts
@@ -52,8 +53,9 @@ class _Weight:
         return self.block_size * self.bits // 8
 
 
+@graph_pass()
 def quantize_products(model: ir.Model, placements: Mapping[str, Placement], options: ExportOptions) -> None:
-    """Apply the pass.
+    """Read every quantised weight from its codes.
 
     Args:
         model: The graph.

@@ -21,7 +21,10 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from kvparity.exporter.contract.probes import keep_probes
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS
+from kvparity.exporter.passes.conditions import digits_round, graph_pass, unique_names
+from kvparity.exporter.passes.probe_names import find_probes
 
 __all__ = ["tidy"]
 
@@ -31,16 +34,17 @@ _DEFAULTS = {"keepdims": 1, "noop_with_empty_axes": 0}  # the same in every opse
 IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 
 
-def tidy(model: ir.Model, version: str, probes: Mapping[str, ir.Value], weights: Collection[str]) -> None:
+@graph_pass(ensures=[unique_names, digits_round])
+def tidy(model: ir.Model, version: str, weights: Collection[str]) -> None:
     """Name nodes, values and constants, and drop what no reader of the file needs.
 
     Args:
         model: The graph.
         version: Of kvparity.
-        probes: Module path to the value that the module returns; ports keep their names.
         weights: Initializers that keep their names.
     """
     seen: Counter[str] = Counter()
+    probes = find_probes(model)
     _name_values(model, probes)
     _name_constants(model, weights)
     for node in model.graph:
@@ -65,6 +69,7 @@ def tidy(model: ir.Model, version: str, probes: Mapping[str, ir.Value], weights:
     model.graph.doc_string = None
     model.producer_name, model.producer_version = "kvparity", version
     common.RemoveUnusedOpsetsPass()(model)  # tinygrad refuses a domain that it does not know, used or not
+    keep_probes(model, {path: str(value.name) for path, value in probes.items()})
     model.ir_version = IR_VERSION[model.opset_imports[""]]
 
 

@@ -1,4 +1,4 @@
-"""Brings a graph from the opset of torch's translations (18) to the one wanted.
+"""Opset: a graph of torch's translations (opset 18) in, the same graph in the opset wanted out.
 
 Requires: default domain at opset 18; axes of reductions are constants.
 Ensures: default domain at the opset wanted; below 18, reductions carry their axes as an attribute and Split no
@@ -7,9 +7,12 @@ Ensures: default domain at the opset wanted; below 18, reductions carry their ax
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.passes.conditions import graph_pass
 
 __all__ = ["NEWEST", "OLDEST", "to_opset"]
 
@@ -18,8 +21,15 @@ _CHANGED = {"DFT", "GridSample", "GroupNormalization", "Scan"}  # mean something
 _REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"}
 
 
+def _spelled(model: ir.Model) -> Iterator[str]:
+    if model.opset_imports[""] < 18:
+        nodes = (node for node in model.graph if node.op_type in _REDUCTIONS)
+        yield from (f"{node.outputs[0].name} takes its axes as an input" for node in nodes if len(node.inputs) > 1)
+
+
+@graph_pass(ensures=[_spelled])
 def to_opset(model: ir.Model, wanted: int) -> None:
-    """Apply the pass.
+    """Set the default domain's opset, and spell operators as it does.
 
     Raises:
         ExportError: The opset is out of range, or an operator of the graph has no spelling in it.

@@ -1,15 +1,16 @@
-"""The order of the passes, from a captured graph to the file in the bundle."""
+"""The pipeline of passes: a captured graph in, the ``.onnx`` file of the bundle out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.probes import keep_probes
+from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.exporter.passes.cancel_reshapes import drop_reshapes
 from kvparity.exporter.passes.constant_shapes import constant_targets
 from kvparity.exporter.passes.expand_as_concat import repeat_by_concat
@@ -22,7 +23,7 @@ from kvparity.exporter.passes.half_type_constants import keep_digits
 from kvparity.exporter.passes.matmul_nbits import quantize_products
 from kvparity.exporter.passes.node_names import tidy
 from kvparity.exporter.passes.opset import to_opset
-from kvparity.exporter.passes.probe_names import find_probes, name_probes
+from kvparity.exporter.passes.probe_names import name_probes
 from kvparity.exporter.passes.reciprocal_to_div import divide
 from kvparity.exporter.passes.rms_normalization import fuse_norms
 from kvparity.exporter.passes.rotary_embedding import fuse_rotary
@@ -31,9 +32,62 @@ from kvparity.exporter.passes.slice_bounds import vector_lengths
 from kvparity.exporter.trace.capture import Captured, name_ports
 from kvparity.exporter.trace.onnx_translations import default_opset
 
-__all__ = ["finish"]
+__all__ = ["PASSES", "Pass", "finish"]
 
 _DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What passes are told: how the graph is exported, where its weights lie, the version of kvparity."""
+
+    captured: Captured
+    placements: Mapping[str, Placement]
+    version: str
+
+    @property
+    def options(self) -> ExportOptions:
+        return self.captured.options
+
+    @property
+    def fused(self) -> bool:
+        """Whether the profile has the operators of opset 23."""
+        return self.options.profile in ("modern", "ort")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the pipeline.
+
+    Attributes:
+        run: The pass; its name is the function's.
+        when: Whether an export needs it; None where every one does.
+        given: Its arguments behind the model.
+    """
+
+    run: Callable[..., None]
+    when: Callable[[_Export], bool] | None = None
+    given: Callable[[_Export], tuple[object, ...]] = lambda export: ()
+
+
+PASSES = (
+    Pass(fuse_norms, lambda export: export.fused),
+    Pass(fuse_rotary, lambda export: export.fused, lambda export: (export.options.profile == "ort",)),
+    Pass(group_queries, lambda export: export.options.groups_queries),
+    Pass(lower_to_float32, lambda export: export.captured.lifted),
+    Pass(plain_shapes),
+    Pass(repeat_one_head),
+    Pass(constant_targets),
+    Pass(drop_reshapes, lambda export: export.options.profile == "ort"),
+    Pass(fuse_skips, lambda export: export.options.profile == "ort"),
+    Pass(divide, lambda export: export.options.profile == "bare"),
+    Pass(vector_lengths, lambda export: export.options.profile == "bare"),
+    Pass(repeat_by_concat, lambda export: export.options.profile == "bare"),
+    Pass(quantize_products, None, lambda export: (export.placements, export.options)),
+    Pass(to_opset, None, lambda export: (export.options.opset or default_opset(export.options),)),
+    Pass(name_ports, None, lambda export: (export.captured.graph,)),  # others may stand in a port's place by now
+    Pass(tidy, None, lambda export: (export.version, {*export.captured.weights, *export.placements})),
+)
 
 
 def finish(
@@ -49,40 +103,22 @@ def finish(
         wide: The same graph traced in float64, for the digits of a half-type graph's constants.
 
     Raises:
-        ExportError: The graph needs a weight that the bundle does not have.
+        ExportError: The graph needs a weight that the bundle does not have, or a pass left a wrong graph.
     """
-    model = captured.model
-    for traced in (captured, wide):
-        if traced is not None:
-            drop_casts(traced.model)
-            name_probes(traced.model)
-            simplify(traced.model, traced.weights)
-    if wide is not None:
-        keep_digits(model, wide.model)
-    profile = captured.options.profile
-    if profile in ("modern", "ort"):
-        fuse_norms(model)
-        fuse_rotary(model, flat=profile == "ort")
-    if captured.options.groups_queries:
-        group_queries(model)
-    if captured.lifted:
-        lower_to_float32(model)
-    plain_shapes(model)
-    repeat_one_head(model)
-    constant_targets(model)
-    if profile == "ort":
-        drop_reshapes(model)
-        fuse_skips(model)
-    if profile == "bare":
-        divide(model)
-        vector_lengths(model)
-        repeat_by_concat(model)
-    quantize_products(model, placements, captured.options)
-    to_opset(model, captured.options.opset or default_opset(captured.options))
-    probes = find_probes(model)
-    tidy(model, version, probes, {*captured.weights, *placements})
-    name_ports(model, captured.graph)  # passes may have put other values in a port's place
-    keep_probes(model, {path: str(value.name) for path, value in probes.items()})
+    model, export = captured.model, _Export(captured, placements, version)
+    try:
+        for traced in (captured, wide):
+            if traced is not None:
+                drop_casts(traced.model)
+                name_probes(traced.model)
+                simplify(traced.model, traced.weights)
+        if wide is not None:
+            keep_digits(model, wide.model)
+        for each in PASSES:
+            if each.when is None or each.when(export):
+                each.run(model, *each.given(export))
+    except ir.passes.InvariantError as error:
+        raise ExportError(f"{path.name}: a graph pass is at fault, please report it: {error}") from error
     _point_at_weights(model, captured.weights, placements)
     ir.save(model, path)
 

@@ -1,4 +1,6 @@
-"""Unpacks the weights of experts where they are read, from codes: all of them in a prefill, the chosen in a decode.
+"""GatherBlockQuantized for experts: reads of their weights in, codes unpacked where they are read out.
+
+A prefill unpacks all experts, a decode the chosen ones.
 
 ONNX Runtime's QMoE is no way on a CPU: its kernel takes the interleaved SwiGLU of gpt-oss and no gate of another kind
 (GeGLU of Gemma), routes by a softmax of its own, and knows no scale per expert. So GatherBlockQuantized unpacks, and
@@ -23,7 +25,7 @@ LookUp = Callable[[ir.Value], ir.Node]  # expert numbers (n,) to a node that mak
 
 
 def unpack_experts(model: ir.Model, value: ir.Value, look_up: LookUp) -> None:
-    """Apply the pass to one weight (experts, rows, columns).
+    """Unpack one weight (experts, rows, columns) where it is read.
 
     Args:
         model: The graph.

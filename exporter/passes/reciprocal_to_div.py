@@ -1,4 +1,4 @@
-"""Spells a product with a reciprocal as a division, which leaves one operator fewer to support.
+"""Div for Reciprocal: ``x * Reciprocal(y)`` in, ``x / y`` out, which leaves one operator fewer to support.
 
 Requires: nothing.
 Ensures: no Reciprocal is left: ``x * Reciprocal(y)`` is ``x / y``, and any other is ``1 / y``.
@@ -10,13 +10,15 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from kvparity.exporter.passes.conditions import graph_pass, lacks
 from kvparity.exporter.passes.match import replace
 
 __all__ = ["divide"]
 
 
+@graph_pass(ensures=[lacks("Reciprocal")])
 def divide(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Divide where the graph multiplies by a reciprocal."""
     for node in list(model.graph):
         if node.op_type == "Mul":
             _merge(model, node)

@@ -1,4 +1,4 @@
-"""Puts RMSNormalization in the place of the arithmetic that it stands for.
+"""RMSNormalization (opset 23): its arithmetic in, one operator out.
 
 Requires: opset 23 is wanted; squares are ``x * x`` and reciprocal roots ``Reciprocal(Sqrt(y))``.
 Ensures: no such chain over the last axis with a constant epsilon is left. The epsilon of a norm's operator is float32;
@@ -8,18 +8,29 @@ Ensures: no such chain over the last axis with a constant epsilon is left. The e
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, FLOAT64_EPSILON
+from kvparity.exporter.passes.conditions import graph_pass, lacks, shaped
 
 __all__ = ["fuse_norms"]
 
 
+def _over_last_axis(model: ir.Model) -> Iterator[str]:
+    for node in model.graph:
+        if node.op_type == "RMSNormalization":
+            weight = node.inputs[1]
+            if node.attributes.get_int("axis", -1) != -1 or weight is None:
+                yield f"{node.outputs[0].name} is not normalised over its last axis by a weight"
+
+
+@graph_pass(requires=[shaped, lacks("RMSNormalization")], ensures=[_over_last_axis])
 def fuse_norms(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Fuse every chain of squares, mean, root and product over the last axis."""
     for node in list(model.graph):
         if node.op_type == "ReduceMean":
             _fuse(model, node)

@@ -1,4 +1,4 @@
-"""Puts RotaryEmbedding in the place of ``x cos + rotate_half(x) sin``.
+"""RotaryEmbedding (opset 23): ``x cos + rotate_half(x) sin`` in, one operator on half tables out.
 
 Requires: opset 23 is wanted; shapes of traced values.
 Ensures: no such sum is left whose tables are the cos and sin of one half laid twice.
@@ -6,9 +6,12 @@ Ensures: no such sum is left whose tables are the cos and sin of one half laid t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from kvparity.exporter.passes.conditions import graph_pass, shaped
 from kvparity.exporter.passes.match import add_target, replace
 
 __all__ = ["fuse_rotary"]
@@ -16,8 +19,17 @@ __all__ = ["fuse_rotary"]
 _SWAP = [0, 2, 1, 3]
 
 
-def fuse_rotary(model: ir.Model, *, flat: bool = False) -> None:
-    """Apply the pass.
+def _ranked(model: ir.Model) -> Iterator[str]:
+    """As the operator asks: (batch, heads, sequence, head_dim), or rank 3 and ``num_heads``."""
+    for node in model.graph:
+        shape = node.inputs[0].shape if node.op_type == "RotaryEmbedding" and node.inputs[0] is not None else None
+        if shape is not None and len(shape) != (3 if "num_heads" in node.attributes else 4):
+            yield f"{node.outputs[0].name} rotates a value of rank {len(shape)}"
+
+
+@graph_pass(requires=[shaped], ensures=[_ranked])
+def fuse_rotary(model: ir.Model, flat: bool = False) -> None:
+    """Fuse every rotation of halves.
 
     Args:
         model: A graph.

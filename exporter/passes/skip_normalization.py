@@ -1,4 +1,4 @@
-"""Fuses a residual addition with the norm that follows it, for ONNX Runtime.
+"""SkipSimplifiedLayerNormalization (com.microsoft): a residual Add and its RMSNormalization in, one operator out.
 
 Requires: norms are RMSNormalization over the last axis (:mod:`exporter.passes.rms_normalization`).
 Ensures: where a sum of two values of rank 3 is normalised, one SkipSimplifiedLayerNormalization gives both.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from kvparity.exporter.passes.conditions import graph_pass, shaped
 from kvparity.exporter.passes.match import made_by
 
 __all__ = ["fuse_skips"]
 
 
+@graph_pass(requires=[shaped])
 def fuse_skips(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Fuse sums of rank 3 with the norms that read them."""
     for norm in list(model.graph):
         total = made_by(norm.inputs[0], "Add") if norm.op_type == "RMSNormalization" else None
         if total is None or total.outputs[0].is_graph_output() or norm.outputs[0].is_graph_output():

@@ -1,4 +1,4 @@
-"""Computes lengths as vectors of one element, as Slice takes them, so that no Squeeze and no Reshape is needed.
+"""Bounds of slices: lengths computed as scalars in, as vectors of one element, which Slice takes, out.
 
 Requires: lengths start as ``Squeeze(Shape(x))`` of one dimension.
 Ensures: where such a length only meets arithmetic and then becomes a vector again, it stays one throughout.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from kvparity.exporter.passes.conditions import graph_pass
+
 __all__ = ["vector_lengths"]
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Max", "Min"}
 
 
+@graph_pass()
 def vector_lengths(model: ir.Model) -> None:
-    """Apply the pass."""
+    """Keep lengths vectors throughout, unless something reads one as a scalar."""
     starts = [node for node in model.graph if _is_length(node)]
     reached: dict[ir.Node, None] = {}
     ends: dict[ir.Node, None] = {}
