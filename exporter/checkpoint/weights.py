@@ -85,8 +85,6 @@ def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path, dtype: 
     packed = checkpoint.quantization()
     if packed is not None:
         refuse_uneven_blocks(checkpoint.stored(), packed, checkpoint.source)
-        if way != "copy":
-            raise ExportError(f"--weights {way}: the checkpoint's weights are quantised; use --weights copy")
         return _from_loaded(checkpoint, wanted, folder, dtype)
     stored, renamed = _text_names(checkpoint.stored())
     found = {weight.name: _find(weight, stored) for weight in wanted}

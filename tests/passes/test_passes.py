@@ -82,7 +82,8 @@ _RMS = """g (float[b,s,4] x) => (float[b,s,4] y)
 { q = Mul(x, x) m = ReduceMean(q, a) t = Add(m, e) r = Sqrt(t) i = Reciprocal(r) p = Mul(x, i) y = Mul(p, w) }"""
 _ROTATE = """g (float[b,2,s,4] x, float[b,s,2] t) => (float[b,2,s,4] y)
 <int64[1] one = {1}, int64[1] zero = {0}, int64[1] half = {2}, int64[1] end = {9223372036854775807},
- int64[1] last = {3}, float[b,s,4] d, float[b,s,4] c, float[b,s,4] n, float[b,1,s,4] wc, float[b,1,s,4] ws, float[b,2,s,4] p,
+ int64[1] last = {3}, float[b,s,4] d, float[b,s,4] c, float[b,s,4] n,
+ float[b,1,s,4] wc, float[b,1,s,4] ws, float[b,2,s,4] p,
  float[b,2,s,2] f, float[b,2,s,2] g, float[b,2,s,2] h, float[b,2,s,4] k, float[b,2,s,4] q>
 { d = Concat<axis = -1>(t, t) c = Cos(d) n = Sin(d) wc = Unsqueeze(c, one) ws = Unsqueeze(n, one)
   f = Slice(x, zero, half, last) g = Slice(x, half, end, last) h = Neg(g) k = Concat<axis = -1>(h, f)
@@ -94,7 +95,8 @@ _SKIP = """g (float[b,s,4] x, float[b,s,4] z) => (float[b,s,4] y, float[b,s,4] o
 <float[4] w = {1,2,3,4}, float[b,s,4] t, float[b,s,4] n>
 { t = Add(x, z) n = RMSNormalization<axis = -1, epsilon = 1e-6>(t, w) y = Neg(n) o = Abs(t) }"""
 _RESHAPES = """g (float[b,s,8] x) => (float[b,s,8] y)
-<int64[4] parts = {0,0,2,4}, int64[3] joined = {0,0,8}, float[b,s,2,4] h, float[b,2,s,4] t, float[b,s,2,4] u, float[b,s,8] z>
+<int64[4] parts = {0,0,2,4}, int64[3] joined = {0,0,8}, float[b,s,2,4] h, float[b,2,s,4] t, float[b,s,2,4] u,
+ float[b,s,8] z>
 { h = Reshape(x, parts) t = Transpose<perm = [0,2,1,3]>(h) u = Transpose<perm = [0,2,1,3]>(t)
   z = Reshape(u, joined) y = Neg(z) }"""
 _ONE_HEAD = """g (float[b,1,s,4] x) => (float[b,3,s,4] y)
