@@ -128,6 +128,8 @@ def parse_runner(text: str) -> RunnerSpec:
         key, equals, value = setting.partition("=")
         if not equals:
             raise EngineUnavailableError(f"runner {text!r}: setting {setting!r} has no value; write key=value")
+        if key in options:
+            raise EngineUnavailableError(f"runner {text!r}: setting {key!r} is given twice")
         options[key] = value
     return RunnerSpec(name, options)
 

@@ -290,7 +290,7 @@ def _read_manifest(root: Path) -> Manifest:
         if found != SCHEMA_VERSION:
             raise BundleError(f"{path}: schema_version {found}, expected {SCHEMA_VERSION}; export the model again")
         return _ADAPTER.validate_python(data)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: not readable JSON ({error}); export the model again") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -28,8 +28,13 @@ def load_graph_file(path: Path) -> Any:
 
     with _refusals(path):
         model = ir.load(path)
+    if not model.graph.outputs:
+        raise BundleError(f"{path}: holds no graph; export again or restore the file")
     for value, tensor in external_tensors(model):
-        value.const_value = _linked()(tensor, inside(path.parent, str(tensor.location)))
+        file = inside(path.parent, str(tensor.location))
+        if file.is_file() and file.stat().st_size < (tensor.offset or 0) + (tensor.length or 0):
+            raise BundleError(f"{path}: {tensor.location} is shorter than {tensor.name} needs; restore the file")
+        value.const_value = _linked()(tensor, file)
     return model
 
 
@@ -43,6 +48,8 @@ def load_whole_graph(path: Path) -> Any:
 
     with _refusals(path):
         model = onnx.load(path, load_external_data=False)
+    if not model.graph.output:
+        raise BundleError(f"{path}: holds no graph; export again or restore the file")
     for tensor in model.graph.initializer:
         if onnx.external_data_helper.uses_external_data(tensor):
             data = onnx.external_data_helper.ExternalDataInfo(tensor)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.errors import PackageError
+from kvparity.exporter.contract.errors import BundleError, PackageError
 from kvparity.exporter.contract.files import copy_file, new_folder
 from kvparity.exporter.contract.packages._parts import Place, tokenizer_files, write_json
 from kvparity.exporter.contract.spec import DECODE
@@ -102,7 +102,10 @@ def write_package(bundle: Bundle, name: str, target: Path) -> tuple[Path, ...]:
     marker = f"kvparity-{name}.json"
     try:
         with new_folder(target, marker, f"a {name} package") as folder:
-            layout.write(bundle, folder, copy_file)
+            try:
+                layout.write(bundle, folder, copy_file)
+            except BundleError as error:  # about a file of the bundle, which has been copied by then
+                raise BundleError(str(error).replace(str(folder), str(bundle.root))) from error
             (folder / "README.md").write_text(layout.readme(bundle, target.absolute().name), encoding="utf-8")
             write_json(folder / marker, _origin(bundle, layout.TOOL))
             files = tuple(sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()))

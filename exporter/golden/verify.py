@@ -39,8 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         return verify(given.cases, check=not given.no_hash, tol=given.tol)
     except CouldNotTellError as error:
         print(f"error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; pip install numpy onnxruntime", file=sys.stderr)
     except Exception as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        told = "it holds Python objects" if "pickle" in str(error) else (str(error).splitlines() or [""])[0]
+        print(f"error: a file of this bundle is damaged, or an engine failed ({told})", file=sys.stderr)
     return 2
 
 

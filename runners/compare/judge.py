@@ -206,7 +206,7 @@ class _Asked:
             if (exact or self.options.tol == "auto") and not vectors.has_float64:
                 vectors.float64()  # raises, and says what to do
         except Exception as error:
-            return failed_case(question, label, entry, f"reference: {self._message(error)}")
+            return failed_case(question, label, entry, f"reference: {self._reference_message(error)}")
         wanted = Wanted("float64" if exact or self.options.tol == "auto" else "float32", "float64" if exact else None)
         float64 = wanted.against == "float64"
         own = {} if exact else noise
@@ -245,6 +245,15 @@ class _Asked:
         except Exception as error:
             shown = CaseEntry(item.name, 1, item.variant.total, item.variant.chunks, item.variant.first, item.why)
             return failed_case("self", label, shown, self._message(error))
+
+    def _reference_message(self, error: Exception) -> str:
+        """One line; what is no message of ours comes of vectors that do not fit the model, or of PyTorch."""
+        if isinstance(error, KvparityError):
+            return self._message(error)
+        reason = self._message(error).partition(": ")[2] or self._message(error)
+        if self.options.live:
+            return f"PyTorch cannot run the model ({reason}); restore the bundle's files"
+        return f"the recorded vectors do not fit the model ({reason}); restore the file, or export again"
 
     def _message(self, error: Exception) -> str:
         """One line that names no folder of this machine."""

@@ -11,7 +11,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, need, only
-from kvparity.runners.engines._session import one_of
+from kvparity.runners.engines._session import one_of, threads_of
 
 __all__ = ["INSTALL", "OrtSession", "describe", "element_type", "open_session"]
 
@@ -71,7 +71,7 @@ class OrtSession:
         self._bundle, self._runtime = bundle, onnxruntime
         self._settings = onnxruntime.SessionOptions()
         self._settings.log_severity_level = 3
-        threads, level = int(options.get("threads", "0")), one_of("ort", options, "level", *_LEVELS)
+        threads, level = threads_of(options), one_of("ort", options, "level", *_LEVELS)
         self._settings.intra_op_num_threads = threads
         self._settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
         self._provider = _provider(options.get("provider", "cpu"), onnxruntime.get_available_providers(), version)

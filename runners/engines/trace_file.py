@@ -67,13 +67,13 @@ class TraceSession:
         try:
             self._file = np.load(path, allow_pickle=False)
             names = list(self._file.files)
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise TraceError(f"{path.name}: not a readable .npz trace ({error})") from error
+        except Exception as error:  # a foreign file: numpy, zipfile and zlib each have exceptions of their own
+            raise TraceError(f"{path.name}: not a readable .npz trace ({_reason(error)})") from error
         self._keys = _index(names, path.name, case)
         self._case = ""
         self._next = 0
         self._last: dict[str, Array] = {}
-        engine = str(self._file["engine"].item()) if "engine" in names else "unknown"
+        engine = " ".join(map(str, self._read("engine").ravel())) if "engine" in names else "unknown"
         self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name}, layout="dynamic")
 
     def begin(self, case: Case) -> None:
@@ -119,8 +119,10 @@ class TraceSession:
     def _read(self, key: str) -> Array:
         try:
             value: Array = self._file[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise TraceError(f"{self._path.name}: {key} is unreadable ({error})") from error
+        except Exception as error:
+            raise TraceError(f"{self._path.name}: {key} is unreadable ({_reason(error)})") from error
+        if not isinstance(value, np.ndarray):
+            raise TraceError(f"{self._path.name}: {key} is no array; write the file with numpy.savez, or as its format")
         if value.dtype.kind == "V" and value.dtype.itemsize == 2:
             import ml_dtypes
 
@@ -130,6 +132,15 @@ class TraceSession:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without numpy's advice to unpickle it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "pickle" in str(error):
+        return "it holds Python objects, which are never read; save numbers only"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "it is damaged")[:200]
 
 
 def _index(names: list[str], file: str, case: str | None) -> dict[tuple[str, int], dict[str, str]]:
@@ -170,6 +181,8 @@ class TraceWriter:
 
     def __init__(self, path: Path, engine: str) -> None:
         self._path = path.resolve()
+        if self._path.is_dir():
+            raise TraceError(f"{path}: is a folder; name a file")
         self._open = ExitStack()
         try:
             self._temporary = self._open.enter_context(writing(self._path))
