@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -66,7 +65,7 @@ def zipped(name: str, data: bytes, *, flag: int = 0, method: int = 0) -> bytes:
 KEY = f"{CASE}/step_0/logits"
 TRACES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not a readable .npz trace"),
-    "a pickle": (pickle.dumps([1]), "it holds Python objects, which are never read"),
+    "a pickle": (b"\x80\x04]\x94K\x01a.", "it holds Python objects, which are never read"),
     "the beginning of a .npy": (b"\x93NUMPY", "not a readable .npz trace"),
     "a .npy": (npz(x=np.zeros(2))[40:], "not a readable .npz trace"),
     "objects": (npz(**{KEY: np.array([1, None], object)}), "it holds Python objects, which are never read"),
