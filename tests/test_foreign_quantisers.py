@@ -1,4 +1,4 @@
-"""ONNX Runtime's own quantisers find a bundle's products once its transposes are folded, as docs/quantisation.md says."""
+"""ONNX Runtime's own quantisers find a bundle's products once its transposes are folded, as the page says."""
 
 from __future__ import annotations
 

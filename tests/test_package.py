@@ -16,7 +16,7 @@ from kvparity.exporter.contract.errors import BundleError, PackageError
 from kvparity.exporter.contract.files import copy_file, link_file
 from kvparity.exporter.contract.package import load_layout, package_names, write_package
 from kvparity.exporter.contract.packages import genai, transformersjs
-from kvparity.exporter.contract.spec import DECODE, ExportOptions
+from kvparity.exporter.contract.spec import DECODE, ExportOptions, StateSpec
 from tests.packaging_bundles import TEMPLATE, checkpoint, export_to
 from tests.synthetic import make_bundle
 
@@ -286,6 +286,15 @@ def test_the_readme_says_how_to_load_it_and_what_does_not_work(tmp_path: Path, l
     bounded = with_options(gemma3, sliding_cache="bounded")
     assert "export with `--sliding-cache full`" in transformersjs.readme(bounded, "x")
     assert "export with `--sliding-cache full`" not in texts["gemma3_text-transformersjs"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_model_that_keeps_states_is_refused(tool: str, llama: Bundle) -> None:
+    state = StateSpec("conv_state", (8, 2))
+    slots = (replace(llama.model.slots[0], states=(state,)), *llama.model.slots[1:])
+    bundle = Bundle(llama.root, replace(llama.manifest, model=replace(llama.model, slots=slots)))
+    with pytest.raises(PackageError, match="llama keeps conv_state, key, value"):
+        load_layout(tool).refuse(bundle)
 
 
 def with_settings(bundle: Bundle, folder: Path, **settings: Any) -> Bundle:

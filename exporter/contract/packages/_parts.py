@@ -12,7 +12,16 @@ from kvparity.exporter.contract.chat_templates import TEMPLATE_FILE, chat_templa
 from kvparity.exporter.contract.errors import PackageError
 from kvparity.exporter.contract.model_files import TOKENIZER_FILES, end_tokens, read_settings, unlimit_tokenizer
 
-__all__ = ["Place", "made_from", "place_tokenizer", "refuse_others", "token_ids", "tokenizer_files", "write_json"]
+__all__ = [
+    "Place",
+    "made_from",
+    "place_tokenizer",
+    "refuse_others",
+    "refuse_states",
+    "token_ids",
+    "tokenizer_files",
+    "write_json",
+]
 
 Place = Callable[[Path, Path], None]  # puts a file of the bundle at a path of the package
 
@@ -28,6 +37,20 @@ def refuse_others(tool: str, bundle: Bundle, option: str, *taken: str) -> None:
         raise PackageError(
             f"{tool} takes the {option} {' or '.join(taken)} only, and this bundle's is {found}; "
             f"export with --{option} {taken[0]}"
+        )
+
+
+def refuse_states(tool: str, bundle: Bundle) -> None:
+    """Refuse a bundle whose cache slots hold more than keys and values.
+
+    Raises:
+        PackageError: Names what they hold.
+    """
+    if bundle.model.has_states:
+        parts = ", ".join(sorted({part for slot in bundle.model.slots for part in slot.parts}))
+        raise PackageError(
+            f"{tool} is packaged for caches of keys and values, and {bundle.model.model_type} keeps {parts}; "
+            "load the bundle's own graphs with ONNX Runtime"
         )
 
 

@@ -13,6 +13,7 @@ from kvparity.exporter.contract.packages._parts import (
     made_from,
     place_tokenizer,
     refuse_others,
+    refuse_states,
     token_ids,
     write_json,
 )
@@ -76,6 +77,7 @@ def refuse(bundle: Bundle) -> None:
         PackageError: Says what to export instead.
     """
     refuse_others("genai", bundle, "layout", "dynamic")
+    refuse_states("genai", bundle)
     refuse_others("genai", bundle, "profile", "portable", "modern", "ort")
     if bundle.model.window is not None and bundle.options.bounded:
         raise PackageError(

@@ -15,6 +15,7 @@ from kvparity.exporter.contract.packages._parts import (
     made_from,
     place_tokenizer,
     refuse_others,
+    refuse_states,
     token_ids,
     write_json,
 )
@@ -90,6 +91,7 @@ def refuse(bundle: Bundle) -> None:
         PackageError: Says what to export instead.
     """
     refuse_others("transformersjs", bundle, "layout", "dynamic")
+    refuse_states("transformersjs", bundle)
     refuse_others("transformersjs", bundle, "profile", "portable", "modern", "ort")
     refuse_others("transformersjs", bundle, "dtype", "float32", "float16")
     if len(bundle.manifest.weights) > _MOST_FILES:
