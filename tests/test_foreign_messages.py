@@ -77,7 +77,7 @@ TRACES: dict[str, tuple[bytes, str]] = {
     "an encrypted member": (zipped(f"{KEY}.npy", b"hello", flag=1), "is encrypted"),
     "an unknown compression": (zipped(f"{KEY}.npy", b"hello", method=99), "is unreadable"),
     "foreign keys": (npz(weights=np.zeros(2)), "is not of the form <case>/step_<i>/<output>"),
-    "a step beyond the case": (npz(**{KEY.replace("_0", "_9" * 20): np.zeros(2)}), "which has 1 calls"),
+    "a step beyond the case": (npz(**{KEY.replace("_0", "_" + "9" * 20): np.zeros(2)}), "which has 1 calls"),
 }
 
 
