@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,29 @@ MOE = {
     "expert_feed_forward_length": 24,
 }
 SHORT, LONG = [1.0, 1.25, 1.5, 2.0], [1.5, 2.5, 4.0, 8.0]
+GEMMA4 = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "global_head_dim": 24,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 96,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    },
+}
+GEMMA4_KEYS = {
+    "attention.sliding_window": 8,
+    "attention.sliding_window_pattern": [True, False] * 3,
+    "attention.key_length": 24,
+    "attention.value_length": 24,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "rope.dimension_count": 24,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 5000.0,
+}
 
 
 def llama3_factors(theta: float, head_dim: int) -> np.ndarray[Any, Any]:
@@ -161,6 +185,44 @@ MODELS: dict[str, GgufModel] = {
         },
         heeds=("rope.scaling.factor", "rope.freq_base_swa", "attention.sliding_window"),
     ),
+    "gemma4, E2B": GgufModel(
+        "gemma4",
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+            "num_key_value_heads": 1,
+            "final_logit_softcapping": 3.0,
+        },
+        {
+            **GEMMA4_KEYS,
+            "attention.shared_kv_layers": 4,
+            "feed_forward_length": [48, 48, 96, 96, 96, 96],
+            "attention.head_count_kv": 1,
+            "embedding_length_per_layer_input": 8,
+            "final_logit_softcapping": 3.0,
+        },
+        {"rope_freqs.weight": np.array([1.0] * 3 + [1e30] * 9, np.float32)},
+        heeds=("rope_freqs.weight", "final_logit_softcapping", "rope.freq_base_swa"),
+    ),
+    "gemma4, 12B": GgufModel(
+        "gemma4",
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+        },
+        {
+            **GEMMA4_KEYS,
+            "attention.shared_kv_layers": 0,
+            "embedding_length_per_layer_input": 0,
+            "attention.head_count_kv": [2, 1, 2, 1, 2, 1],
+        },
+        {"rope_freqs.weight": np.array([1.0] * 3 + [1e30] * 9, np.float32)},
+    ),
     "starcoder2": GgufModel(
         "starcoder2",
         "starcoder2",
@@ -243,7 +305,8 @@ def _add(writer: Any, name: str, value: Any) -> None:
 
 def _keys(model: Any) -> dict[str, Any]:
     """What a converter writes for every decoder."""
-    config = model.config
+    config = copy.deepcopy(model.config)
+    config.allow_global_per_layer_attribute_access = True  # Gemma 4's rows say what differs between layers
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
@@ -280,6 +343,9 @@ def _tensors(row: GgufModel, model: Any) -> dict[str, np.ndarray[Any, Any]]:
     found: dict[str, np.ndarray[Any, Any]] = {}
     for name, array in state.items():
         base, _, suffix = name.rpartition(".")
+        if suffix == "layer_scalar":
+            found[f"blk.{name.split('.')[2]}.layer_output_scale.weight"] = array
+            continue
         if base.endswith("mlp.experts"):
             found |= _experts(name, array)
             continue

@@ -80,6 +80,14 @@ class _Keys:
             return value[0]
         raise self.error(f"{name} differs between layers")
 
+    def layers(self, name: str, count: int) -> list[Any]:
+        """A value per layer."""
+        value = self.rest.pop(name, None)
+        found = value if isinstance(value, list) else [value] * count
+        if not found or len(found) != count or any(one is None for one in found):
+            raise self.error(f"the file lacks {self.file.architecture}.{name} of each layer", whole=True)
+        return found
+
     def need(self, name: str) -> Any:
         """A value without which there is no model."""
         value = self.get(name)
@@ -381,6 +389,62 @@ def _gemma3(keys: _Keys) -> Settings:
     }
 
 
+def _gemma4(keys: _Keys) -> Settings:
+    """Layers with a window have heads, key-value heads and a rope of their own."""
+    count = keys.file.keys.get(f"{keys.file.architecture}.block_count", 0)
+    slides = keys.layers("attention.sliding_window_pattern", count)
+    key_values = keys.layers("attention.head_count_kv", count)
+    widths = keys.layers("feed_forward_length", count)
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in (*key_values, *widths)):
+        raise keys.error("the file has no attention.head_count_kv or no feed_forward_length of its layers", whole=True)
+    head_dim = keys.need("attention.key_length_swa")
+    keys.equal("attention.value_length_swa", head_dim)
+    keys.equal("rope.dimension_count_swa", head_dim)
+    shared = keys.get("attention.shared_kv_layers", 0)
+    per_layer = keys.get("embedding_length_per_layer_input", 0)
+    made = _decoder(keys, "gemma4_text")
+    made |= {"global_head_dim": made["head_dim"], "head_dim": head_dim, "intermediate_size": widths[0]}
+    wide = [widths[0] * (2 if index >= count - shared else 1) for index in range(count)]
+    if widths not in ([widths[0]] * count, wide):
+        raise keys.error(f"feed_forward_length={_shown(widths)} is of no model that transformers has")
+    local, everywhere = ({kv for kv, slide in zip(key_values, slides, strict=True) if slide == one} for one in (1, 0))
+    if len(local) > 1 or len(everywhere) > 1:
+        raise keys.error(f"attention.head_count_kv={_shown(key_values)} is of no model that transformers has")
+    has = keys.file.tensors.__contains__
+    made |= {
+        "num_key_value_heads": next(iter(local or everywhere)),
+        "num_global_key_value_heads": next(iter(everywhere or local)),
+        "attention_k_eq_v": any(
+            not slide and not has(f"blk.{index}.attn_v.weight") for index, slide in enumerate(slides[: count - shared])
+        ),
+        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
+        "num_kv_shared_layers": shared,
+        "use_double_wide_mlp": shared > 0 and widths[-1] == 2 * widths[0],
+        "hidden_size_per_layer_input": per_layer,
+        "vocab_size_per_layer_input": made["vocab_size"],
+        "sliding_window": keys.need("attention.sliding_window"),
+        "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
+        "rope_parameters": {
+            "full_attention": _proportional(keys, made["global_head_dim"]),
+            "sliding_attention": {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))},
+        },
+    }
+    if not made["attention_k_eq_v"] and local | everywhere != {made["num_key_value_heads"]}:
+        raise keys.error(f"attention.head_count_kv={_shown(key_values)} is of no model that transformers has")
+    return made
+
+
+def _proportional(keys: _Keys, head_dim: int) -> Settings:
+    """Gemma 4's rope of full layers: the first frequencies of a head; those that do not turn are divided by 1e30."""
+    keys.equal("rope.dimension_count", head_dim)
+    theta = float(keys.get("rope.freq_base", 10000.0))
+    factors = keys.tensor("rope_freqs.weight")
+    turned = head_dim // 2 if factors is None else int((factors == 1).sum())
+    if factors is not None and (len(factors) != head_dim // 2 or bool((factors[turned:] < 1e29).any())):
+        raise keys.error("the tensor rope_freqs.weight holds frequencies of no rope that transformers has", whole=True)
+    return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 2 * turned / head_dim}
+
+
 def _starcoder2(keys: _Keys) -> Settings:
     made = _decoder(keys, "starcoder2", eps="norm_epsilon")
     head_dim = made.pop("head_dim")
@@ -451,6 +515,7 @@ _MOE = "expert_feed_forward_length expert_shared_feed_forward_length expert_coun
 _BUILDERS: Mapping[str, Callable[[_Keys], Settings]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "gpt2": _gpt2,
     "lfm2": _transformers(*_COMMON, "shortconv.l_cache"),
     "llama": _llama,

@@ -16,6 +16,7 @@ from kvparity.exporter.checkpoint.quantized import check_quantized, unusable
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.gguf_names import whole_names
 from kvparity.exporter.model.attention import ATTENTION, register_attention
 
 __all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
@@ -132,7 +133,8 @@ class Checkpoint:
             arguments = {"config": whole}
         packed = None if self.gguf else quantization_of(whole)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # progress bars; stages are reported by the exporter
+            # Progress bars go nowhere; stages are reported by the exporter.
+            with whole_names(), contextlib.redirect_stderr(io.StringIO()):
                 model, found = AutoModelForCausalLM.from_pretrained(
                     self.folder,
                     dtype=dtype,

@@ -17,6 +17,7 @@ import torch
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.gguf_names import whole_names
 
 __all__ = ["load_reference", "text_weight_name"]
 
@@ -53,7 +54,7 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
     arguments: dict[str, Any] = {"gguf_file": checkpoint.gguf} if checkpoint.gguf else {"use_safetensors": True}
     folder = config if checkpoint.gguf else checkpoint.folder
     try:
-        with _quiet():
+        with _quiet(), whole_names():
             given = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             ask_dense(given)
             model, found = _class_of(checkpoint).from_pretrained(
