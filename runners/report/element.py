@@ -1,12 +1,11 @@
-"""HTML and SVG from the standard library's element tree: text stays text, whatever an engine's message holds."""
+"""SVG from the standard library's element tree: text stays text, whatever an engine's message holds."""
 
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-__all__ = ["Child", "Element", "el", "to_html"]
+__all__ = ["Element", "clean", "el"]
 
 Child = str | Element | None
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
@@ -22,19 +21,19 @@ def el(tag: str, *children: Child | list[Element], **attributes: object) -> Elem
     return element
 
 
+def clean(text: str) -> str:
+    """Text without the control characters that HTML cannot hold."""
+    return _CONTROL.sub("�", text)
+
+
 def _append(element: Element, child: Child) -> None:
     if child is None:
         return
     if isinstance(child, Element):
         element.append(child)
         return
-    text = _CONTROL.sub("�", child)
+    text = clean(child)
     if len(element):
         element[-1].tail = (element[-1].tail or "") + text
     else:
         element.text = (element.text or "") + text
-
-
-def to_html(root: Element) -> str:
-    """A whole page."""
-    return "<!doctype html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
