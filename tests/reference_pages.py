@@ -53,7 +53,8 @@ def cli_page() -> str:
 
 
 def _help(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=110, max_content_width=110)
+    settings = {**cli.cli.context_settings, "terminal_width": 110, "max_content_width": 110}
+    context = click.Context(command, info_name=name, **settings)
     lines = (line.rstrip() for line in command.get_help(context).splitlines())
     return "```\n" + "\n".join(lines) + "\n```\n"
 
@@ -89,7 +90,8 @@ def _signature(function: object) -> str:
             keywords = True
             lines.append("*")
         hidden = parameter.default is not parameter.empty and callable(parameter.default)
-        lines.append(f"{parameter.replace(default=parameter.empty)} = ..." if hidden else str(parameter))
+        words = f"{parameter.replace(default=parameter.empty)} = ..." if hidden else str(parameter)
+        lines.append(re.sub(r"""^(\W*\w+): (['"])(.*?)\2""", r"\1: \3", words))
     return "(" + "".join(f"\n    {line}," for line in lines) + f"\n) -> {signature.return_annotation}"
 
 

@@ -17,7 +17,7 @@ from tests.synthetic import Decoder, make_bundle
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-ERRANDS = ("accounts.google.com", "clients2.google.com", "update.googleapis.com")
+ERRANDS = ("accounts.google.com", "clients2.google.com", "update.googleapis.com", "www.google.com/async")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --window-size=1200,2000"
