@@ -69,7 +69,7 @@ class Tolerance(click.ParamType):  # type: ignore[type-arg]
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=FILE, help="Bundle folder  [default: artifacts/NAME]")
 @options_of(ExportOptions, keep={"multiple": False, "type": str, "metavar": "KIND,…", "default": ""})
-@options_of(api.export, leave=("model", "output", "options", "on_stage", "on_case"))
+@options_of(api.export, leave=("model", "output", "options", "on_stage", "on_sequence"))
 @AS_JSON
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
     """Export MODEL (a folder, a GGUF file, or a hub id; the shipped tiny checkpoint if left out) to a bundle."""
@@ -78,7 +78,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
     progress = Progress()
     try:
         options["keep"] = tuple(filter(None, options["keep"].split(",")))
-        bundle = kvparity.export(model, output, on_stage=progress.stage, on_case=progress.case, **options)
+        bundle = kvparity.export(model, output, on_stage=progress.stage, on_sequence=progress.sequence, **options)
     finally:
         progress.stop()
     print_bundle(bundle, progress.stages, as_json=as_json)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from rich.console import Console
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.features import coverage_lines
 from kvparity.exporter.contract.spec import ModelSpec
 from kvparity.exporter.export import Stage
@@ -46,10 +45,10 @@ class Progress:
         if self._status is not None:
             self._status.update("working")
 
-    def case(self, case: Case, index: int, count: int) -> None:
-        """Show which case is being recorded."""
+    def sequence(self, name: str, index: int, count: int) -> None:
+        """Show which sequence is being recorded."""
         if self._status is not None:
-            self._status.update(f"recording case {index + 1} of {count}: {case.name}")
+            self._status.update(f"recording sequence {index + 1} of {count}: {name}")
 
     def stop(self) -> None:
         """End the status line."""
@@ -62,7 +61,7 @@ def print_bundle(bundle: Bundle, stages: list[Stage], *, as_json: bool) -> None:
     manifest = bundle.manifest
     size = sum(entry.bytes for entry in manifest.weights)
     graphs = sum(graph.file.bytes for graph in manifest.graphs.values())
-    recorded = [case for case in manifest.cases if case.file]
+    recorded = [case for case in manifest.cases if manifest.is_recorded(case)]
     if as_json:
         answer = {
             "bundle": str(bundle.root),

@@ -27,7 +27,7 @@ from kvparity.exporter.contract.bundle import (
     Manifest,
     Recording,
     file_entry,
-    unrecorded_case,
+    unrecorded,
     write_manifest,
 )
 from kvparity.exporter.contract.cases import Case, default_cases
@@ -197,8 +197,14 @@ def _with_vectors(
     cases = default_cases(manifest.model, sample_text(folder, 4096), limit, options.max_len)
     if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
         cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
-    recording = record(Bundle(folder, manifest), cases, checkpoint) if record else _unrecorded(folder, cases)
-    manifest = replace(manifest, cases=recording.cases, noise=recording.noise)
+    recording = record(Bundle(folder, manifest), cases, checkpoint) if record else unrecorded(folder, cases)
+    manifest = replace(
+        manifest,
+        cases=recording.cases,
+        noise=recording.noise,
+        sequences=recording.sequences,
+        head=recording.head,
+    )
     golden = write_golden(folder, manifest, Bundle(folder, manifest).vectors)
     return replace(manifest, files=(*manifest.files, *golden))
 
@@ -252,10 +258,6 @@ def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
     own = {"prefill.onnx", "decode.onnx"}
     others = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in own and p.suffix != ".safetensors")
     return tuple(file_entry(folder, path) for path in others)
-
-
-def _unrecorded(folder: Path, cases: tuple[Case, ...]) -> Recording:
-    return Recording(tuple(unrecorded_case(folder, case) for case in cases), {})
 
 
 def _own_version() -> str:

@@ -16,7 +16,6 @@ from kvparity.runners.spec import RunnerSpec
 
 if TYPE_CHECKING:
     from kvparity.exporter.contract.bundle import Bundle
-    from kvparity.exporter.contract.cases import Case
     from kvparity.exporter.export import Stage
     from kvparity.runners.bench.bench import Measure
     from kvparity.runners.compare.candidates import Candidates
@@ -54,12 +53,12 @@ def export(
     subfolder: str | None = None,
     revision: str | None = None,
     vectors: Literal["all", "float32", "none"] = "all",
-    vectors_mb: int = 256,
+    vectors_mb: int | None = None,
     vectors_mode: Literal["auto", "whole", "streamed"] = "auto",
     text: Path | str | None = None,
     limit: int | None = None,
     on_stage: Callable[[Stage], None] = _quiet,
-    on_case: Callable[[Case, int, int], None] = _quiet,
+    on_sequence: Callable[[str, int, int], None] = _quiet,
     **changes: Any,
 ) -> Bundle:
     """Export a decoder-only language model to a bundle: a prefill and a decode graph, weights, reference vectors.
@@ -72,12 +71,12 @@ def export(
         subfolder: Folder inside the checkpoint that holds the model.
         revision: Hub revision.
         vectors: Reference vectors to record: float32 and float64, float32 only, or none.
-        vectors_mb: Most megabytes of reference vectors.
+        vectors_mb: Most megabytes of reference vectors; the larger of 256 and 5 % of the weights where not given.
         vectors_mode: PyTorch's model in memory, or one module's weights at a time: the same bits.
         text: Measure quantisation on this file; on stories where not given.
         limit: Longest case in tokens.
         on_stage: Called after each stage.
-        on_case: Called before a case is recorded, with its index and their number.
+        on_sequence: Called before a sequence is recorded: its name, its index and their number.
         **changes: Fields of :class:`ExportOptions` that differ from ``options``.
 
     Returns:
@@ -101,7 +100,7 @@ def export(
 
         checkpoint = resolve(str(model or SHIPPED / "hf"), subfolder=subfolder, revision=revision)
         beside = _default_output(checkpoint.source, settings)
-        record = recorder(float64=vectors == "all", budget_mb=vectors_mb, mode=vectors_mode, on_case=on_case)
+        record = recorder(float64=vectors == "all", budget_mb=vectors_mb, mode=vectors_mode, on_sequence=on_sequence)
         return run_export(
             checkpoint,
             Path(output or beside),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import numpy as np
 from kvparity.exporter.contract.bundle import (
     SCHEMA_VERSION,
     Bundle,
-    CaseEntry,
     GraphEntry,
     Manifest,
     file_entry,
-    unrecorded_case,
+    unrecorded,
     write_manifest,
 )
 from kvparity.exporter.contract.cases import Case, default_cases
@@ -35,9 +35,9 @@ from kvparity.exporter.contract.spec import (
     past_name,
     present_name,
 )
-from kvparity.exporter.contract.vectors import Recorder, Vectors
+from kvparity.exporter.contract.vectors import Recorded, Vectors, cut, deltas_of
 from kvparity.runners.base import RunnerInfo
-from kvparity.runners.decode.layouts.dynamic import Player
+from kvparity.runners.reference.record import record_cases, reference_arrays
 
 WINDOW = 6
 MODEL = ModelSpec(
@@ -139,24 +139,21 @@ class Decoder:
         self.closed = True
 
 
-def record(case: Case, dtype: str, model: ModelSpec = MODEL) -> dict[str, Any]:
-    """Whole-case arrays of the reference."""
-    session = Decoder(dtype, model=model, options=ExportOptions(sliding_cache="full"))
-    player = Player(model, ExportOptions(dtype="float32"))
-    recorder = Recorder(case, model.slots)
-    for step in case.steps():
-        recorder.add(step, player.run(session, step, case.inputs(step)))
-    return recorder.finish()
+def reference(dtype: str, model: ModelSpec = MODEL) -> Decoder:
+    """The reference: whole caches, in a dtype given by name."""
+    return Decoder(dtype, model=model, options=ExportOptions(sliding_cache="full"))
 
 
 def vectors_of(case: Case, *, float64: bool = True) -> Vectors:
-    """Reference vectors as an export records them."""
-    single = record(case, "float32")
-    if not float64:
-        return Vectors(case, single)
-    double = record(case, "float64")
-    deltas = {key: (double[key] - single[key].astype(np.float64)).astype(np.float32) for key in single}
-    return Vectors(case, single, deltas)
+    """Reference vectors as an export records them, cut from a sequence per row."""
+    recorded = []
+    for row in range(case.batch):
+        tokens = case.row(row)
+        alone = Case(case.name, tokens[None], (len(tokens),), (0,))
+        single = {key: array[0] for key, array in reference_arrays(reference("float32"), MODEL, alone).items()}
+        double = {key: array[0] for key, array in reference_arrays(reference("float64"), MODEL, alone).items()}
+        recorded.append(Recorded(tokens, single, deltas_of(double, single, coarse=False) if float64 else {}))
+    return cut(case, recorded, None)
 
 
 def make_bundle(
@@ -169,18 +166,6 @@ def make_bundle(
 ) -> Bundle:
     """A bundle folder with empty graphs and real reference vectors."""
     root.mkdir(parents=True, exist_ok=True)
-    entries, noise = [], 0.0
-    for case in default_cases(MODEL, limit=40) if cases is None else cases:
-        if not recorded:
-            entries.append(unrecorded_case(root, case))
-            continue
-        (root / "cases").mkdir(exist_ok=True)
-        path = root / "cases" / f"{case.name}.npz"
-        vectors = vectors_of(case, float64=float64)
-        vectors.save(path)
-        noise = max([noise, *(float(np.abs(delta).max()) for delta in vectors.deltas.values())])
-        file = file_entry(root, path)
-        entries.append(CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, file))
     graphs = {}
     for kind in (PREFILL, DECODE):
         (root / f"{kind}.onnx").write_bytes(kind.encode())
@@ -194,10 +179,14 @@ def make_bundle(
         options=options or ExportOptions(),
         weights=(),
         graphs=graphs,
-        cases=tuple(entries),
         versions={"torch": "0"},
-        noise={"logits": noise, "cache": noise} if float64 and recorded else {},
     )
+    cases = default_cases(MODEL, limit=40) if cases is None else cases
+    if recorded:
+        made = record_cases(Bundle(root, manifest), cases, float64=float64, opener=reference)
+    else:
+        made = unrecorded(root, cases)
+    manifest = replace(manifest, cases=made.cases, sequences=made.sequences, noise=made.noise)
     write_manifest(root, manifest)
     return Bundle.open(root)
 

@@ -89,7 +89,7 @@ def test_a_manifest_that_points_outside_is_refused(tiny_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda data: data.update(schema_version=99), "schema_version 99, expected 1"),
+        (lambda data: data.update(schema_version=99), "schema_version 99, expected 2"),
         (lambda data: data["model"].pop("vocab_size"), r"model\.vocab_size"),
         (lambda data: data["graphs"].update(decode=3), r"graphs\.decode"),
     ],

@@ -359,7 +359,8 @@ def test_a_tolerance_that_would_pass_anything_is_refused(bad: dict[str, float]) 
 
 def test_vectors_that_lack_a_cache_cannot_tell(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", float64=False)
-    path = bundle.root / "cases" / "prefill-1.npz"
+    (entry,) = (case for case in bundle.manifest.cases if case.name == "prefill-1")
+    path = bundle.root / "vectors" / f"{entry.rows[0].sequence}.npz"
     with np.load(path) as archive:
         kept = {key: archive[key] for key in archive.files if key != "cache.1.value"}
     np.savez(path, **kept)

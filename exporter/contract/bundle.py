@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from kvparity.exporter.contract.cases import Case
-from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters
+from kvparity.exporter.contract.errors import BundleError, TraceError
 from kvparity.exporter.contract.files import bring_back
+from kvparity.exporter.contract.head import Head, HeadRule, stored_tensors
+from kvparity.exporter.contract.npz import read_npz, write_npz
 from kvparity.exporter.contract.quantization import Quantization
-from kvparity.exporter.contract.spec import ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
-from kvparity.exporter.contract.vectors import Vectors
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
+from kvparity.exporter.contract.vectors import Recorded, Vectors, cut
 
 __all__ = [
     "MANIFEST",
@@ -25,12 +29,19 @@ __all__ = [
     "CheckpointEntry",
     "FileEntry",
     "GraphEntry",
+    "HeadEntry",
     "Manifest",
     "Recording",
+    "RowEntry",
+    "SequenceEntry",
     "file_entry",
+    "read_case",
+    "unrecorded",
+    "write_case",
+    "write_sequence",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -55,11 +66,49 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
+class SequenceEntry:
+    """One sequence of tokens, and what the reference computed for it.
+
+    Attributes:
+        name: Of a case that needs all of it.
+        total: Tokens.
+        file: ``vectors/NAME.npz``: the tokens, and the reference vectors where they were recorded.
+        logits: ``all`` of them, the ``hidden`` states that they are rebuilt from, or ``none``: nothing was recorded.
+        rows: Cache rows that were recorded; fewer than ``total`` where they are a sample.
+        stride: Of the rows between the edges of a sample; 1 where all were recorded.
+        chunks: Tokens of each call of the reference's own pass; one call where that is not said otherwise.
+    """
+
+    name: str
+    total: int
+    file: FileEntry
+    logits: Literal["all", "hidden", "none"] = "none"
+    rows: int = 0
+    stride: int = 1
+    chunks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowEntry:
+    """One batch row of a case: padding, then the beginning of a sequence."""
+
+    sequence: str
+    pad: int = 0
+
+
+@dataclass(frozen=True)
 class CaseEntry:
     """One case.
 
-    ``file`` holds the reference vectors; it is None where they were not recorded and the case can only be judged
-    live, and then ``inputs`` holds the tokens.
+    Attributes:
+        name: Short and unique.
+        batch: Rows.
+        total: Slots after the last call.
+        chunks: Tokens of each call.
+        first: Graph of the first call; every later one goes to decode.
+        why: What the case is there to catch.
+        file: ``cases/NAME.npz``: its tokens, mask and positions.
+        rows: Where its reference is: row ``r`` is padding, then the beginning of a sequence.
     """
 
     name: str
@@ -68,8 +117,23 @@ class CaseEntry:
     chunks: tuple[int, ...]
     first: GraphKind
     why: str
-    file: FileEntry | None = None
-    inputs: FileEntry | None = None
+    file: FileEntry
+    rows: tuple[RowEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """How logits are rebuilt from hidden states.
+
+    Attributes:
+        rule: Weight, bias, scale and softcap.
+        width: Columns of the weight.
+        file: ``vectors/head.npz``: ``products``, what every row of the checkpoint's own head gives for fixed vectors.
+    """
+
+    rule: HeadRule
+    width: int
+    file: FileEntry
 
 
 @dataclass(frozen=True)
@@ -105,7 +169,9 @@ class Manifest:
         options: How the bundle was made.
         weights: Files of external data that both graphs point at.
         graphs: By kind, ``prefill`` and ``decode``.
-        cases: Reference cases.
+        cases: Cases: cuts of the sequences.
+        sequences: What was recorded.
+        head: Rebuilds logits where hidden states were recorded; None elsewhere.
         files: Everything else: config, tokenizer, scripts.
         versions: Packages that made the bundle.
         noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
@@ -122,6 +188,8 @@ class Manifest:
     weights: tuple[FileEntry, ...]
     graphs: dict[GraphKind, GraphEntry]
     cases: tuple[CaseEntry, ...] = ()
+    sequences: tuple[SequenceEntry, ...] = ()
+    head: HeadEntry | None = None
     files: tuple[FileEntry, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
@@ -133,17 +201,37 @@ class Manifest:
         """Every file that the manifest vouches for."""
         yield from (graph.file for graph in self.graphs.values())
         yield from self.weights
-        yield from (case.file for case in self.cases if case.file)
-        yield from (case.inputs for case in self.cases if case.inputs)
+        yield from (case.file for case in self.cases)
+        yield from (sequence.file for sequence in self.sequences)
+        if self.head is not None:
+            yield self.head.file
         yield from self.files
+
+    def sequences_of(self, case: CaseEntry) -> tuple[SequenceEntry, ...]:
+        """The sequence of each row of a case."""
+        known = {sequence.name: sequence for sequence in self.sequences}
+        return tuple(known[row.sequence] for row in case.rows if row.sequence in known)
+
+    def vector_files(self, case: CaseEntry) -> tuple[FileEntry, ...]:
+        """The inputs of a case, and what its reference lies in."""
+        found = self.sequences_of(case)
+        head = [self.head.file] if self.head is not None and any(item.logits == "hidden" for item in found) else []
+        return (case.file, *(sequence.file for sequence in found), *head)
+
+    def is_recorded(self, case: CaseEntry) -> bool:
+        """Whether the reference of a case was recorded."""
+        found = self.sequences_of(case)
+        return len(found) == case.batch and all(sequence.logits != "none" for sequence in found)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a recorder made: an entry per case, and the reference's own float32 noise by output kind."""
+    """What a recorder made: sequences and cases, and the reference's own float32 noise by output kind."""
 
     cases: tuple[CaseEntry, ...]
     noise: dict[str, float]
+    sequences: tuple[SequenceEntry, ...] = ()
+    head: HeadEntry | None = None
 
 
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
@@ -151,10 +239,18 @@ _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle."""
+    """An opened bundle.
+
+    Attributes:
+        root: Its folder.
+        manifest: What is in it.
+        weights_root: Folder of the weights where that is another, as for vectors that are recorded live.
+    """
 
     root: Path
     manifest: Manifest
+    weights_root: Path | None = None
+    _head: list[Head] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @staticmethod
     def open(root: Path, *, allow_modified: bool = False) -> Bundle:
@@ -169,7 +265,7 @@ class Bundle:
             BundleError: Not a bundle, another schema version, a file missing, modified or outside the folder.
         """
         manifest = _read_manifest(root)
-        vectors = {file.path for case in manifest.cases for file in (case.file, case.inputs) if file}
+        vectors = {file.path for case in manifest.cases for file in manifest.vector_files(case)}
         for entry in manifest.all_files():
             path = inside(root, entry.path)
             if not path.is_file() and entry.path in vectors:  # of use to judges only, and large: often left out
@@ -192,8 +288,8 @@ class Bundle:
 
     def missing_cases(self) -> tuple[str, ...]:
         """Cases whose files the manifest lists and the folder does not have."""
-        files = [(case.name, case.file or case.inputs) for case in self.manifest.cases]
-        return tuple(name for name, file in files if file and not inside(self.root, file.path).is_file())
+        made, there = self.manifest, lambda file: inside(self.root, file.path).is_file()
+        return tuple(case.name for case in made.cases if not all(map(there, made.vector_files(case))))
 
     def graph(self, kind: GraphKind) -> GraphEntry:
         """A graph's entry.
@@ -216,21 +312,32 @@ class Bundle:
             BundleError: The bundle has no such case, or it was not recorded.
         """
         entry = self._entry(name)
-        if entry.file is None:
+        if not self.manifest.is_recorded(entry):
             raise BundleError(f"{self.root}: case {name} was not recorded; judge it with --live")
-        return Vectors.load(inside(self.root, entry.file.path), name)
+        recorded = [Recorded.load(inside(self.root, item.file.path)) for item in self.manifest.sequences_of(entry)]
+        return cut(self.case(name), recorded, self.head())
 
     def case(self, name: str) -> Case:
         """The tokens and calls of a case, recorded or not.
 
         Raises:
-            BundleError: The bundle has no such case, or not its tokens.
+            BundleError: The bundle has no such case.
+            TraceError: Its file is unreadable.
         """
         entry = self._entry(name)
-        file = entry.file or entry.inputs
-        if file is None:
-            raise BundleError(f"{self.root}: the tokens of case {name} were not kept; export again")
-        return Vectors.load(inside(self.root, file.path), name, inputs_only=entry.file is None).case
+        return read_case(inside(self.root, entry.file.path), name)
+
+    def head(self) -> Head | None:
+        """What rebuilds logits from hidden states, its rows checked; None where logits were recorded themselves."""
+        entry = self.manifest.head
+        if entry is None:
+            return None
+        if not self._head:
+            paths = [inside(self.weights_root or self.root, file.path) for file in self.manifest.weights]
+            head = Head(entry.rule, stored_tensors(paths), entry.width)
+            head.check(np.asarray(read_npz(inside(self.root, entry.file.path))["products"], np.float64))
+            self._head.append(head)
+        return self._head[0]
 
     def _entry(self, name: str) -> CaseEntry:
         for entry in self.manifest.cases:
@@ -240,13 +347,48 @@ class Bundle:
         raise BundleError(f"{self.root}: has no case {name!r}; it has {known or 'none'}")
 
 
-def unrecorded_case(root: Path, case: Case) -> CaseEntry:
-    """Keep the tokens of a case that has no vectors, as ``cases/NAME.inputs.npz``, and describe it."""
-    path = root / "cases" / f"{case.name}.inputs.npz"
+def write_case(root: Path, case: Case, known: Mapping[str, IntArray]) -> CaseEntry:
+    """Write ``cases/NAME.npz``, and describe a case whose rows begin some of these sequences."""
+    path = root / "cases" / f"{case.name}.npz"
     path.parent.mkdir(exist_ok=True)
-    Vectors(case, {}).save(path)
-    inputs = file_entry(root, path)
-    return CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, inputs=inputs)
+    inputs = {"input_ids": case.tokens, "attention_mask": case.mask, "position_ids": case.positions}
+    calls = {"chunks": np.asarray(case.chunks, np.int64), "first": np.asarray(case.first), "why": np.asarray(case.why)}
+    write_npz(path, {**inputs, **calls})
+    rows = tuple(RowEntry(master_of(case.row(row), known) or "", case.pads[row]) for row in range(case.batch))
+    return CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, file_entry(root, path), rows)
+
+
+def read_case(path: Path, name: str) -> Case:
+    """Read a file written by :func:`write_case`.
+
+    Raises:
+        TraceError: It is unreadable or lacks a key of the format.
+    """
+    data = read_npz(path)
+    missing = sorted({"input_ids", "attention_mask", "chunks", "first"} - data.keys())
+    if missing:
+        raise TraceError(f"{path}: a case's inputs lack {', '.join(missing)}; found {sorted(data)[:8]}")
+    pads = tuple(int(n) for n in (data["attention_mask"] == 0).sum(axis=1))
+    chunks = tuple(int(n) for n in data["chunks"])
+    first = DECODE if data["first"].item() == DECODE else PREFILL
+    why = str(data["why"].item()) if "why" in data else ""
+    return Case(name, data["input_ids"].astype(np.int64), chunks, pads, first, why)
+
+
+def write_sequence(root: Path, name: str, recorded: Recorded) -> FileEntry:
+    """Write ``vectors/NAME.npz``."""
+    path = root / "vectors" / f"{name}.npz"
+    path.parent.mkdir(exist_ok=True)
+    recorded.save(path)
+    return file_entry(root, path)
+
+
+def unrecorded(root: Path, cases: Sequence[Case]) -> Recording:
+    """Keep the tokens of cases without any reference vectors."""
+    known = masters(cases)
+    files = {name: write_sequence(root, name, Recorded(tokens)) for name, tokens in known.items()}
+    sequences = tuple(SequenceEntry(name, len(known[name]), file) for name, file in files.items())
+    return Recording(tuple(write_case(root, case, known) for case in cases), {}, sequences)
 
 
 def inside(root: Path, name: str) -> Path:
@@ -287,6 +429,11 @@ def _read_manifest(root: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         found = data.get("schema_version") if isinstance(data, dict) else None
+        if found == 1:
+            raise BundleError(
+                f"{root}: was made by an earlier version (schema_version 1, expected {SCHEMA_VERSION}), whose "
+                "reference vectors are laid out otherwise: export the model again with the same options"
+            )
         if found != SCHEMA_VERSION:
             raise BundleError(f"{path}: schema_version {found}, expected {SCHEMA_VERSION}; export the model again")
         return _ADAPTER.validate_python(data)

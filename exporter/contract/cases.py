@@ -1,11 +1,14 @@
-"""Cases: seeded token sequences and how they are cut into calls, made so that the window is crossed every way.
+"""Cases: token sequences and how they are cut into calls, made so that the window is crossed every way.
+
+Most cases are cuts of a few master sequences: what a causal model computes at a position depends on the tokens up to
+it alone, so that one recorded pass over a sequence is the reference of every case that begins with the same tokens.
 
 Standard library and numpy only: the same cases are used by the exporter, the runners and other people's engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +16,7 @@ import numpy.typing as npt
 
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind, ModelSpec
 
-__all__ = ["Case", "Step", "default_cases", "left_padded", "seeded_tokens"]
+__all__ = ["Case", "Step", "default_cases", "left_padded", "master_of", "masters", "seeded_tokens"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -88,6 +91,10 @@ class Case:
         """(batch, total) int64: rotary position of each slot, 0 at the first live one and on padding."""
         return np.maximum(np.cumsum(self.mask, axis=1) - 1, 0).astype(np.int64)
 
+    def row(self, index: int) -> IntArray:
+        """(total - pad,) int64: the tokens of one batch row without its padding."""
+        return self.tokens[index, self.pads[index] :]
+
     def steps(self) -> Iterator[Step]:
         """The calls in order."""
         start = 0
@@ -122,33 +129,83 @@ def left_padded(spec: ModelSpec, tokens: IntArray, pads: Sequence[int]) -> IntAr
     return padded
 
 
+def masters(cases: Sequence[Case]) -> dict[str, IntArray]:
+    """The fewest sequences that the rows of these cases begin, longest first, named after a case that needs all.
+
+    Returns:
+        (tokens,) int64 by name; a row of ``n`` tokens is the first ``n`` of the first one that begins with them.
+    """
+    rows = [(case, row) for case in cases for row in range(case.batch)]
+    found: dict[str, IntArray] = {}
+    for case, row in sorted(rows, key=lambda item: -len(item[0].row(item[1]))):
+        tokens = case.row(row)
+        if master_of(tokens, found) is None:
+            name = case.name if case.name not in found else f"{case.name}-row-{row}"
+            found[name] = tokens
+    return found
+
+
+def master_of(tokens: IntArray, known: Mapping[str, IntArray]) -> str | None:
+    """Name of the first sequence that begins with these tokens; None where none does."""
+    fits = (name for name, master in known.items() if np.array_equal(master[: len(tokens)], tokens))
+    return next(fits, None)
+
+
 class _Schedule:
-    """Builds the cases of one model; each gets its own seed, so that adding one does not change the others."""
+    """Builds the cases of one model as cuts of seeded sequences; a case that is too long is cut down, never left out.
 
-    def __init__(self, spec: ModelSpec, text: Sequence[int], limit: int) -> None:
-        self.spec, self.text, self.limit = spec, text, limit
+    Args:
+        spec: The model.
+        limit: Most tokens of a case.
+        longest: Tokens of one call over all rows that its logits leave room for.
+    """
+
+    def __init__(self, spec: ModelSpec, limit: int, longest: int) -> None:
+        self.spec, self.limit, self.longest = spec, limit, longest
         self.cases: list[Case] = []
+        self._random = [seeded_tokens(spec, limit, seed)[0] for seed in (1, 2, 3)]
 
-    def add(self, name: str, chunks: Sequence[int], why: str, *, first: GraphKind = PREFILL) -> None:
-        """Add a single-row case unless it is longer than the model's positions or the caller's limit."""
-        if sum(chunks) > self.limit or min(chunks) < 1 or any(case.name == name for case in self.cases):
-            return
-        seed = int.from_bytes(name.encode(), "little") % (2**32)
-        tokens = seeded_tokens(self.spec, sum(chunks), seed)
-        self.cases.append(Case(name, tokens, tuple(chunks), (0,), first, why))
+    def add(
+        self, kind: str, chunks: Sequence[int], why: str, *, first: GraphKind = PREFILL, of: int = 0, sized: bool = True
+    ) -> None:
+        """Add a single-row case: the beginning of random sequence ``of``, named after its kind and first call."""
+        chunks = self._fit(chunks)
+        self._keep(f"{kind}-{chunks[0]}" if sized else kind, self._random[of][None, : sum(chunks)], chunks, why, first)
 
     def add_tokens(self, name: str, tokens: Sequence[int], chunks: Sequence[int], why: str) -> None:
         """Add a single-row case of given tokens."""
-        if len(tokens) <= self.limit and len(tokens) == sum(chunks):
-            self.cases.append(Case(name, np.asarray([tokens], np.int64), tuple(chunks), (0,), PREFILL, why))
+        chunks = self._fit(chunks)
+        self._keep(name, np.asarray([tokens[: sum(chunks)]], np.int64), chunks, why)
 
     def add_batch(self, name: str, chunks: Sequence[int], pads: Sequence[int], why: str) -> None:
-        """Add a ragged batch, left-padded."""
-        if sum(chunks) > self.limit or max(pads) >= sum(chunks):
-            return
-        tokens = seeded_tokens(self.spec, sum(chunks), 7 + len(self.cases), batch=len(pads))
-        padded = left_padded(self.spec, tokens, pads)
-        self.cases.append(Case(name, padded, tuple(chunks), tuple(pads), PREFILL, why))
+        """Add a ragged batch, left-padded: each row begins one of the random sequences."""
+        chunks = self._fit(chunks)
+        total = sum(chunks)
+        rows = max(self.longest // max(chunks), 2)
+        pads = pads if len(pads) <= rows else pads[1 : 1 + rows]
+        pads = tuple(sorted({min(pad, total - 1) for pad in pads}))
+        tokens = np.stack([self._random[row % len(self._random)][:total] for row in range(len(pads))])
+        self._keep(name, left_padded(self.spec, tokens, pads), chunks, why, pads=pads)
+
+    def _keep(
+        self,
+        name: str,
+        tokens: IntArray,
+        chunks: tuple[int, ...],
+        why: str,
+        first: GraphKind = PREFILL,
+        pads: tuple[int, ...] = (0,),
+    ) -> None:
+        if all(case.name != name for case in self.cases):
+            self.cases.append(Case(name, tokens, chunks, pads, first, why))
+
+    def _fit(self, chunks: Sequence[int]) -> tuple[int, ...]:
+        """The same calls in as many tokens as a case may have: long calls are cut to one length."""
+        if sum(chunks) <= self.limit:
+            return tuple(chunks)
+        caps = range(self.limit, 0, -1)
+        cap = next((cap for cap in caps if sum(min(call, cap) for call in chunks) <= self.limit), 1)
+        return tuple(min(call, cap) for call in chunks)[: self.limit]
 
 
 def default_cases(
@@ -156,55 +213,83 @@ def default_cases(
 ) -> tuple[Case, ...]:
     """The position schedule of a model: every way that prefill, chunks and decode steps can meet the window.
 
+    Every kind of case is there however short the cases must be; :func:`exporter.contract.features.unproven` says what
+    a schedule that is too short for the window does not show.
+
     Args:
-        spec: The model; its smallest window W sets the lengths (64 is used where every layer is full).
-        text: Token ids of real text, for the case that uses it.
+        spec: The model; its smallest window W sets the lengths (at most 64 is used where every layer is full).
+        text: Token ids of real text, for the cases that use it.
         limit: Longest case in tokens; where None, what the window needs, at least 1,000; never past ``max_position``.
         rows: Rows of the layout's buffers, which no case may be longer than.
-
-    Returns:
-        Cases in order of cost; a case longer than ``limit`` is left out.
     """
-    window = spec.window or 64
-    limit = min(limit or _default_limit(window), spec.max_position, rows or spec.max_position)
-    plan = _Schedule(spec, text, limit)
+    limit = min(limit or _default_limit(spec.window or 64), spec.max_position, rows or spec.max_position)
+    window = _edge(spec.window, limit)
+    plan = _Schedule(spec, limit, max(_CALL_BYTES // (4 * spec.vocab_size), limit))
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)
     _chunk_cases(plan, window)
     _batch_cases(plan, window)
-    _token_cases(plan, window)
+    _token_cases(plan)
+    _text_cases(plan, window, text)
     return tuple(plan.cases)
 
 
+_CALL_BYTES = 2_000_000_000  # logits of one call of several rows; a vocabulary of 262,144 takes 1 MB a token
+_MOST = 16_384  # tokens of the longest default case: the attention scores of a reference grow with its square
+
+
 def _default_limit(window: int) -> int:
-    """Long enough for three chunks beyond a window of up to 512, and for one prefill of 2W + 3 beyond larger ones."""
-    return max(1000, 3 * (window + 1) if window <= 512 else 2 * window + 8)
+    """Long enough for three chunks beyond a window of up to 512, and for one prefill of 2W + 3 beyond larger ones.
+
+    Of a window too large for that, its edge is crossed where that is affordable, and not where it is not.
+    """
+    if window <= 512:
+        return max(1000, 3 * (window + 1))
+    if 2 * window + 8 <= _MOST:
+        return max(1000, 2 * window + 8)
+    return window + 64 if window + 64 <= _MOST else 1000
+
+
+def _edge(window: int | None, limit: int) -> int:
+    """What stands for the window: the model's own where a case can cross it, else up to a third of the longest case."""
+    third = max(limit // 3 - 1, 2)
+    if window is None:
+        return min(64, third)
+    return window if window < limit else min(64, third)
 
 
 def _prefill_cases(plan: _Schedule, window: int, limit: int) -> None:
     for length in (1, 2, window - 1, window, window + 1, 2 * window + 3):
-        plan.add(f"prefill-{length}", [length], f"one prefill of {length} tokens, window {window}")
-    plan.add(f"prefill-{limit}", [limit], "one long prefill, near the last position")
+        if length >= 1:
+            plan.add("prefill", [length], f"one prefill of {length} tokens, window {window}")
+    plan.add("prefill", [limit], "one long prefill, near the last position")
 
 
 def _decode_cases(plan: _Schedule, window: int) -> None:
     half = max(window // 2, 1)
     steps = min(2 * window - half, 192)
     start = max(half, window - steps // 2)
-    plan.add("decode-across", [start] + [1] * steps, "token by token from below the window to beyond it")
+    across = [start] + [1] * steps
+    plan.add("decode-across", across, "token by token from below the window to beyond it", of=1, sized=False)
     for length in (window - 1, window, window + 1):
-        plan.add(f"handoff-{length}", [length, 1, 1, 1], f"prefill of {length}, then decode: the cache just fills")
-    plan.add("decode-only", [1] * 12, "the decode graph alone, from an empty cache", first=DECODE)
-    plan.add("decode-far", [max(plan.limit - 8, 1)] + [1] * 8, "decode near the last position")
+        if length >= 1:
+            why = f"prefill of {length}, then decode: the cache just fills"
+            plan.add("handoff", [length, 1, 1, 1], why, of=1)
+    plan.add("decode-only", [1] * 12, "the decode graph alone, from an empty cache", first=DECODE, of=1, sized=False)
+    far = [max(plan.limit - 8, 1)] + [1] * 8
+    plan.add("decode-far", far, "decode near the last position", sized=False)
 
 
 def _chunk_cases(plan: _Schedule, window: int) -> None:
-    plan.add("chunk-1", [1] * 10, "chunks of one token from the first on")
-    plan.add("chunk-7", [7] * (2 * window // 7 + 2) if window <= 64 else [window - 20] + [7] * 8, "chunks of seven")
+    plan.add("chunk", [1] * 10, "chunks of one token from the first on", of=2)
+    sevens = [7] * (2 * window // 7 + 2) if window <= 64 else [window - 20] + [7] * 8
+    plan.add("chunk-7", sevens, "chunks of seven", of=2, sized=False)
     for length in (window - 1, window, window + 1):
-        plan.add(f"chunk-{length}", [length] * 3, f"three chunks of {length}")
-    plan.add("chunk-cross", [window + 9, window + 5], "two chunks that both cross the window")
-    plan.add("chunk-empty", [window + 3, 4, 1], "the decode graph takes the first chunk too", first=DECODE)
+        if length >= 1:
+            plan.add("chunk", [length] * 3, f"three chunks of {length}")
+    plan.add("chunk-cross", [window + 9, window + 5], "two chunks that both cross the window", of=2, sized=False)
+    why = "the decode graph takes the first chunk too"
+    plan.add("chunk-empty", [window + 3, 4, 1], why, first=DECODE, of=2, sized=False)
 
 
 def _batch_cases(plan: _Schedule, window: int) -> None:
@@ -213,27 +298,23 @@ def _batch_cases(plan: _Schedule, window: int) -> None:
     plan.add_batch("batch-chunks", [8, window, 9, 1, 1], (0, 5, 12), "a row's first chunk is padding only")
 
 
-def _token_cases(plan: _Schedule, window: int) -> None:
+def _token_cases(plan: _Schedule) -> None:
     last = plan.spec.vocab_size - 1
     special = {plan.spec.bos_token_id, plan.spec.pad_token_id, *plan.spec.eos_token_ids, 0, 1, last - 1, last}
     ids = sorted(token for token in special if token is not None and 0 <= token <= last)
-    plan.add_tokens("special-tokens", ids * 3, [len(ids) * 3], "special tokens and both ends of the vocabulary")
-    _text_cases(plan, window)
+    why = "special tokens and both ends of the vocabulary"
+    plan.add_tokens("special-tokens", ids * 3, [len(ids) * 3], why)
 
 
-def _text_cases(plan: _Schedule, window: int) -> None:
+def _text_cases(plan: _Schedule, window: int, text: Sequence[int]) -> None:
     """Real text, which real models need: random ids drive them far outside of what they were trained on."""
-    text = plan.text
-    half = max(window // 2, 1)
+    half, tail = max(window // 2, 1), min(36, window)
     shapes = {
-        "text": ([window + 36, 1, 1, 1, 1], "real text, past the window, then decode"),
+        "text": ([window + tail, 1, 1, 1, 1], "real text, past the window, then decode"),
         "text-prefill": ([2 * window + 3], "one prefill of real text, more than twice the window"),
         "text-across": ([max(window - 8, 1)] + [1] * 24, "real text token by token across the window"),
         "text-chunks": ([window + 9, window + 5, half], "chunks of real text that cross the window"),
     }
-    start = 0
     for name, (chunks, why) in shapes.items():
-        tokens = (*text[:1], *text[start + 1 : start + sum(chunks)])
-        if start + sum(chunks) <= len(text):
-            plan.add_tokens(name, tokens, chunks, why)
-        start += half
+        if len(text) >= min(sum(chunks), plan.limit):
+            plan.add_tokens(name, text, chunks, why)

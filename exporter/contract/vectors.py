@@ -1,33 +1,46 @@
-"""Reference vectors of one case: what PyTorch computed, small enough to ship and exact enough to judge rounding.
+"""Reference vectors: what PyTorch computed for a sequence, small enough to ship and exact enough to judge rounding.
 
-A cache row is written once and never changes, so the rows of the whole case are stored once and every step's
-``present`` is a slice of them (checked while recording). The float64 result is stored as its float32 difference from
-the float32 one: |difference| is about 1e-5, so the sum is exact to about 1e-12 at half the bytes.
-
-Keys of the ``.npz``: ``input_ids, attention_mask, position_ids`` (batch, total) int64; ``chunks`` (steps,) int64;
-``first`` (the first call's graph); ``logits`` (batch, total, vocab); ``cache.N.key`` and ``cache.N.value``
-(batch, kv_heads, total, head_dim); ``cache.N.conv_state`` (batch, channels, total), the column that each token adds;
-``cache.N.recurrent_state`` and ``cache.N.ssm_state`` (batch, calls, …), the state after each call; each of the float
-tensors again as ``float64_delta/<key>``.
+A sequence is recorded once, and every case that begins with its tokens is a cut of it: what a causal model computes at
+a position depends on the tokens up to it alone, and a cache row is written once and never changes. The float64 result
+is stored as its difference from the float32 one: |difference| is about 1e-5, so the sum is exact to about 1e-12 at half
+the bytes. ``docs/bundle.md`` lists the keys of a file.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.contract.cases import Case, Step
+from kvparity.exporter.contract.cases import Case, IntArray, Step
 from kvparity.exporter.contract.errors import TraceError
-from kvparity.exporter.contract.spec import DECODE, PREFILL, SlotSpec, present_name
+from kvparity.exporter.contract.head import Head
+from kvparity.exporter.contract.npz import read_npz, write_npz
+from kvparity.exporter.contract.spec import SlotSpec, present_name
 
-__all__ = ["Recorder", "Vectors", "cache_key", "deltas_of", "expected_outputs", "held"]
+__all__ = [
+    "LARGEST",
+    "NOISE",
+    "SQUARES",
+    "DerivedLogits",
+    "Recorded",
+    "Recorder",
+    "Vectors",
+    "cache_key",
+    "cut",
+    "deltas_of",
+    "expected_outputs",
+    "held",
+]
 
 Array = npt.NDArray[np.generic]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+NOISE, SQUARES, LARGEST = 0, 1, 2  # columns of ``logits_noise``
 _DELTA = "float64_delta/"
 _STATES = ("recurrent_state", "ssm_state")  # rewritten by every call
 
@@ -38,24 +51,157 @@ def cache_key(slot: int, part: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Recorded:
+    """What the reference computed for one sequence.
+
+    Attributes:
+        tokens: (total,) int64.
+        arrays: ``logits`` (total, vocab), or ``hidden`` (total, hidden) where logits are rebuilt from it; and
+            ``cache.N.PART``: keys and values (kv_heads, rows, head_dim); of a convolution the column that each token
+            adds (channels, total); other states (calls, …) after each call. Empty where nothing was recorded.
+        deltas: float64 result minus ``arrays``, by the same keys; empty where none was recorded. In float32, which
+            keeps the result to 1e-13 where ``arrays`` are off by 1e-6; in float64 for bundles that compute coarser.
+        extra: Beside hidden states: ``logits_noise`` (total, 3), PyTorch's own error of each position's logits
+            (largest, sum of squares) and their largest magnitude; ``check_positions`` and ``check_logits``, whole
+            float64 logits as the checkpoint's own class gave them; ``top_ids``, ``top_logits``, ``column_ids`` and
+            ``column_logits`` for replays in other languages. ``rows``: slots of the recorded cache rows, where those
+            are a sample. ``stops``: where the calls of the pass ended, where states were recorded, one per call.
+    """
+
+    tokens: IntArray
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    deltas: Mapping[str, Array] = field(default_factory=dict)
+    extra: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> IntArray:
+        """Slots of the recorded cache rows."""
+        found = self.extra.get("rows")
+        return np.arange(len(self.tokens)) if found is None else found.astype(np.int64)
+
+    def entering(self, start: int, stop: int) -> Floats:
+        """What enters the head at some positions, in float64."""
+        values: Floats = self.arrays["hidden"][start:stop].astype(np.float64)
+        if "hidden" in self.deltas:
+            values = values + self.deltas["hidden"][start:stop].astype(np.float64)
+        return values
+
+    def save(self, path: Path) -> None:
+        """Write the ``.npz``."""
+        deltas = {_DELTA + key: value for key, value in self.deltas.items()}
+        write_npz(path, {"tokens": self.tokens, **self.arrays, **deltas, **self.extra})
+
+    @staticmethod
+    def load(path: Path) -> Recorded:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            TraceError: The file is unreadable or lacks a key of the format.
+        """
+        data = read_npz(path)
+        if "tokens" not in data:
+            raise TraceError(f"{path}: reference vectors lack tokens; found {sorted(data)[:8]}")
+        arrays = {key: data[key] for key in data if key in ("logits", "hidden") or key.startswith("cache.")}
+        deltas = {key.removeprefix(_DELTA): data[key] for key in data if key.startswith(_DELTA)}
+        extra = {key: data[key] for key in data if key not in arrays and key != "tokens" and _DELTA not in key}
+        return Recorded(data["tokens"].astype(np.int64), arrays, deltas, extra)
+
+
+class DerivedLogits:
+    """Logits (batch, total, vocab) in float64, rebuilt from recorded hidden states where they are looked at.
+
+    It can be sliced along batch and slots like an array, and is one once it is indexed by (batch numbers, slots) or
+    given to ``np.asarray``. Slots of padding hold zeros. Where the checkpoint's own class gave whole logits, those are
+    taken instead of rebuilt ones.
+
+    Args:
+        head: The head.
+        rows: What was recorded for each batch row.
+        pads: Padding of each row.
+        total: Slots.
+    """
+
+    ndim = 3
+    _slots: range
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, head: Head, rows: Sequence[Recorded], pads: Sequence[int], total: int) -> None:
+        self._head, self._rows, self._pads = head, tuple(rows), tuple(pads)
+        self._slots = range(total)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(batch, slots, vocab)."""
+        return (len(self._rows), len(self._slots), self._head.size)
+
+    def __getitem__(self, key: Any) -> Any:
+        batches, slots = key
+        if isinstance(batches, slice) and isinstance(slots, slice):
+            found = DerivedLogits(self._head, self._rows[batches], self._pads[batches], 0)
+            found._slots = self._slots[slots]
+            return found
+        if np.ndim(batches) == 0:
+            return self._at(int(batches), int(slots))
+        values = np.empty((len(batches), self._head.size))
+        for index, (batch, slot) in enumerate(zip(batches.tolist(), slots.tolist(), strict=True)):
+            values[index] = self._at(batch, slot)
+        return values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
+        """All of it; a large vocabulary takes 2 MB a slot."""
+        batch, total = self.shape[:2]
+        index = np.indices((batch, total)).reshape(2, -1)
+        found: Floats = self[index[0], index[1]]
+        values = found.reshape(self.shape)
+        return values if dtype is None else values.astype(dtype)
+
+    def astype(self, dtype: Any) -> Array:
+        """All of it in another dtype."""
+        return self.__array__().astype(dtype)
+
+    def _at(self, batch: int, slot: int) -> Floats:
+        recorded, position = self._rows[batch], self._slots[slot] - self._pads[batch]
+        if position < 0:
+            return np.zeros(self._head.size)
+        if "check_positions" in recorded.extra:
+            at = np.flatnonzero(recorded.extra["check_positions"] == position)
+            if len(at):
+                whole: Floats = recorded.extra["check_logits"][at[0]].astype(np.float64)
+                return whole
+        size = self._head.positions
+        row: Floats = self._head.block(recorded, position // size, recorded.entering)[position % size]
+        return row
+
+
+@dataclass(frozen=True, eq=False)
 class Vectors:
     """One case and what the reference computed for it.
 
     Attributes:
         case: The tokens and calls.
-        arrays: ``logits`` and ``cache.N.key/value`` over the whole case, by key.
-        deltas: float64 result minus ``arrays``, by the same keys; empty where none was recorded. In float32, which
-            keeps the result to 1e-13 where ``arrays`` are off by 1e-6; in float64 for bundles that compute coarser.
+        arrays: ``logits`` (batch, total, vocab) and ``cache.N.PART`` by key: keys and values (batch, kv_heads, total,
+            head_dim), a convolution's columns (batch, channels, total), other states (batch, calls, …).
+        deltas: float64 result minus ``arrays``; empty where none was recorded, and without ``logits`` where those are
+            rebuilt, in float64 already.
+        known: (batch, total) bool: slots whose cache rows were recorded; None where all were.
+        noise: (batch, total, 3) where logits are rebuilt: see ``logits_noise`` of :class:`Recorded`; None elsewhere.
     """
 
     case: Case
     arrays: Mapping[str, Array]
     deltas: Mapping[str, Array] = field(default_factory=dict)
+    known: Bools | None = None
+    noise: Floats | None = None
 
     @property
     def has_float64(self) -> bool:
         """Whether the float64 result was recorded."""
         return bool(self.deltas)
+
+    @property
+    def derived(self) -> bool:
+        """Whether logits are rebuilt from hidden states."""
+        return isinstance(self.arrays.get("logits"), DerivedLogits)
 
     def float64(self) -> Mapping[str, Array]:
         """The float64 result by key.
@@ -67,59 +213,102 @@ class Vectors:
             raise TraceError(
                 f"case {self.case.name}: no float64 vectors recorded; export again without --vectors float32"
             )
-        return {key: self.arrays[key].astype(np.float64) + self.deltas[key].astype(np.float64) for key in self.arrays}
-
-    def save(self, path: Path) -> None:
-        """Write the ``.npz``; the same vectors give the same bytes."""
-        case = self.case
-        arrays: dict[str, Array] = {
-            "input_ids": case.tokens,
-            "attention_mask": case.mask,
-            "position_ids": case.positions,
-            "chunks": np.asarray(case.chunks, np.int64),
-            "first": np.asarray(case.first),
-            "why": np.asarray(case.why),
-            **self.arrays,
-            **{_DELTA + key: value for key, value in self.deltas.items()},
+        return {
+            key: values.astype(np.float64) + self.deltas[key].astype(np.float64) if key in self.deltas else values
+            for key, values in self.arrays.items()
         }
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for key, value in arrays.items():
-                entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                with archive.open(entry, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asarray(value, order="C"), allow_pickle=False)
 
-    @staticmethod
-    def load(path: Path, name: str, *, inputs_only: bool = False) -> Vectors:
-        """Read a ``.npz`` written by :meth:`save`; ``inputs_only`` accepts one without results.
 
-        Raises:
-            TraceError: The file is unreadable or lacks a key of the format.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                data = {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise TraceError(f"{path}: not a readable .npz of reference vectors ({error})") from error
-        missing = {
-            "input_ids",
-            "attention_mask",
-            "chunks",
-            "first",
-            *(() if inputs_only else ("logits",)),
-        } - data.keys()
-        if missing:
-            raise TraceError(f"{path}: reference vectors lack {', '.join(sorted(missing))}; found {sorted(data)[:8]}")
-        pads = tuple(int(n) for n in (data["attention_mask"] == 0).sum(axis=1))
-        chunks = tuple(int(n) for n in data["chunks"])
-        first = DECODE if data["first"].item() == DECODE else PREFILL
-        case = Case(name, data["input_ids"], chunks, pads, first, str(data.get("why", np.asarray("")).item()))
-        floats = {key: data[key] for key in data if key == "logits" or key.startswith("cache.")}
-        deltas = {key.removeprefix(_DELTA): data[key] for key in data if key.startswith(_DELTA)}
-        return Vectors(case, floats, deltas)
+def cut(case: Case, recorded: Sequence[Recorded], head: Head | None) -> Vectors:
+    """The reference of a case, from what was recorded for the sequence that each of its rows begins.
+
+    Args:
+        case: The case.
+        recorded: One per batch row.
+        head: Rebuilds logits; needed where hidden states were recorded.
+
+    Raises:
+        TraceError: The vectors are of other tokens, or lack logits.
+    """
+    for row, found in enumerate(recorded):
+        if not found.arrays.keys() & {"logits", "hidden"}:
+            raise TraceError(f"case {case.name}: reference vectors lack logits; export again")
+        if not np.array_equal(found.tokens[: case.total - case.pads[row]], case.row(row)):
+            raise TraceError(f"case {case.name}: row {row} does not begin the sequence of its reference; export again")
+    names = [key for key in recorded[0].arrays if key not in ("logits", "hidden")]
+    arrays: dict[str, Array] = {}
+    noise: Floats | None = None
+    if "hidden" in recorded[0].arrays:
+        if head is None:
+            raise TraceError(f"case {case.name}: hidden states are recorded, but not how logits come from them")
+        arrays["logits"] = DerivedLogits(head, recorded, case.pads, case.total)  # type: ignore[assignment]
+        if all("logits_noise" in found.extra for found in recorded):
+            noise = _placed(case, [found.extra["logits_noise"] for found in recorded], 0).astype(np.float64)
+    else:
+        arrays["logits"] = _placed(case, [found.arrays["logits"] for found in recorded], 0)
+    keep = [found.rows for found in recorded]
+    for key in names:
+        arrays[key] = _whole_case(case, recorded, [found.arrays[key] for found in recorded], key, keep)
+    deltas = {
+        key: _whole_case(case, recorded, [found.deltas[key] for found in recorded], key, keep)
+        for key in recorded[0].deltas
+        if key != "hidden"
+    }
+    known = None
+    if any("rows" in found.extra for found in recorded):
+        known = np.zeros((case.batch, case.total), bool)
+        for row, slots in enumerate(keep):
+            known[row, slots[slots < case.total - case.pads[row]] + case.pads[row]] = True
+    return Vectors(case, arrays, deltas, known, noise)
+
+
+def _whole_case(
+    case: Case, recorded: Sequence[Recorded], parts: Sequence[Array], key: str, keep: Sequence[IntArray]
+) -> Array:
+    """One tensor of a case from what was recorded for its rows."""
+    if key == "logits":
+        return _placed(case, parts, 0)
+    if not key.endswith(_STATES):
+        return _placed(case, parts, 1, None if key.endswith("conv_state") else keep)
+    stops = np.cumsum(case.chunks)
+    states: Array = np.zeros((case.batch, len(stops), *parts[0].shape[1:]), parts[0].dtype)
+    for row, (found, part) in enumerate(zip(recorded, parts, strict=True)):
+        calls = found.extra.get("stops", np.asarray([len(found.tokens)]))
+        for call, stop in enumerate((stops - case.pads[row]).tolist()):
+            if stop > 0:  # a call of padding alone leaves the state empty
+                place = np.flatnonzero(calls == stop)
+                if not len(place):
+                    raise TraceError(f"case {case.name}: no state was recorded after {stop} tokens; export again")
+                states[row, call] = part[place[0]]
+    return states
+
+
+def _placed(case: Case, parts: Sequence[Array], axis: int, keep: Sequence[IntArray] | None = None) -> Array:
+    """Rows of a batch in one array, each after its padding; recorded rows at their slots, zeros elsewhere."""
+    whole = keep is None or all(_all(slots) for slots in keep)
+    if case.batch == 1 and case.pads == (0,) and whole:
+        return parts[0][(slice(None),) * axis + (slice(case.total),)][None]
+    shape = (case.batch, *parts[0].shape[:axis], case.total, *parts[0].shape[axis + 1 :])
+    placed: Array = np.zeros(shape, parts[0].dtype)
+    for row, part in enumerate(parts):
+        count, into = case.total - case.pads[row], np.moveaxis(placed[row], axis, 0)
+        values = np.moveaxis(part, axis, 0)
+        if whole:
+            into[case.pads[row] :] = values[:count]
+        else:
+            assert keep is not None
+            slots = keep[row][keep[row] < count]
+            into[slots + case.pads[row]] = values[: len(slots)]
+    return placed
+
+
+def _all(slots: IntArray) -> bool:
+    """Whether rows are those of all slots from 0 on."""
+    return len(slots) == 0 or int(slots[-1]) == len(slots) - 1
 
 
 def deltas_of(wide: Mapping[str, Array], arrays: Mapping[str, Array], *, coarse: bool) -> dict[str, Array]:
-    """What :class:`Vectors` keeps of a float64 result.
+    """What :class:`Recorded` keeps of a float64 result.
 
     Args:
         wide: The float64 result.
@@ -136,7 +325,7 @@ def expected_outputs(
     """What a graph must return for one step, as views of whole-case arrays.
 
     Args:
-        arrays: ``logits`` and ``cache.N.*`` of the whole case.
+        arrays: ``logits`` and ``cache.N.*`` of the whole case; those that are there are given.
         step: The call.
         slots: Cache slots of the model.
         bounded: Whether sliding slots keep at most window - 1 rows.
@@ -146,11 +335,14 @@ def expected_outputs(
         ``logits`` and ``present.N.<part>`` by output name, in port order.
     """
     first = step.stop - 1 if last else step.start
-    outputs: dict[str, Array] = {"logits": arrays["logits"][:, first : step.stop]}
+    outputs: dict[str, Array] = {}
+    if "logits" in arrays:
+        outputs["logits"] = arrays["logits"][:, first : step.stop]
     for slot in slots:
         for part in slot.parts:
-            array = arrays[cache_key(slot.slot, part)]
-            outputs[present_name(slot.slot, part)] = held(array, slot, part, step.stop, step.index + 1, bounded)
+            if cache_key(slot.slot, part) in arrays:
+                array = arrays[cache_key(slot.slot, part)]
+                outputs[present_name(slot.slot, part)] = held(array, slot, part, step.stop, step.index + 1, bounded)
     return outputs
 
 
@@ -175,7 +367,7 @@ def held(array: Array, slot: SlotSpec, part: str, stop: int, calls: int, bounded
 
 
 class Recorder:
-    """Collects one case's outputs step by step and proves that cache rows never change once written."""
+    """Collects outputs call by call and proves that cache rows never change once written."""
 
     def __init__(self, case: Case, slots: tuple[SlotSpec, ...]) -> None:
         self._case, self._slots = case, slots

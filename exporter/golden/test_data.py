@@ -33,35 +33,51 @@ _SHARES = 4  # a case takes at most a quarter of the bytes
 _TOL = 1e-4
 _NOISE_FACTOR = 8  # for half types: two engines that each round as well as the reference differ by less
 
-_README = """# Replaying these vectors
+_DYNAMIC = """# Replaying these vectors
 
-1. `NAME.npz` holds a case: `input_ids`, `attention_mask`, `position_ids`, `chunks`, `logits`, `cache.N.key/value`.
+1. `NAME.npz` holds the inputs of a case: `input_ids`, `attention_mask`, `position_ids`, and its calls: `chunks`.
 2. Call `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
 3. Call 0 runs the graph named in `first`, every later one `decode.onnx`.
 4. Feed `input_ids[:, start:stop]`, `position_ids[:, start:stop]`, `attention_mask[:, :stop]`.
-5. A decode call also takes `past_key_values.N.key/value`: the `present.N.key/value` of the call before, or no rows.
-6. Expect `logits[:, start:stop]`; in a slot with window W the last `min(stop, W - 1)` rows up to `stop`, else all rows.
-7. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
-8. `NAME/test_data_set_I/{input,output}_J.pb` are some of the calls as ONNX TensorProtos, in graph order, names set.
-9. `golden.json` lists those files with sha256, and which output becomes which input of the next call (`chain`).
+5. A decode call also takes every `past_key_values.N.PART`: the `present.N.PART` of the call before, or zeros, no rows.
+6. `cases` in `../manifest.json` says which sequence a row begins, and after how much padding: slot `s` of the row is
+   position `s - pad` of `../vectors/SEQUENCE.npz`.
+7. Expect there {logits}, and in a slot with window W the last `min(stop, W - 1)` rows of
+   `cache.N.key/value` up to `stop`, else all (where there are `rows`, those slots alone were recorded).
+8. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
+9. `golden.json` lists calls as ONNX TensorProtos (`NAME/test_data_set_I/{{input,output}}_J.pb`, in graph order) with
+   sha256, and which output becomes which input of the next call (`chain`).
 10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
 """
 
 _STATIC = """# Replaying these vectors
 
-1. `NAME.npz` holds a case: `input_ids`, `attention_mask`, `position_ids`, `chunks`, `logits`, `cache.N.key/value`.
+1. `NAME.npz` holds the inputs of a case: `input_ids`, `attention_mask`, `position_ids`, and its steps: `chunks`.
 2. Step `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
 3. Steps run `prefill.onnx`, but those of one token `decode.onnx`, and the first one only where `first` is decode.
 4. A step longer than the manifest's `chunk` is cut into calls; zeros fill the last one's `input_ids`, `position_ids`.
 5. `attention_mask` holds zeros after the call's last token; `cache_position` each token's slot, -1 for padding.
-6. Caches are buffers, zeros at first, then what the call before returned; slot `s` lies in row `s mod capacity`.
-7. `capacity` is a sliding slot's window, else `max_len`; the newest `min(stop, capacity)` slots and the logits of real
-   tokens are finite and within `golden.json`'s tolerance. Leave out slots whose mask is 0.
-8. `NAME/test_data_set_I/{input,output}_J.pb` are calls without padding as TensorProtos, in graph order, names set.
-9. `golden.json` lists those files with sha256, and which output becomes which input of the next call (`chain`).
+6. Caches are buffers, zeros at first, then what the call before returned; slot `s` lies in row `s mod capacity`, which
+   is a sliding slot's window, else `max_len`; the newest `min(stop, capacity)` slots count.
+7. `cases` in `../manifest.json` says which sequence a row begins, and after how much padding: slot `s` of the row is
+   position `s - pad` of `../vectors/SEQUENCE.npz`. Expect there {logits}, and
+   `cache.N.key/value` (where there are `rows`, those slots alone were recorded).
+8. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
+9. `golden.json` lists calls without padding as ONNX TensorProtos (`NAME/test_data_set_I/{{input,output}}_J.pb`, in
+   graph order) with sha256, and which output becomes which input of the next call (`chain`).
 10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
 """
-_READMES = {"dynamic": _README, "static": _STATIC}
+_READMES = {"dynamic": _DYNAMIC, "static": _STATIC}
+
+
+def readme(manifest: Manifest) -> str:
+    """How to replay the bundle's vectors, in ten lines that say what its options make of them."""
+    logits = "`logits`"
+    if manifest.head is not None:
+        logits = "the 64 largest logits (`top_logits` at `top_ids`) and 256 more (`column_logits` at `column_ids`)"
+    if manifest.options.logits == "last":
+        logits += " of each call's last position"
+    return _READMES[manifest.options.layout].format(logits=logits)
 
 
 def write_golden(
@@ -80,7 +96,7 @@ def write_golden(
         case was recorded, or no replay in plain numpy is known for the layout: it then says so.
     """
     shutil.copyfile(Path(__file__).with_name("verify.py"), folder / "verify.py")
-    recorded = [entry for entry in manifest.cases if entry.file is not None]
+    recorded = [entry for entry in manifest.cases if manifest.is_recorded(entry)]
     if not recorded or manifest.options.layout not in _READMES:
         return (file_entry(folder, folder / "verify.py"),)
     left = megabytes * 1_000_000
@@ -89,8 +105,10 @@ def write_golden(
     for entry in recorded:
         size = _size(manifest, entry)
         if 0 < size <= min(left, share):
-            left -= size
-            cases.append(_write_case(folder, manifest, entry, vectors(entry.name)))
+            found = vectors(entry.name)
+            if found.known is None or found.known.all():
+                left -= size
+                cases.append(_write_case(folder, manifest, entry, found))
     document = {
         "schema_version": SCHEMA_VERSION,
         "tolerance": {manifest.options.dtype: _tolerance(manifest)},
@@ -98,7 +116,7 @@ def write_golden(
         "cases": cases,
     }
     (folder / "cases" / "golden.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", "utf-8")
-    (folder / "cases" / "README.md").write_text(_READMES[manifest.options.layout], "utf-8")
+    (folder / "cases" / "README.md").write_text(readme(manifest), "utf-8")
     names = ("cases/README.md", "cases/golden.json", "verify.py")
     return tuple(file_entry(folder, folder / name) for name in names)
 
@@ -156,6 +174,7 @@ def _calls(
     """Inputs and outputs of every call, caches handed on from the reference's own."""
     case, options, slots = vectors.case, manifest.options, manifest.model.slots
     data = {"input_ids": case.tokens, "attention_mask": case.mask, "position_ids": case.positions, **vectors.arrays}
+    data["logits"] = np.asarray(vectors.arrays["logits"]).astype(np.float32)  # rebuilt ones are float64
     document = {"options": asdict(options), "model": {"slots": [asdict(slot) for slot in slots]}}
     past: dict[str, Array] = {}
     for call in verify.calls(document["options"], {"chunks": entry.chunks, "first": entry.first}, data):
@@ -169,7 +188,7 @@ def _calls(
             inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
         shapes = {port.name: port.shape for port in ports.outputs}
         outputs: dict[str, Array] = {}
-        for name, values, _, places in verify.expectations(document, data, call):
+        for name, values, _, places, _ in verify.expectations(document, data, call):
             outputs[name] = values if places is None or name == "logits" else _placed(shapes[name], places, values)
         yield call, inputs, outputs
         past = {into: outputs[out] for out, into in _chain(manifest).items()}

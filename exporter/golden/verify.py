@@ -53,13 +53,14 @@ def verify(names: list[str], *, check: bool, tol: float | None) -> int:
     if check:
         check_files(manifest)
     check_playable(manifest["options"])
-    recorded = [case for case in manifest["cases"] if case["file"]]
+    known = {sequence["name"]: sequence for sequence in manifest["sequences"] if sequence["logits"] != "none"}
+    recorded = [case for case in manifest["cases"] if all(row["sequence"] in known for row in case["rows"])]
     if not recorded:
         raise CouldNotTellError("this bundle was exported without reference vectors; there is nothing to compare with")
     golden = json.loads((ROOT / "cases" / "golden.json").read_text("utf-8"))
     tol = golden["tolerance"][manifest["options"]["dtype"]] if tol is None else tol
     chosen = [case for case in recorded if not names or case["name"] in names]
-    missing = [case["name"] for case in chosen if not inside(case["file"]["path"]).is_file()]
+    missing = [case["name"] for case in chosen if not all(inside(path).is_file() for path in paths_of(manifest, case))]
     if missing and check:
         raise CouldNotTellError(f"the vectors of {', '.join(missing)} are missing (--no-hash replays the others)")
     chosen = [case for case in chosen if case["name"] not in missing]
@@ -91,8 +92,8 @@ def check_playable(options: dict[str, Any]) -> None:
 
 def check_files(manifest: dict[str, Any]) -> None:
     """Refuse files that are missing or changed."""
+    vectors = [item["file"] for item in [*manifest["cases"], *manifest["sequences"]]]
     entries = [graph["file"] for graph in manifest["graphs"].values()] + manifest["weights"] + manifest["files"]
-    vectors = [case["file"] for case in manifest["cases"] if case["file"]]
     for entry in entries + [entry for entry in vectors if inside(entry["path"]).is_file()]:
         path = inside(entry["path"])
         if not path.is_file():
@@ -164,7 +165,7 @@ def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any
     """Largest difference of a case, and where it is; infinite for a wrong shape or a value that is not finite."""
     import numpy as np
 
-    data = dict(np.load(inside(case["file"]["path"]), allow_pickle=False))
+    data = load(manifest, case)
     worst, place = 0.0, ""
     for group in groups(manifest["options"], data):
         past: dict[str, Any] = {}
@@ -178,12 +179,60 @@ def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any
                 feeds[name] = past[name] if past else empty_cache(ports[name].shape, dtype, group)
             names = [port.name for port in session.get_outputs()]
             outputs = dict(zip(names, session.run(names, feeds)))  # noqa: B905 (Python 3.9 has no strict)
-            for name, expected, live, rows in expectations(manifest, group, call):
-                difference = distance(outputs[name], expected, live, rows)
+            for name, expected, live, rows, ids in expectations(manifest, group, call):
+                actual = outputs[name] if ids is None else np.take_along_axis(outputs[name], ids, 2)
+                difference = distance(actual, expected, live, rows)
                 if difference >= worst:
                     worst, place = difference, f"call {call.index}, {name}"
             past = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
     return worst, place
+
+
+def paths_of(manifest: dict[str, Any], case: dict[str, Any]) -> list[str]:
+    """Files of a case: its inputs, then the sequence of each row."""
+    paths = {sequence["name"]: sequence["file"]["path"] for sequence in manifest["sequences"]}
+    return [case["file"]["path"], *(paths[row["sequence"]] for row in case["rows"])]
+
+
+def load(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of a case, and what is expected of it, by slot: each row begins the sequence that the manifest names."""
+    import numpy as np
+
+    inputs, *paths = paths_of(manifest, case)
+    data = dict(np.load(inside(inputs), allow_pickle=False))
+    batch, total = data["input_ids"].shape
+    data["recorded"] = np.zeros((batch, total), bool)
+    for row, place in enumerate(case["rows"]):
+        found = np.load(inside(paths[row]), allow_pickle=False)
+        pad, count = place["pad"], total - place["pad"]
+        rows = found["rows"] if "rows" in found.files else np.arange(total)
+        rows = rows[rows < count]
+        data["recorded"][row, rows + pad] = True
+        for name in found.files:
+            part, kind = found[name], name.rpartition(".")[2]
+            if kind in ("key", "value"):
+                into = filled(data, name, (batch, len(part), total), part)
+                into[row, :, rows + pad] = np.moveaxis(part[:, : len(rows)], 1, 0)
+            elif kind == "conv_state":  # the column that each token adds
+                filled(data, name, (batch, len(part), total), part)[row, :, pad:] = part[:, :count]
+            elif name.startswith("cache."):  # a state after each call
+                into = filled(data, name, (batch, len(data["chunks"])), part)
+                for call, stop in enumerate(np.cumsum(data["chunks"]) - pad):
+                    into[row, call] = part[found["stops"] == stop][0] if stop > 0 else 0
+            elif name in ("logits", "top_ids", "top_logits", "column_logits"):
+                filled(data, name, (batch, total), part)[row, pad:] = part[:count]
+            elif name == "column_ids":
+                data[name] = np.broadcast_to(part, (batch, total, len(part)))
+    return data
+
+
+def filled(data: dict[str, Any], name: str, axes: tuple[int, ...], part: Any) -> Any:
+    """An array of a case, zeros where nobody wrote yet; its last axes are those of a sequence's part."""
+    import numpy as np
+
+    if name not in data:
+        data[name] = np.zeros((*axes, *part.shape[len(axes) - 1 :]), part.dtype)
+    return data[name]
 
 
 def groups(options: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,12 +241,9 @@ def groups(options: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]
 
     rows = data["attention_mask"].shape[0]
     size = options["batch"] if options["layout"] == "static" else rows
-    whole = {"input_ids", "attention_mask", "position_ids", "logits"}
+    calls = {"chunks", "first", "why"}
     taken = [np.minimum(np.arange(first, first + size), rows - 1) for first in range(0, rows, size)]
-    return [
-        {name: value[index] for name, value in data.items() if name in whole or name.startswith("cache.")}
-        for index in taken
-    ]
+    return [{name: value[index] for name, value in data.items() if name not in calls} for index in taken]
 
 
 def calls(options: dict[str, Any], case: dict[str, Any], data: dict[str, Any]) -> Iterator[Call]:
@@ -277,14 +323,21 @@ def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str,
     return made
 
 
-def expectations(manifest: dict[str, Any], data: dict[str, Any], call: Call) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, expected value, live slots (None: all of a state) and rows that count (None: all) of every output."""
+def expectations(
+    manifest: dict[str, Any], data: dict[str, Any], call: Call
+) -> Iterator[tuple[str, Any, Any, Any, Any]]:
+    """Name, value, live slots, rows that count and logits that count of every output of a call; None: all of them."""
     import numpy as np
 
     options, mask, start, stop = manifest["options"], data["attention_mask"], call.start, call.stop
     fixed = options["layout"] == "static"
     first = stop - 1 if options["logits"] == "last" else start
-    yield "logits", data["logits"][:, first:stop], mask[:, first:stop] == 1, np.arange(stop - first) if fixed else None
+    values, ids = data.get("logits"), None
+    if values is None:  # of a large vocabulary: the largest ones and some fixed columns
+        ids = np.concatenate([data["top_ids"], data["column_ids"]], axis=2)[:, first:stop].astype(np.int64)
+        values = np.concatenate([data["top_logits"], data["column_logits"]], axis=2)
+    tokens = np.arange(stop - first) if fixed else None
+    yield "logits", values[:, first:stop], mask[:, first:stop] == 1, tokens, ids
     for slot in manifest["model"]["slots"]:
         rows = capacity(options, slot) if fixed else stop
         if not fixed and slot["window"] is not None and options["sliding_cache"] == "bounded":
@@ -292,10 +345,11 @@ def expectations(manifest: dict[str, Any], data: dict[str, Any], call: Call) -> 
         kept = np.arange(max(stop - rows, 0), stop)
         for part in ("key", "value") if slot["kv_heads"] else ():
             wanted = data[f"cache.{slot['slot']}.{part}"][:, :, kept]
-            yield f"present.{slot['slot']}.{part}", wanted, mask[:, kept] == 1, kept % rows if fixed else None
+            live = (mask[:, kept] == 1) & data.get("recorded", mask)[:, kept].astype(bool)
+            yield f"present.{slot['slot']}.{part}", wanted, live, kept % rows if fixed else None, None
         for state in slot["states"]:
             wanted = state_after(data[f"cache.{slot['slot']}.{state['part']}"], state, call)
-            yield f"present.{slot['slot']}.{state['part']}", wanted, None, None
+            yield f"present.{slot['slot']}.{state['part']}", wanted, None, None, None
 
 
 def state_after(recorded: Any, state: dict[str, Any], call: Call) -> Any:

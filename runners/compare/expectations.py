@@ -12,8 +12,8 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Step
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import part_dtype
-from kvparity.exporter.contract.vectors import Vectors, cache_key, expected_outputs
-from kvparity.runners.diff.budget import Noise, noise_of
+from kvparity.exporter.contract.vectors import LARGEST, NOISE, Vectors, cache_key, expected_outputs
+from kvparity.runners.diff.budget import Noise, floor_of, noise_of
 from kvparity.runners.diff.names import KINDS, axis_of, is_state, kind_of
 from kvparity.runners.diff.tensor import Expectation
 
@@ -62,13 +62,18 @@ def case_noise(bundle: Bundle, vectors: Vectors) -> dict[str, Noise]:
     if not vectors.has_float64:
         return {}
     live = vectors.case.mask.astype(bool)
+    known = live if vectors.known is None else live & vectors.known
     noise: dict[str, Noise] = {}
-    for key, values in vectors.arrays.items():
+    if vectors.noise is not None:
+        found = vectors.noise[live]
+        largest = float(found[:, LARGEST].max(initial=0.0))
+        noise["logits"] = Noise(float(found[:, NOISE].max(initial=0.0)), floor_of(largest, dtype_of(bundle, "logits")))
+    for key, delta in vectors.deltas.items():
         kind, axis = kind_of(key), axis_of(key) or 1  # states: one per call
-        rows, delta = np.moveaxis(values, axis, 1), np.moveaxis(vectors.deltas[key], axis, 1)
-        counted = np.ones(rows.shape[:2], bool) if is_state(key) else live
-        found = noise_of(rows, delta, counted, dtype_of(bundle, key))
-        noise[kind] = noise[kind].merge(found) if kind in noise else found
+        rows = np.moveaxis(vectors.arrays[key], axis, 1), np.moveaxis(delta, axis, 1)
+        counted = np.ones(rows[0].shape[:2], bool) if is_state(key) else live if key == "logits" else known
+        own = noise_of(*rows, counted, dtype_of(bundle, key))
+        noise[kind] = noise[kind].merge(own) if kind in noise else own
     return noise
 
 
@@ -95,6 +100,7 @@ def step_expectations(
     values = expected_outputs(vectors.arrays, step, slots, bounded=bounded, last=last)
     deltas = expected_outputs(vectors.deltas, step, slots, bounded=bounded, last=last) if vectors.has_float64 else {}
     mask = vectors.case.mask.astype(bool)
+    sampled = np.ones_like(mask) if vectors.known is None else vectors.known
     expectations = []
     for name, array in values.items():
         axis = axis_of(name)
@@ -106,11 +112,13 @@ def step_expectations(
                 values=array,
                 dtype=wanted.dtype or dtype_of(bundle, name),
                 live=live,
+                known=sampled[:, first : step.stop] if name.endswith((".key", ".value")) else None,
                 axis=axis,
                 first=first,
                 limit=limits[kind_of(name)],
                 delta=deltas.get(name),
                 float64=wanted.against == "float64",
+                noise=vectors.noise[:, first : step.stop] if name == "logits" and vectors.noise is not None else None,
             )
         )
     return expectations

@@ -114,7 +114,7 @@ class _Asked:
         entries = {entry.name: entry for entry in self.bundle.manifest.cases}
         specs = {label_of(spec): spec for spec in self.options.runners}
         self.say("locating")
-        return locate(self.bundle, report, specs, lambda case: self.references.vectors(entries[case]), self.opener)
+        return locate(self.bundle, report, specs, lambda case: self.references.whole(entries[case]), self.opener)
 
     def exact(self) -> Answer:
         """The graphs evaluated in float64 against PyTorch in float64."""
@@ -161,6 +161,7 @@ class _Asked:
         missing = self.bundle.missing_cases()
         left = [entry for entry in entries if entry.name not in missing and self.references.has(entry)]
         self.not_judged[:] = [entry.name for entry in entries if entry not in left]
+        self.references.prepare(left)
         return left
 
     @contextmanager
@@ -243,7 +244,8 @@ class _Asked:
                 played[key] = play_whole(self.bundle, session, item.base)
             return judge_identity(self.bundle, session, item, played[key], limits, label)
         except Exception as error:
-            shown = CaseEntry(item.name, 1, item.variant.total, item.variant.chunks, item.variant.first, item.why)
+            variant = item.variant
+            shown = replace(variant, name=item.name, why=item.why, tokens=variant.tokens[:1], pads=variant.pads[:1])
             return failed_case("self", label, shown, self._message(error))
 
     def _reference_message(self, error: Exception) -> str:

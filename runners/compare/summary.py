@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
+from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.features import unproven
 from kvparity.runners.compare.options import JudgeOptions
 from kvparity.runners.diff.budget import Noise, add64, budget_of
@@ -58,7 +59,7 @@ class Answer:
         return worst_verdict(absent + [case.record.verdict for case in self.cases])
 
 
-def failed_case(question: Question, runner: str, entry: CaseEntry, message: str) -> CaseDiff:
+def failed_case(question: Question, runner: str, entry: CaseEntry | Case, message: str) -> CaseDiff:
     """A case that could not be judged."""
     return CaseDiff(
         CaseRecord(
@@ -291,5 +292,5 @@ def _bundle(bundle: Bundle) -> BundleRecord:
         noise=dict(sorted(manifest.noise.items())),
         quantization=manifest.quantization,
         exercises=model.features,
-        not_proven=unproven(model, [case.total for case in manifest.cases if case.file is not None]),
+        not_proven=unproven(model, [case.total for case in manifest.cases if manifest.is_recorded(case)]),
     )

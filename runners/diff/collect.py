@@ -26,7 +26,7 @@ from kvparity.runners.diff.records import (
     number,
 )
 from kvparity.runners.diff.sentences import divergence_of
-from kvparity.runners.diff.tensor import Array, Expectation, TensorDiff
+from kvparity.runners.diff.tensor import Array, Bools, Expectation, TensorDiff
 from kvparity.runners.diff.tokens import flips
 
 __all__ = ["CaseDiff", "Collector"]
@@ -89,14 +89,16 @@ class Collector:
                 self._totals[diff.name] = merge(self._totals.get(diff.name, {}), diff.totals)
             if diff.totals64:
                 self._totals64[diff.name] = add64(self._totals64.get(diff.name, {}), diff.totals64)
-        self._steps.append((step, [replace(diff, errors=None, errors64=None, noise=None) for diff in diffs]))
-        valued = {diff.name for diff in diffs if diff.errors is not None}
+        flipped = {diff.name: diff.flipped for diff in diffs if diff.flipped is not None}
         for expectation in expected:
-            if expectation.name == "logits" and "logits" in valued:
-                self._take_flips(step, np.asarray(outputs["logits"]), expectation)
+            if expectation.name in flipped:
+                self._take_flips(step, np.asarray(outputs[expectation.name]), expectation, flipped[expectation.name])
+        self._steps.append(
+            (step, [replace(diff, errors=None, errors64=None, noise=None, flipped=None) for diff in diffs])
+        )
 
-    def _take_flips(self, step: Step, logits: Array, expectation: Expectation) -> None:
-        for flip in flips(logits, expectation, step.index):
+    def _take_flips(self, step: Step, logits: Array, expectation: Expectation, flipped: Bools) -> None:
+        for flip in flips(logits, expectation, flipped, step.index):
             self._flips += 1
             self._near_ties += flip.near_tie
             if len(self._top) < SHOWN_FLIPS:

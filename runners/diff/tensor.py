@@ -19,10 +19,11 @@ from kvparity.runners.diff.budget import add64, terms64
 from kvparity.runners.diff.metrics import Block, Floats, Totals, measure, merge
 from kvparity.runners.diff.names import Axis
 
-__all__ = ["Expectation", "Place", "Reason", "TensorDiff", "compare"]
+__all__ = ["Bools", "Expectation", "Place", "Reason", "TensorDiff", "compare"]
 
 Array = npt.NDArray[np.generic]
 Bools = npt.NDArray[np.bool_]
+_Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Reason = Literal["missing", "extra", "dtype", "shape", "nonfinite", "value", "bits"]
 BLOCK = 1 << 21  # elements held in float64 at once: 16 MB per temporary
 
@@ -42,6 +43,9 @@ class Expectation:
         limit: Largest difference that passes.
         delta: The float64 reference minus ``values``, where it is known.
         float64: Judge against the float64 reference instead of ``values``.
+        known: (batch, rows): False where the reference of a row was not recorded; None where all were.
+        noise: (batch, rows, 3): the reference's own float32 error in each row, where ``values`` are the float64
+            reference themselves: largest, sum of squares, and largest magnitude; None elsewhere.
         bitwise: Require the same bytes as well.
     """
 
@@ -55,6 +59,13 @@ class Expectation:
     delta: Array | None = None
     float64: bool = False
     bitwise: bool = False
+    known: Bools | None = None
+    noise: Floats | None = None
+
+    @property
+    def judged(self) -> Bools:
+        """(batch, rows): rows whose values are compared."""
+        return self.live if self.known is None else self.live & self.known
 
 
 @dataclass(frozen=True)
@@ -89,11 +100,13 @@ class TensorDiff:
         worst: Where it is; for a non-finite value, where the first one is.
         bad: First element over the limit, by token slot.
         compared: Elements compared.
-        padded: Slots left out of the value comparison, over the batch.
+        padded: Slots left out of the value comparison because they are padding, over the batch.
+        rows: Rows whose values were compared, and how many there are that are no padding.
         first: Token slot of row 0.
         errors: (batch, rows) largest difference per slot, NaN on padding; None where values were not compared.
         errors64: The same against the float64 reference; None where there is none.
         noise: The same for the reference's own float32 rounding; None where there is none.
+        flipped: (batch, rows) of logits: where the likeliest token differs; None elsewhere.
         totals: Terms of every metric.
         totals64: Sums of squares and maxima against float64: ``candidate`` and ``reference``, (max, squares, count).
     """
@@ -107,10 +120,12 @@ class TensorDiff:
     bad: Place | None = None
     compared: int = 0
     padded: int = 0
+    rows: tuple[int, int] = (0, 0)
     first: int = 0
     errors: Floats | None = None
     errors64: Floats | None = None
     noise: Floats | None = None
+    flipped: Bools | None = None
     totals: Totals = field(default_factory=dict)
     totals64: Totals = field(default_factory=dict)
 
@@ -178,15 +193,17 @@ class _Rows:
         actual = float(self.actual[(batch, row, *inner)])
         return Place(batch, max(self.expectation.first + row, 0), index, expected, actual)
 
-    def blocks(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Batch and row numbers of live slots, few enough at a time."""
-        batches, rows = np.nonzero(self.expectation.live)
+    def blocks(self) -> Iterator[_Places]:
+        """Batch and row numbers of slots that are judged, few enough at a time."""
+        batches, rows = np.nonzero(self.expectation.judged)
         step = max(BLOCK // max(int(np.prod(self.inner)), 1), 1)
         for start in range(0, len(rows), step):
             yield batches[start : start + step], rows[start : start + step]
 
 
 def _by_row(array: Array, axis: Axis) -> Array:
+    if axis == 1:
+        return array  # logits may be rebuilt where they are looked at, and no numpy array yet
     return np.moveaxis(array, axis, 1) if axis else array[:, None]
 
 
@@ -201,7 +218,8 @@ def _finiteness(rows: _Rows) -> TensorDiff | None:
     expectation = rows.expectation
     if _all_finite(rows.actual):
         return None
-    batches, row_numbers = np.nonzero(np.ones(rows.shape, bool))
+    axes = tuple(range(2, rows.actual.ndim))
+    batches, row_numbers = np.nonzero(~np.isfinite(rows.actual).all(axis=axes))
     actual = _take(rows.actual, batches, row_numbers)
     expected = _take(rows.expected, batches, row_numbers)
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
@@ -214,7 +232,7 @@ def _finiteness(rows: _Rows) -> TensorDiff | None:
     batch, row = int(batches[slot]), int(row_numbers[slot])
     place = rows.place(batch, row, feature, float(expected[slot, feature]))
     padding = "" if expectation.live[batch, row] else ", on padding"
-    detail = f"{int(bad.sum())} of {bad.size} values are NaN or Inf where the reference is not{padding}"
+    detail = f"{int(bad.sum())} of {rows.actual.size} values are NaN or Inf where the reference is not{padding}"
     padded = int((~expectation.live).sum())
     return TensorDiff(
         expectation.name,
@@ -223,52 +241,65 @@ def _finiteness(rows: _Rows) -> TensorDiff | None:
         detail,
         worst=place,
         bad=place,
-        compared=int(bad.size),
+        compared=int(rows.actual.size),
         padded=padded,
         first=expectation.first,
     )
 
 
 def _all_finite(array: Array) -> bool:
-    return all(bool(np.isfinite(row.astype(np.float64)).all()) for row in array) if array.size else True
+    return all(bool(np.isfinite(rows).all()) for batch in array for rows in batch) if array.size else True
 
 
 def _values(rows: _Rows) -> TensorDiff:
-    """Differences of live slots."""
+    """Differences of the rows that are judged."""
     expectation = rows.expectation
+    has64 = rows.delta is not None or expectation.noise is not None
     errors = np.full(rows.shape, np.nan)
-    errors64 = None if rows.delta is None else errors.copy()
-    noise = None if rows.delta is None else errors.copy()
+    errors64, noise = (errors.copy(), errors.copy()) if has64 else (None, None)
+    flipped = np.zeros(rows.shape, bool) if expectation.axis == 1 else None
     totals: Totals = {}
     totals64: Totals = {}
     compared = 0
-    for batches, row_numbers in rows.blocks():
-        actual, expected = _aligned(rows, batches, row_numbers)
-        block = Block(actual, expected)
-        if rows.delta is not None and errors64 is not None and noise is not None:
-            delta = _take(rows.delta, batches, row_numbers)
-            candidate = block.error - delta
-            errors64[batches, row_numbers] = np.abs(candidate).max(axis=1, initial=0.0)
-            noise[batches, row_numbers] = np.abs(delta).max(axis=1, initial=0.0)
-            totals64 = add64(totals64, {"candidate": terms64(candidate), "reference": terms64(delta)})
-            if expectation.float64:
-                block = Block(actual, expected + delta)
-        errors[batches, row_numbers] = np.abs(block.error).max(axis=1, initial=0.0)
+    for places in rows.blocks():
+        block = Block(*_aligned(rows, *places))
+        if errors64 is not None and noise is not None:
+            candidate, own = _against64(rows, places, block, noise)
+            errors64[places] = np.abs(candidate).max(axis=1, initial=0.0)
+            totals64 = add64(totals64, {"candidate": terms64(candidate), "reference": own})
+            if expectation.float64 and rows.delta is not None:
+                block = Block(block.actual, block.actual - candidate)
+        errors[places] = np.abs(block.error).max(axis=1, initial=0.0)
         totals = merge(totals, measure(block, logits=expectation.axis == 1))
         compared += block.error.size
-    padded = int((~expectation.live).sum())
+        if flipped is not None:
+            flipped[places] = block.top_expected != block.top_actual
     base = TensorDiff(
         expectation.name,
         expectation.limit,
         compared=compared,
-        padded=padded,
+        padded=int((~expectation.live).sum()),
+        rows=(int(expectation.judged.sum()), int(expectation.live.sum())),
         first=expectation.first,
         errors64=errors64,
         noise=noise,
+        flipped=flipped,
         totals=totals,
         totals64=totals64,
     )
     return _judge(rows, base, errors) if compared else base
+
+
+def _against64(rows: _Rows, places: _Places, block: Block, noise: Floats) -> tuple[Floats, Floats]:
+    """The candidate's error against float64, and the terms of the reference's own, whose largest goes to ``noise``."""
+    if rows.delta is None:
+        assert rows.expectation.noise is not None
+        own = rows.expectation.noise[places]
+        noise[places] = own[:, 0]
+        return block.error, np.asarray([own[:, 0].max(initial=0.0), own[:, 1].sum(), block.error.size])
+    delta = _take(rows.delta, *places)
+    noise[places] = np.abs(delta).max(axis=1, initial=0.0)
+    return block.error - delta, terms64(delta)
 
 
 def _aligned(rows: _Rows, batches: npt.NDArray[np.int64], row_numbers: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -284,7 +315,7 @@ def _aligned(rows: _Rows, batches: npt.NDArray[np.int64], row_numbers: npt.NDArr
 def _judge(rows: _Rows, base: TensorDiff, errors: Floats) -> TensorDiff:
     """Worst and first bad slot, and the verdict; ``not (error <= limit)`` so that NaN is bad."""
     expectation = rows.expectation
-    live = expectation.live
+    live = expectation.judged
     bad = ~(errors <= expectation.limit) & live
     largest = np.where(live, np.nan_to_num(errors, nan=np.inf), -1.0)
     batch, row = (int(i) for i in np.unravel_index(int(largest.argmax()), largest.shape))

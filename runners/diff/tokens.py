@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from kvparity.runners.diff.metrics import TOP_K, Floats
 from kvparity.runners.diff.records import TokenChoice, TopDifference, number
@@ -13,7 +14,9 @@ from kvparity.runners.diff.tensor import Array, Expectation
 __all__ = ["flips"]
 
 
-def flips(actual: Array, expectation: Expectation, step: int) -> Iterator[TopDifference]:
+def flips(
+    actual: Array, expectation: Expectation, flipped: npt.NDArray[np.bool_], step: int
+) -> Iterator[TopDifference]:
     """Live positions where the likeliest token differs, in slot order.
 
     A flip is a near tie when the reference rates both tokens within twice the limit of each other: an error within
@@ -22,15 +25,14 @@ def flips(actual: Array, expectation: Expectation, step: int) -> Iterator[TopDif
     Args:
         actual: (batch, rows, vocab) logits of the candidate, of the expected shape.
         expectation: What they must be.
+        flipped: (batch, rows): where it differs.
         step: Number of the call.
     """
-    batches, rows = np.nonzero(expectation.live)
+    batches, rows = np.nonzero(flipped)
     for batch, row in sorted(zip(batches.tolist(), rows.tolist(), strict=True), key=lambda pair: (pair[1], pair[0])):
         reference = _reference(expectation, batch, row)
         candidate = actual[batch, row].astype(np.float64)
         chosen, other = int(reference.argmax()), int(candidate.argmax())
-        if chosen == other:
-            continue
         gap = float(reference[chosen] - reference[other])
         yield TopDifference(
             step=step,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Stored", "stream_weights"]
+__all__ = ["Stored", "apply_linear", "stream_weights", "widen_as_called"]
 
 Stored = Mapping[str, Path]  # which file holds a tensor
 
@@ -51,6 +51,56 @@ def stream_weights(model: Any, stored: Stored, dtype: torch.dtype) -> list[str]:
     return lacking
 
 
+def widen_as_called(model: nn.Module) -> None:
+    """Let a float32 model compute in float64: each module's weights are widened before its forward, dropped after it.
+
+    The numbers are those of ``model.double()``; what it takes is the float32 model and its largest module in float64.
+    """
+    for name, buffer in list(model.named_buffers()):
+        if buffer.dtype == torch.float32:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner._buffers[name.rpartition(".")[2]] = buffer.double()
+    for module in model.modules():
+        owned = {key: value for key, value in module._parameters.items() if value is not None}
+        if owned and isinstance(module, nn.Embedding):
+            module.register_forward_hook(lambda _module, _args, rows: rows.double())
+        elif any(value.dtype == torch.float32 for value in owned.values()):
+            _widen(module, owned)
+
+
+def _widen(module: nn.Module, owned: Mapping[str, nn.Parameter]) -> None:
+    def widen(*_: Any) -> None:
+        module._parameters.update({key: _parameter(value.data, torch.float64) for key, value in owned.items()})
+
+    def drop(*_: Any) -> None:
+        module._parameters.update(owned)
+
+    module.register_forward_pre_hook(widen)
+    module.register_forward_hook(drop)
+
+
+def apply_linear(module: nn.Module, entering: torch.Tensor) -> Any:
+    """A module's output; of a linear layer made of a block of its rows at a time, which is all that is ever widened."""
+    rows = getattr(module, _ROWS, None)
+    if rows is None and type(module) is nn.Linear and not module.weight.is_meta:
+        weight = module.weight
+        rows = lambda start, stop: weight[start:stop]  # noqa: E731
+    if rows is None or type(module) is not nn.Linear:
+        return module(entering)
+    with torch._C.DisableTorchFunction():
+        parts = [
+            nn.functional.linear(entering, rows(start, start + _BLOCK).to(entering.dtype))
+            for start in range(0, module.out_features, _BLOCK)
+        ]
+        made = torch.cat(parts, dim=-1)
+        bias = None if module.bias is None else module.bias if not module.bias.is_meta else getattr(module, _BIAS)()
+        return made if bias is None else made + bias.to(entering.dtype)
+
+
+_ROWS, _BIAS = "kvparity_rows", "kvparity_bias"  # how a linear layer that is streamed is read in parts
+_BLOCK = 16_384  # rows of a linear layer at a time
+
+
 def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str], dtype: torch.dtype) -> None:
     empty = dict(module._parameters)
 
@@ -63,6 +113,9 @@ def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str], dtype: to
 
     module.register_forward_pre_hook(load)
     module.register_forward_hook(drop)
+    if type(module) is nn.Linear:
+        setattr(module, _ROWS, lambda start, stop: _read(stored, owned["weight"], slice(start, stop)))
+        setattr(module, _BIAS, lambda: _read(stored, owned["bias"], slice(None)))
 
 
 def _hook_table(module: nn.Embedding, stored: Stored, name: str, dtype: torch.dtype) -> None:

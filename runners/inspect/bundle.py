@@ -38,7 +38,7 @@ def inspection(bundle: Bundle) -> dict[str, Any]:
 
 def judged_lengths(bundle: Bundle) -> list[int]:
     """Tokens of each case that can be judged."""
-    return [case.total for case in bundle.manifest.cases if case.file is not None]
+    return [case.total for case in bundle.manifest.cases if bundle.manifest.is_recorded(case)]
 
 
 def operator_counts(bundle: Bundle, kind: GraphKind) -> dict[str, int]:

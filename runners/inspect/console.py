@@ -60,7 +60,7 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
     console.print(_port_table(bundle))
     for item in bundle.manifest.host_inputs:
         console.print(f"the host computes {item.name}: {item.formula}", markup=False)
-    recorded = sum(case.file is not None for case in bundle.manifest.cases)
+    recorded = len(judged_lengths(bundle))
     console.print(f"{len(bundle.manifest.cases)} cases, {recorded} recorded: ", end="")
     console.print(", ".join(case.name for case in bundle.manifest.cases))
 

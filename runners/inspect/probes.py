@@ -65,7 +65,7 @@ def inside(bundle: Bundle, cases: tuple[str, ...] = (), step: int | None = None)
         BundleError: No such case, no recorded vectors, or no such call.
         TraceError: The bundle's layout is not the dynamic one.
     """
-    recorded = [entry for entry in select_cases(bundle, cases) if entry.file is not None]
+    recorded = [entry for entry in select_cases(bundle, cases) if bundle.manifest.is_recorded(entry)]
     if not recorded:
         raise BundleError(f"{bundle.root}: no vectors are recorded of these cases; export with --vectors all")
     for entry in recorded if cases else recorded[:1]:

@@ -153,7 +153,7 @@ def measure_ranges(bundle: Bundle, dtype: str = "auto", patterns: Sequence[str] 
 
 
 def _chosen(bundle: Bundle, patterns: tuple[str, ...]) -> list[CaseEntry]:
-    entries = [entry for entry in select_cases(bundle, patterns) if entry.file is not None or patterns]
+    entries = [entry for entry in select_cases(bundle, patterns) if bundle.manifest.is_recorded(entry) or patterns]
     if patterns:
         return entries
     short = [entry for entry in entries if entry.batch * entry.total <= _MOST_TOKENS] or entries[:1]

@@ -1,111 +1,112 @@
-"""Records reference vectors: PyTorch in the bundle's dtype, call by call, and in float64 over the whole sequence.
+"""Records reference vectors: one pass of PyTorch over each sequence in float64, one in the bundle's dtype.
 
-The float64 run uses no cache between calls: it anchors rounding and, at the same time, would expose a fault in the
-reference's own caching.
+Every case is a cut of a sequence (:mod:`exporter.contract.vectors`). The float64 pass is one call without any cache,
+unless the attention scores of a sequence are too large for that: it anchors rounding and, at the same time, would
+expose a fault in the reference's own caching. Whether a model gives the same when it is called in pieces is tried
+first; one that does not (some state-space models) is recorded in the calls of each case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from kvparity.exporter.contract.bundle import Bundle, CaseEntry, Recording, file_entry, unrecorded_case
-from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.bundle import (
+    Bundle,
+    CaseEntry,
+    HeadEntry,
+    Recording,
+    RowEntry,
+    SequenceEntry,
+    file_entry,
+    unrecorded,
+    write_case,
+    write_sequence,
+)
+from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
+from kvparity.exporter.contract.head import Head
+from kvparity.exporter.contract.npz import write_npz
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions, ModelSpec
-from kvparity.exporter.contract.vectors import Recorder, Vectors, deltas_of
+from kvparity.exporter.contract.vectors import LARGEST, NOISE, SQUARES, Recorded, Recorder, cache_key, deltas_of
 from kvparity.runners.base import Array, Session
 from kvparity.runners.decode.layouts.dynamic import Player
-from kvparity.runners.diff.names import axis_of, is_state
+from kvparity.runners.reference.sample import Planned, Sample, plan_samples
 
-__all__ = ["record_cases", "recorder", "reference_arrays"]
+if TYPE_CHECKING:
+    from kvparity.runners.reference.class_head import ClassHead
 
-OnCase = Callable[[Case, int, int], None]
+__all__ = ["default_budget", "record_cases", "recorder", "reference_arrays"]
+
+OnSequence = Callable[[str, int, int], None]
+Opener = Callable[[str], Session]
+MEGABYTES = 256  # of reference vectors, unless 5 % of the weights are more
+_SCORES = 1 << 28  # bytes that the attention scores of one call may take in one layer
+_STREAMED = 1 << 32  # bytes of a model from which one module is held at a time
+_SAME = 1e-9  # relative, in float64: how far a model may be from itself when called in pieces
+_TOP, _COLUMNS = 64, 256  # largest and fixed columns of rebuilt logits that replays in other languages compare
+_STATES = ("recurrent_state", "ssm_state")
+_BLOCK = 64  # positions whose logits are made at a time
+
+
+def default_budget(bundle: Bundle) -> int:
+    """Bytes of all reference vectors: the larger of 256 MB and 5 % of the weights."""
+    return max(MEGABYTES * 1_000_000, sum(entry.bytes for entry in bundle.manifest.weights) // 20)
 
 
 def record_cases(
     bundle: Bundle,
     cases: Sequence[Case],
-    checkpoint: CheckpointFiles,
+    checkpoint: CheckpointFiles | None = None,
     *,
     float64: bool = True,
-    budget_mb: int = 256,
+    budget_mb: int | None = None,
     mode: str = "auto",
-    on_case: OnCase = lambda case, index, count: None,
+    on_sequence: OnSequence = lambda name, index, count: None,
+    opener: Opener | None = None,
+    folder: Path | None = None,
 ) -> Recording:
-    """Record every case that fits the size budget into ``<bundle>/cases``.
+    """Record every case into ``<bundle>/vectors``.
 
     Args:
-        bundle: The bundle being written; what the model is, and where the cases go.
+        bundle: The bundle being written; what the model is, and where the vectors go.
         cases: What to record.
-        checkpoint: What the reference is loaded from, by transformers and not by the exporter.
+        checkpoint: What the reference is loaded from, by transformers and not by the exporter; None takes the bundle's
+            own config and weights.
         float64: Record the float64 result as well.
-        budget_mb: Size of all vectors together; a case that would not fit is listed without a file (vocabularies of
-            262,144 need 1 MB per token).
+        budget_mb: Megabytes of all vectors together; None takes :func:`default_budget`. Logits of large vocabularies
+            are kept as the hidden states that enter the head, and cache rows as a sample, where all would take more.
         mode: ``whole`` holds PyTorch's model in memory, ``streamed`` one module's weights at a time (the same bits,
-            all weights read once per call), ``auto`` streams where the model would take over half of what is free.
-        on_case: Called before each case.
+            all weights read once per pass), ``auto`` streams models of four gigabytes and more, or of half of what
+            memory is free.
+        on_sequence: Called before each sequence: its name, its number, and how many there are.
+        opener: Opens PyTorch in a dtype given by name; the checkpoint's model where None.
+        folder: Takes ``vectors``; the bundle's where None.
     """
-    from kvparity.runners.engines.torch_eager import reference_session
-
-    chosen = _within(cases, bundle, budget_mb * 1_000_000, float64)
-    folder = bundle.root / "cases"
-    recorded: dict[str, Vectors] = {}
-    own = bundle.options.dtype
-    for dtype in (own, "float64") if float64 else (own,):
-        session = (
-            reference_session(bundle, dtype, checkpoint, streamed=_streams(bundle, mode, dtype)) if chosen else None
-        )
-        for index, case in enumerate(chosen):
-            on_case(case, index, len(chosen))
-            assert session is not None
-            arrays = reference_arrays(session, bundle.model, case if dtype == own else _at_once(case))
-            if dtype == own:
-                recorded[case.name] = Vectors(case, arrays)
-            else:
-                base = recorded[case.name].arrays
-                deltas = deltas_of(arrays, base, coarse=bundle.options.coarse)
-                recorded[case.name] = Vectors(case, base, deltas)
-    entries: list[CaseEntry] = []
-    for case in cases:
-        if case.name not in recorded:
-            entries.append(unrecorded_case(bundle.root, case))
-            continue
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{case.name}.npz"
-        recorded[case.name].save(path)
-        entry = CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why)
-        entries.append(replace(entry, file=file_entry(bundle.root, path)))
-    return Recording(tuple(entries), _noise(list(recorded.values())))
-
-
-def _streams(bundle: Bundle, mode: str, dtype: str) -> bool:
-    """Whether PyTorch's model is streamed."""
-    if mode != "auto" or bundle.options.quantize != "none":  # blocks are unpacked when the whole model is loaded
-        return mode == "streamed"
-    return bundle.model.parameters * {"float64": 8, "float32": 4}.get(dtype, 2) > _available_bytes() / 2
-
-
-def _available_bytes() -> float:
-    """Memory that can be had without swapping; unlimited where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float("inf")
+    root = folder or bundle.root
+    if not cases:
+        return unrecorded(root, cases)
+    budget = default_budget(bundle) if budget_mb is None else budget_mb * 1_000_000
+    made = _Recording(bundle, root, cases, float64, budget, on_sequence)
+    return made.record(opener or (lambda dtype: _open(bundle, mode, dtype, checkpoint)))
 
 
 def recorder(
-    *, float64: bool, budget_mb: int, on_case: OnCase, mode: str = "auto"
+    *, float64: bool, budget_mb: int | None, on_sequence: OnSequence, mode: str = "auto"
 ) -> Callable[[Bundle, Sequence[Case], CheckpointFiles], Recording]:
     """:func:`record_cases` with its settings, in the form that the exporter takes."""
 
     def record(bundle: Bundle, cases: Sequence[Case], checkpoint: CheckpointFiles) -> Recording:
-        return record_cases(bundle, cases, checkpoint, float64=float64, budget_mb=budget_mb, mode=mode, on_case=on_case)
+        return record_cases(
+            bundle, cases, checkpoint, float64=float64, budget_mb=budget_mb, mode=mode, on_sequence=on_sequence
+        )
 
     return record
 
@@ -119,41 +120,280 @@ def reference_arrays(session: Session, model: ModelSpec, case: Case) -> dict[str
     recorder = Recorder(case, model.slots)
     for step in case.steps():
         recorder.add(step, player.run(session, step, case.inputs(step)))
-    arrays = recorder.finish()
-    return {name: array if array.itemsize > 2 else array.astype(np.float32) for name, array in arrays.items()}
+    return {name: _widened(array) for name, array in recorder.finish().items()}
 
 
-def _at_once(case: Case) -> Case:
-    return replace(case, chunks=(case.total,), first=PREFILL)
+def _widened(array: Array) -> Array:
+    return array if array.itemsize > 2 else array.astype(np.float32)
 
 
-def _within(cases: Sequence[Case], bundle: Bundle, budget: int, float64: bool) -> list[Case]:
-    """The cases, in order, that fit the budget together."""
-    model = bundle.model
-    per_slot, per_call = model.vocab_size, 0
-    for slot, part in model.cache_names():
-        shape = slot.shape(part, 1, 1)
-        if part in ("key", "value", "conv_state"):  # the last is recorded as the column that each token adds
-            per_slot += prod(shape[:2]) if part == "conv_state" else prod(shape)
+def _open(bundle: Bundle, mode: str, dtype: str, checkpoint: CheckpointFiles | None) -> Session:
+    from kvparity.runners.engines.torch_eager import reference_session
+
+    size = bundle.model.parameters * (4 if bundle.options.dtype == "float32" else 2)
+    packed = bundle.options.quantize != "none"  # blocks are unpacked when the whole model is loaded
+    large = size > min(_STREAMED, _available_bytes() / 2)
+    streamed = mode == "streamed" or (mode == "auto" and large and not packed)
+    return reference_session(bundle, dtype, checkpoint, streamed=streamed)
+
+
+def _available_bytes() -> float:
+    """Memory that can be had without swapping; unlimited where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+class _Recording:
+    """One recording: what is recorded, and the passes that make it."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        root: Path,
+        cases: Sequence[Case],
+        float64: bool,
+        budget: int,
+        on_sequence: OnSequence,
+    ) -> None:
+        self.bundle, self.root, self.cases, self.float64 = bundle, root, cases, float64
+        self.budget, self.say = budget, on_sequence
+        self.item = 4 + (8 if bundle.options.coarse else 4) * float64  # bytes of a number and its float64 difference
+        self.head: Head | None = None
+        self.products: npt.NDArray[np.float64] | None = None
+
+    def record(self, opener: Opener) -> Recording:
+        """Both passes; each model is opened, used and dropped before the next."""
+        model = self.bundle.model
+        wide: dict[str, dict[str, Array]] = {}
+        session = opener("float64")
+        known = masters(self.cases)
+        whole = sum(map(len, known.values())) * model.vocab_size * self.item
+        if whole > min(self.budget, MEGABYTES * 1_000_000) // 4:
+            self._find_head(session, min(known.values(), key=len)[:_BLOCK])
+        planned, entries = self._plan(as_cut=not self._agrees_when_cut(session, known))
+        samples = self._samples(planned)
+        for item in planned if self.float64 else ():
+            self.say(f"{item.name} in float64", planned.index(item), len(planned))
+            wide[item.name] = self._pass(session, item, samples[item.name])
+        session.close()
+        del session
+        session = opener(self.bundle.options.dtype)
+        sequences, noise = [], dict[str, float]()
+        for item in planned:
+            self.say(item.name, planned.index(item), len(planned))
+            sample = samples[item.name]
+            recorded = self._finish(session, item, sample, wide.pop(item.name, {}))
+            for kind, size in _noise(recorded).items():
+                noise[kind] = max(noise.get(kind, 0.0), size)
+            file = write_sequence(self.root, item.name, recorded)
+            logits: Literal["all", "hidden"] = "all" if self.head is None else "hidden"
+            rows, stride = len(sample.rows), sample.stride
+            sequences.append(SequenceEntry(item.name, len(item.tokens), file, logits, rows, stride, item.chunks))
+        session.close()
+        return Recording(entries, noise, tuple(sequences), self._head_entry())
+
+    def _find_head(self, session: Session, tokens: IntArray) -> None:
+        """Look for the rule that rebuilds logits; without one they are recorded whole."""
+        model = getattr(session, "model", None)
+        if model is None:
+            return
+        from kvparity.runners.reference.class_head import ClassHead, find_head
+
+        head = ClassHead(model)
+        case = Case("head", tokens[None], (len(tokens),), (0,))
+        with head.caught() as caught:
+            caught.positions = range(len(tokens))
+            (step,) = case.steps()
+            logits = session.run(PREFILL, dict(case.inputs(step)))["logits"][0].astype(np.float64)
+            hidden = caught.hidden[0][0].numpy().astype(np.float64)
+        found = find_head(self.bundle, head, model.config.get_text_config(decoder=True), hidden, logits)
+        if found is not None:
+            self.head, self.products = found
+
+    def _head_entry(self) -> HeadEntry | None:
+        if self.head is None or self.products is None:
+            return None
+        path = self.root / "vectors" / "head.npz"
+        write_npz(path, {"products": self.products})
+        return HeadEntry(self.head.rule, self.head.width, file_entry(self.root, path))
+
+    def _agrees_when_cut(self, session: Session, known: Mapping[str, IntArray]) -> bool:
+        """Whether the model gives the same in several calls as in one, across the window."""
+        longest = max(known.values(), key=len)
+        tokens = longest[: min((self.bundle.model.window or 32) + 4, 640)]
+        if len(tokens) < 3:
+            return True
+        chunks = (len(tokens) - 2, 1, 1)
+        once, cut = (
+            self._pass(session, Planned("cut", tokens, calls, frozenset()), Sample(np.arange(len(tokens))))
+            for calls in ((len(tokens),), chunks)
+        )
+        keys = once.keys() - {"check_logits", "check_positions"}
+        return all(_apart(once[key], cut[key]) <= _SAME * float(np.abs(once[key]).max(initial=0.0)) for key in keys)
+
+    def _plan(self, *, as_cut: bool) -> tuple[list[Planned], tuple[CaseEntry, ...]]:
+        """The sequences to record, and the cases as cuts of them."""
+        if as_cut:
+            return self._plan_as_cut()
+        known = masters(self.cases)
+        edges: dict[str, set[int]] = {name: set() for name in known}
+        for case in self.cases:
+            for row in range(case.batch):
+                name = master_of(case.row(row), known)
+                assert name is not None
+                edges[name] |= {stop - case.pads[row] for stop in accumulate(case.chunks, initial=0)}
+        planned = [
+            Planned(name, tokens, self._calls(len(tokens), edges[name]), frozenset(edges[name]))
+            for name, tokens in known.items()
+        ]
+        return planned, tuple(write_case(self.root, case, known) for case in self.cases)
+
+    def _plan_as_cut(self) -> tuple[list[Planned], tuple[CaseEntry, ...]]:
+        """A sequence per row of every case, recorded in that row's own calls."""
+        planned, entries = [], []
+        for case in self.cases:
+            rows = []
+            for row in range(case.batch):
+                stops = [stop - case.pads[row] for stop in accumulate(case.chunks)]
+                chunks = tuple(stop - max(start, 0) for start, stop in pairwise([0, *stops]) if stop > 0)
+                name = case.name if case.batch == 1 else f"{case.name}-row-{row}"
+                planned.append(Planned(name, case.row(row), chunks, frozenset({0, *stops})))
+                rows.append(RowEntry(name, case.pads[row]))
+            entries.append(replace(write_case(self.root, case, {}), rows=tuple(rows)))
+        return planned, tuple(entries)
+
+    def _calls(self, total: int, edges: set[int]) -> tuple[int, ...]:
+        """Calls of the reference's pass: one, unless attention scores would be too large or states are wanted between.
+
+        A state is rewritten by every call, so that the ones at the edges of cases are had by calls that end there.
+        """
+        most = max(_SCORES // (8 * self.bundle.model.heads * total), 1)
+        stops = {*range(most, total, most), total}
+        if any(key.endswith(_STATES) for key in self._cache_keys()):
+            stops |= {edge for edge in edges if 0 < edge < total}
+        return tuple(stop - start for start, stop in pairwise([0, *sorted(stops)]))
+
+    def _cache_keys(self) -> list[str]:
+        return [cache_key(slot.slot, part) for slot, part in self.bundle.model.cache_names()]
+
+    def _samples(self, planned: Sequence[Planned]) -> dict[str, Sample]:
+        """Cache rows that fit beside what else is kept."""
+        model = self.bundle.model
+        total, calls = sum(len(item.tokens) for item in planned), sum(len(item.chunks) for item in planned)
+        if self.head is None:
+            other = total * model.vocab_size * self.item
         else:
-            per_call += prod(shape)
-    item = 4 + (8 if bundle.options.coarse else 4) * float64
-    chosen: list[Case] = []
-    for case in cases:
-        size = case.batch * (case.total * per_slot + len(case.chunks) * per_call) * item
-        if size <= budget:
-            budget -= size
-            chosen.append(case)
-    return chosen
+            fixed = 8 * self.head.size * (3 + sum(len(_checks(item)) for item in planned))
+            other = total * (self.head.width * self.item + 24 + 8 * _TOP + 4 * _COLUMNS) + fixed
+        row = 0
+        for slot, part in model.cache_names():
+            size = prod(slot.shape(part, 1, 1)) * self.item
+            if part in ("key", "value"):
+                row += size
+            else:  # a convolution is kept as the column that each token adds
+                other += total * size // slot.shape(part, 1, 1)[-1] if part == "conv_state" else calls * size
+        return plan_samples(model, planned, row, self.budget - other)
+
+    def _pass(self, session: Session, item: Planned, sample: Sample) -> dict[str, Array]:
+        """What the reference computes for a sequence: logits, or what enters the head, and cache rows."""
+        case = Case(item.name, item.tokens[None], item.chunks, (0,))
+        if self.head is None:
+            arrays = {key: array[0] for key, array in reference_arrays(session, self.bundle.model, case).items()}
+            return _sampled(arrays, sample)
+        from kvparity.runners.reference.class_head import ClassHead
+
+        model = self.bundle.model
+        player, made = Player(model, ExportOptions(dtype="float32")), Recorder(case, model.slots)
+        whole: dict[int, Array] = {}
+        with ClassHead(session.model).caught() as caught:  # type: ignore[attr-defined]
+            for step in case.steps():
+                at = [position for position in _checks(item) if step.start <= position < step.stop]
+                caught.positions = [position - step.start for position in at]
+                outputs = player.run(session, step, case.inputs(step))
+                whole |= dict(zip(at, outputs["logits"][0], strict=False))
+                hidden = caught.hidden.pop()
+                wide = hidden if hidden.itemsize > 2 else hidden.float()
+                made.add(step, {**outputs, "logits": wide.numpy()})
+        arrays = {key: _widened(array[0]) for key, array in made.finish().items()}
+        arrays["hidden"] = arrays.pop("logits")
+        checks = np.asarray(sorted(whole), np.int64)
+        logits = np.stack([_widened(whole[position]) for position in checks.tolist()])
+        return {**_sampled(arrays, sample), "check_positions": checks, "check_logits": logits}
+
+    def _finish(self, session: Session, item: Planned, sample: Sample, wide: Mapping[str, Array]) -> Recorded:
+        """The pass in the bundle's dtype, put together with the float64 one."""
+        arrays = self._pass(session, item, sample)
+        names = [key for key in arrays if key.startswith("check_")]
+        extra = {key: arrays.pop(key) for key in names}
+        extra |= {key: wide[key] for key in extra if key in wide}
+        deltas = deltas_of(wide, arrays, coarse=self.bundle.options.coarse) if wide else {}
+        if len(sample.rows) < len(item.tokens):
+            extra["rows"] = sample.rows
+        if any(key.endswith(_STATES) for key in arrays):
+            extra["stops"] = np.cumsum(item.chunks)
+        recorded = Recorded(item.tokens, arrays, deltas, extra)
+        if self.head is None:
+            return recorded
+        from kvparity.runners.reference.class_head import ClassHead
+
+        model = session.model  # type: ignore[attr-defined]
+        made = _logits(self.head, ClassHead(model), model.get_input_embeddings().weight.dtype, recorded)
+        return replace(recorded, extra={**extra, **made})
 
 
-def _noise(recorded: Sequence[Vectors]) -> dict[str, float]:
-    """Largest |float32 - float64| over live slots, for logits and for caches."""
-    worst: dict[str, float] = {}
-    for vectors in recorded:
-        live = vectors.case.mask == 1
-        for key, delta in vectors.deltas.items():
+def _sampled(arrays: Mapping[str, Array], sample: Sample) -> dict[str, Array]:
+    """The same with the rows of keys and values that are kept."""
+    return {key: a[:, sample.rows] if key.endswith((".key", ".value")) else a for key, a in arrays.items()}
+
+
+def _apart(first: Array, second: Array) -> float:
+    difference = first.astype(np.float64) - second.astype(np.float64)
+    return float(np.abs(difference).max(initial=0.0))
+
+
+def _checks(item: Planned) -> list[int]:
+    """Positions whose whole logits are kept as the class gave them."""
+    total = len(item.tokens)
+    return sorted({0, total // 2, total - 1})
+
+
+def _logits(head: Head, own: ClassHead, dtype: Any, recorded: Recorded) -> dict[str, Array]:
+    """PyTorch's own error of the logits of every position, and what replays in other languages compare."""
+    columns = np.sort(np.random.default_rng(2).choice(head.size, min(_COLUMNS, head.size), replace=False))
+    parts: dict[str, list[Array]] = {}
+    hidden = recorded.arrays["hidden"]
+    for start in range(0, len(hidden), _BLOCK):
+        single: Any = head.rule.finish(own.product(hidden[start : start + _BLOCK], dtype))
+        top = np.argpartition(single, max(head.size - _TOP, 0), axis=1)[:, -_TOP:]
+        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(single, top, 1), 1, kind="stable"), 1)
+        made = {
+            "top_ids": top.astype(np.int32),
+            "top_logits": np.take_along_axis(single, top, 1).astype(np.float32),
+            "column_logits": single[:, columns].astype(np.float32),
+        }
+        if recorded.deltas:
+            wide = head.logits(recorded.entering(start, start + _BLOCK))
+            noise = np.empty((len(wide), 3))
+            noise[:, LARGEST] = np.abs(wide).max(axis=1)
+            wide -= single
+            noise[:, NOISE], noise[:, SQUARES] = np.abs(wide).max(axis=1), np.einsum("ij,ij->i", wide, wide)
+            made["logits_noise"] = noise
+        for key, value in made.items():
+            parts.setdefault(key, []).append(value)
+    found = {key: np.concatenate(values) for key, values in parts.items()}
+    return {**found, "column_ids": columns.astype(np.int32)}
+
+
+def _noise(recorded: Recorded) -> dict[str, float]:
+    """Largest |float32 - float64| of the logits and of the caches."""
+    found: dict[str, float] = {}
+    for key, delta in recorded.deltas.items():
+        if key != "hidden":
             kind = "logits" if key == "logits" else "cache"
-            values = delta if is_state(key) else np.moveaxis(delta, axis_of(key), 1)[live]
-            worst[kind] = max(worst.get(kind, 0.0), float(np.abs(values).max(initial=0.0)))
-    return worst
+            found[kind] = max(found.get(kind, 0.0), float(np.abs(delta).max(initial=0.0)))
+    if "logits_noise" in recorded.extra:
+        found["logits"] = float(recorded.extra["logits_noise"][:, NOISE].max(initial=0.0))
+    return found

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
-from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.files import scratch_folder
-from kvparity.exporter.contract.spec import PREFILL
-from kvparity.exporter.contract.vectors import Vectors, deltas_of
-from kvparity.runners.base import Array, Session, need
+from kvparity.exporter.contract.vectors import Vectors
+from kvparity.runners.base import Session, need
 from kvparity.runners.reference.origin import Origin, find_checkpoint
 
 __all__ = ["References", "open_pytorch", "select_cases"]
@@ -67,7 +65,7 @@ class References:
         self._origin = find_checkpoint(bundle, checkpoint) if live else None
         self._open = opener or (lambda bundle, dtype: open_pytorch(bundle, dtype, self._origin))
         self._folder: TemporaryDirectory[str] | None = None
-        self._sessions: dict[str, Session] = {}
+        self._made: dict[str, Bundle] = {}
 
     def __enter__(self) -> References:
         return self
@@ -75,8 +73,6 @@ class References:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in self._sessions.values():
-            session.close()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -92,7 +88,12 @@ class References:
 
     def has(self, entry: CaseEntry) -> bool:
         """Whether the case can be judged at all."""
-        return self._live or entry.file is not None
+        return self._live or self._bundle.manifest.is_recorded(entry)
+
+    def prepare(self, entries: Sequence[CaseEntry]) -> None:
+        """Run PyTorch over the sequences of these cases where references are live: each sequence once."""
+        if self._live:
+            self._record([entry for entry in entries if entry.name not in self._made])
 
     def vectors(self, entry: CaseEntry) -> Vectors:
         """The reference of a case.
@@ -102,28 +103,39 @@ class References:
             EngineUnavailableError: PyTorch is needed and not installed.
             TraceError: The recorded vectors are unreadable.
         """
-        if not self._live:
-            return self._bundle.vectors(entry.name)
+        return self._live_vectors(entry) if self._live else self._bundle.vectors(entry.name)
+
+    def whole(self, entry: CaseEntry) -> Vectors:
+        """The reference of a case with every cache row; PyTorch is run where only a sample of them was recorded."""
+        found = self.vectors(entry)
+        return found if found.known is None else self._live_vectors(entry)
+
+    def _live_vectors(self, entry: CaseEntry) -> Vectors:
+        if entry.name not in self._made:
+            self._record([entry])
+        return self._made[entry.name].vectors(entry.name)
+
+    def _record(self, entries: Sequence[CaseEntry]) -> None:
+        from kvparity.runners.reference.record import record_cases
+
         if self._folder is None:
             self._folder = scratch_folder("kvparity-live-")
-        path = Path(self._folder.name) / f"{self._bundle.manifest.cases.index(entry)}.npz"
-        if not path.exists():
-            self._record(self._bundle.case(entry.name)).save(path)
-        return Vectors.load(path, entry.name)
+        bundle, folder = self._bundle, Path(self._folder.name) / str(len(self._made))
+        folder.mkdir()
+        cases = [bundle.case(entry.name) for entry in entries]
+        recording = record_cases(
+            *(bundle, cases),
+            float64=self._float64,
+            budget_mb=_UNLIMITED,
+            opener=lambda dtype: self._open(bundle, dtype),
+            folder=folder,
+        )
+        manifest = replace(bundle.manifest, cases=recording.cases, sequences=recording.sequences, head=recording.head)
+        made = Bundle(folder, manifest, weights_root=bundle.root)
+        self._made.update({entry.name: made for entry in entries})
 
-    def _record(self, case: Case) -> Vectors:
-        single = self._play(case, self._bundle.options.dtype)
-        if not self._float64:
-            return Vectors(case, single)
-        double = self._play(replace(case, chunks=(case.total,), first=PREFILL), "float64")
-        return Vectors(case, single, deltas_of(double, single, coarse=self._bundle.options.coarse))
 
-    def _play(self, case: Case, dtype: str) -> dict[str, Array]:
-        from kvparity.runners.reference.record import reference_arrays
-
-        if dtype not in self._sessions:
-            self._sessions[dtype] = self._open(self._bundle, dtype)
-        return reference_arrays(self._sessions[dtype], self._bundle.model, case)
+_UNLIMITED = 1_000_000  # megabytes
 
 
 def open_pytorch(bundle: Bundle, dtype: str, origin: Origin | None = None) -> Session:
