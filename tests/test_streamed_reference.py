@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kvparity.exporter.checkpoint.source import resolve
 from kvparity.exporter.contract.bundle import Bundle
@@ -63,3 +64,17 @@ def test_a_weight_read_from_another_row_changes_the_result(bundle: Bundle, monke
     monkeypatch.setattr(_streamed, "_read", lambda stored, name, rows: read(stored, name, rows).flip(0))
     session = reference_session(bundle, "float32", streamed=True)
     assert not np.array_equal(whole["logits"], reference_arrays(session, bundle.model, case)["logits"])
+
+
+def test_widening_one_module_at_a_time_changes_no_bit(bundle: Bundle) -> None:
+    """Large float64 references are made so; embeddings with a scale of their own are where it could go wrong."""
+    from kvparity.runners.engines._streamed import widen_as_called
+    from kvparity.runners.engines.torch_eager import TorchSession, _load
+
+    case, wide = _case(bundle), reference_session(bundle, "float64")
+    model = _load(bundle, "float32")
+    widen_as_called(model)
+    found = reference_arrays(TorchSession(model, bundle.model, bounded=False, dtype=torch.float64), bundle.model, case)
+    wanted = reference_arrays(wide, bundle.model, case)
+    assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

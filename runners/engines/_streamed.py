@@ -45,7 +45,7 @@ def stream_weights(model: Any, stored: Stored, dtype: torch.dtype) -> list[str]:
             else:
                 owned[key] = found
         if owned and isinstance(module, nn.Embedding):
-            _hook_table(module, stored, owned["weight"], dtype)
+            _hook_table(module, _rows_of(stored, owned["weight"]), dtype)
         elif owned:
             _hook(module, stored, owned, dtype)
     return lacking
@@ -63,7 +63,7 @@ def widen_as_called(model: nn.Module) -> None:
     for module in model.modules():
         owned = {key: value for key, value in module._parameters.items() if value is not None}
         if owned and isinstance(module, nn.Embedding):
-            module.register_forward_hook(lambda _module, _args, rows: rows.double())
+            _hook_table(module, owned["weight"].data.__getitem__, torch.float64)
         elif any(value.dtype == torch.float32 for value in owned.values()):
             _widen(module, owned)
 
@@ -118,15 +118,14 @@ def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str], dtype: to
         setattr(module, _BIAS, lambda: _read(stored, owned["bias"], slice(None)))
 
 
-def _hook_table(module: nn.Embedding, stored: Stored, name: str, dtype: torch.dtype) -> None:
+def _hook_table(module: nn.Embedding, take: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> None:
     """A table of embeddings: only the rows that are asked for are read, and the ids renumbered."""
     empty = module.weight
     module.padding_idx = None  # it matters to gradients alone, and lies outside a table of the rows asked for
 
     def load(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         wanted, places = torch.unique(args[0], return_inverse=True)
-        rows = [_read(stored, name, slice(int(row), int(row) + 1)) for row in wanted]
-        module._parameters["weight"] = _parameter(torch.cat(rows), dtype)
+        module._parameters["weight"] = _parameter(take(wanted), dtype)
         return (places, *args[1:])
 
     def drop(*_: Any) -> None:
@@ -134,6 +133,10 @@ def _hook_table(module: nn.Embedding, stored: Stored, name: str, dtype: torch.dt
 
     module.register_forward_pre_hook(load)
     module.register_forward_hook(drop)
+
+
+def _rows_of(stored: Stored, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda wanted: torch.cat([_read(stored, name, slice(int(row), int(row) + 1)) for row in wanted])
 
 
 def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -63,8 +63,10 @@ def reference_session(
         return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model, bounded=False)
     model = load_reference(checkpoint, bundle.options.dtype, bundle.root, lift=dtype == "float64")
     if bundle.options.quantize != "none":
+        if dtype == "float64":  # what blocks stand for has more digits than float32
+            model = model.double()
         _use_quantized(model, bundle, dtype)
-    return TorchSession(model, bundle.model, bounded=False)
+    return TorchSession(model, bundle.model, bounded=False, dtype=torch.float64 if dtype == "float64" else None)
 
 
 def _use_quantized(model: Any, bundle: Bundle, dtype: str) -> None:
@@ -171,13 +173,24 @@ class TorchSession:
         spec: Its description.
         bounded: Return at most window - 1 rows of sliding slots, and the newest columns of convolutions.
         last: Return the logits of the last position only.
+        dtype: What it computes in, where its weights lie in another one.
     """
 
-    def __init__(self, model: Any, spec: ModelSpec, *, bounded: bool = True, last: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        spec: ModelSpec,
+        *,
+        bounded: bool = True,
+        last: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._model, self._spec, self._bounded, self._last = model, spec, bounded, last
         parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
-        self._dtype = model.get_input_embeddings().weight.dtype  # single weights of half types may stay in float32
+        self._dtype = (
+            dtype or model.get_input_embeddings().weight.dtype
+        )  # single weights of half types may stay in float32
         self._float64 = self._dtype == torch.float64
         dtype = str(self._dtype).removeprefix("torch.")
         self.info = RunnerInfo(

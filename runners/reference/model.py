@@ -18,9 +18,11 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.gguf_names import whole_names
+from kvparity.runners.engines._streamed import widen_as_called
 
 __all__ = ["load_reference", "text_weight_name"]
 
+_LARGE = 50_000_000  # parameters from which a float64 model would take gigabytes
 _TEXT_PARTS = ("language_model", "text_model")  # modules of multimodal models that hold the language model
 
 
@@ -33,7 +35,7 @@ def load_reference(checkpoint: CheckpointFiles, dtype: str, config: Path, *, lif
         checkpoint: Where its files are.
         dtype: What ``from_pretrained`` loads in; weights that the class keeps in float32 stay float32.
         config: Folder whose config is taken for a GGUF file: transformers' reader skips keys that change the logits.
-        lift: Widen what was loaded to float64, for :func:`exporter.contract.float64.lifted`. Of half types these are
+        lift: Compute in float64, one module widened at a time where the model is large, for :func:`exporter.contract.float64.lifted`. Of half types these are
             the weights as loaded; constants that the class computes itself keep their digits.
 
     Raises:
@@ -41,9 +43,12 @@ def load_reference(checkpoint: CheckpointFiles, dtype: str, config: Path, *, lif
     """
     if not lift:
         return _load(checkpoint, dtype, config)
-    model = _load(checkpoint, "float32", config).double()
+    model = _load(checkpoint, "float32", config)
     if dtype != "float32":
         model.load_state_dict(_load(checkpoint, dtype, config).state_dict())
+    if sum(parameter.numel() for parameter in model.parameters()) < _LARGE:
+        return model.double()
+    widen_as_called(model)
     return model
 
 
