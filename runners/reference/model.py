@@ -35,8 +35,9 @@ def load_reference(checkpoint: CheckpointFiles, dtype: str, config: Path, *, lif
         checkpoint: Where its files are.
         dtype: What ``from_pretrained`` loads in; weights that the class keeps in float32 stay float32.
         config: Folder whose config is taken for a GGUF file: transformers' reader skips keys that change the logits.
-        lift: Compute in float64, one module widened at a time where the model is large, for :func:`exporter.contract.float64.lifted`. Of half types these are
-            the weights as loaded; constants that the class computes itself keep their digits.
+        lift: Compute in float64, one module widened at a time where the model is large, for
+            :func:`exporter.contract.float64.lifted`. Of half types these are the weights as loaded; constants that the
+            class computes itself keep their digits.
 
     Raises:
         BundleError: transformers cannot load it, or would draw a weight at random.
