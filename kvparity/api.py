@@ -163,6 +163,7 @@ def compare(
     Example:
         >>> report = kvparity.compare("bundle", ["ort", "openvino"], tol=1e-4, exact=True)  # doctest: +SKIP
     """
+    from kvparity.exporter.contract.bundle import Bundle
     from kvparity.exporter.contract.options import checked
     from kvparity.runners.compare.candidates import candidates, opener_of
     from kvparity.runners.compare.judge import judge
@@ -175,8 +176,13 @@ def compare(
         if isinstance(options.get(name), str):
             options[name] = (options[name],)
     settings = checked(JudgeOptions, {"runners": specs, "timed": len(specs) > 1, **options})
-    opened = open_bundle(bundle, allow_modified=settings.allow_modified)
-    return judge(opened, settings, say, opener_of(makers))
+    if isinstance(bundle, Bundle):
+        return judge(bundle, settings, say, opener_of(makers))
+    opened = Bundle.open(Path(bundle), allow_modified=settings.allow_modified, wait=False)
+    try:
+        return judge(opened, settings, say, opener_of(makers))
+    finally:  # files were hashed meanwhile: one that differs is what there is to say, whatever it led to
+        opened.verified()
 
 
 def run(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -15,10 +15,21 @@ from pydantic import TypeAdapter, ValidationError
 from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters
 from kvparity.exporter.contract.errors import BundleError, TraceError
 from kvparity.exporter.contract.files import bring_back
-from kvparity.exporter.contract.head import Head, HeadRule, stored_tensors
+from kvparity.exporter.contract.hashes import digest, started
+from kvparity.exporter.contract.head import Head, stored_tensors
+from kvparity.exporter.contract.manifest import (
+    CaseEntry,
+    CheckpointEntry,
+    FileEntry,
+    GraphEntry,
+    HeadEntry,
+    Manifest,
+    Recording,
+    RowEntry,
+    SequenceEntry,
+)
 from kvparity.exporter.contract.npz import read_npz, write_npz
-from kvparity.exporter.contract.quantization import Quantization
-from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from kvparity.exporter.contract.vectors import Recorded, Vectors, cut
 
 __all__ = [
@@ -45,195 +56,6 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a bundle: POSIX path inside it, size in bytes, sha256 in hex."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class GraphEntry:
-    """One graph: its file, its ports, and what an engine must support to read it."""
-
-    file: FileEntry
-    spec: GraphSpec
-    opset: dict[str, int]
-    ir_version: int
-    needs: str = ""
-
-
-@dataclass(frozen=True)
-class SequenceEntry:
-    """One sequence of tokens, and what the reference computed for it.
-
-    Attributes:
-        name: Of a case that needs all of it.
-        total: Tokens.
-        file: ``vectors/NAME.npz``: the tokens, and the reference vectors where they were recorded.
-        logits: ``all`` of them, the ``hidden`` states that they are rebuilt from, or ``none``: nothing was recorded.
-        rows: Cache rows that were recorded; fewer than ``total`` where they are a sample.
-        stride: Of the rows between the edges of a sample; 1 where all were recorded.
-        chunks: Tokens of each call of the reference's own pass; one call where that is not said otherwise.
-    """
-
-    name: str
-    total: int
-    file: FileEntry
-    logits: Literal["all", "hidden", "none"] = "none"
-    rows: int = 0
-    stride: int = 1
-    chunks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class RowEntry:
-    """One batch row of a case: padding, then the beginning of a sequence."""
-
-    sequence: str
-    pad: int = 0
-
-
-@dataclass(frozen=True)
-class CaseEntry:
-    """One case.
-
-    Attributes:
-        name: Short and unique.
-        batch: Rows.
-        total: Slots after the last call.
-        chunks: Tokens of each call.
-        first: Graph of the first call; every later one goes to decode.
-        why: What the case is there to catch.
-        file: ``cases/NAME.npz``: its tokens, mask and positions.
-        rows: Where its reference is: row ``r`` is padding, then the beginning of a sequence.
-    """
-
-    name: str
-    batch: int
-    total: int
-    chunks: tuple[int, ...]
-    first: GraphKind
-    why: str
-    file: FileEntry
-    rows: tuple[RowEntry, ...] = ()
-
-
-@dataclass(frozen=True)
-class HeadEntry:
-    """How logits are rebuilt from hidden states.
-
-    Attributes:
-        rule: Weight, bias, scale and softcap.
-        width: Columns of the weight.
-        file: ``vectors/head.npz``: ``products``, what every row of the checkpoint's own head gives for fixed vectors.
-    """
-
-    rule: HeadRule
-    width: int
-    file: FileEntry
-
-
-@dataclass(frozen=True)
-class CheckpointEntry:
-    """The checkpoint that a bundle was made from; ``compare --live`` looks for it and recognises it by its hashes.
-
-    Attributes:
-        path: Way to its folder from the bundle's, POSIX; None where they lie too far apart to be found together.
-        subfolder: Folder inside a hub repository, empty where there is none.
-        gguf: Name of the GGUF file, where it is one.
-        adapter: Way to the folder of the adapter that was merged into it, or that folder's name; None without one.
-        files: Config and weights, by name inside its folder.
-        adapter_files: The adapter's.
-    """
-
-    path: str | None
-    subfolder: str
-    gguf: str | None
-    adapter: str | None
-    files: tuple[FileEntry, ...]
-    adapter_files: tuple[FileEntry, ...] = ()
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Everything that a consumer of a bundle has to know; ``manifest.json``.
-
-    Attributes:
-        schema_version: Version of this layout.
-        model: The model as read from its config.
-        source: Where the checkpoint came from: a hub id, or the base name of a local folder or file.
-        revision: Hub revision, where there is one.
-        options: How the bundle was made.
-        weights: Files of external data that both graphs point at.
-        graphs: By kind, ``prefill`` and ``decode``.
-        cases: Cases: cuts of the sequences.
-        sequences: What was recorded.
-        head: Rebuilds logits where hidden states were recorded; None elsewhere.
-        files: Everything else: config, tokenizer, scripts.
-        versions: Packages that made the bundle.
-        noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
-        quantization: Which weights are quantised, and what that cost; None where none is.
-        checkpoint: The checkpoint's files, which references are recorded from.
-        host_inputs: Inputs beyond the contract's that the host computes, with their formulas (profile ``bare``).
-    """
-
-    schema_version: int
-    model: ModelSpec
-    source: str
-    revision: str | None
-    options: ExportOptions
-    weights: tuple[FileEntry, ...]
-    graphs: dict[GraphKind, GraphEntry]
-    cases: tuple[CaseEntry, ...] = ()
-    sequences: tuple[SequenceEntry, ...] = ()
-    head: HeadEntry | None = None
-    files: tuple[FileEntry, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    noise: dict[str, float] = field(default_factory=dict)
-    host_inputs: tuple[HostInput, ...] = ()
-    quantization: Quantization | None = None
-    checkpoint: CheckpointEntry | None = None
-
-    def all_files(self) -> Iterator[FileEntry]:
-        """Every file that the manifest vouches for."""
-        yield from (graph.file for graph in self.graphs.values())
-        yield from self.weights
-        yield from (case.file for case in self.cases)
-        yield from (sequence.file for sequence in self.sequences)
-        if self.head is not None:
-            yield self.head.file
-        yield from self.files
-
-    def sequences_of(self, case: CaseEntry) -> tuple[SequenceEntry, ...]:
-        """The sequence of each row of a case."""
-        known = {sequence.name: sequence for sequence in self.sequences}
-        return tuple(known[row.sequence] for row in case.rows if row.sequence in known)
-
-    def vector_files(self, case: CaseEntry) -> tuple[FileEntry, ...]:
-        """The inputs of a case, and what its reference lies in."""
-        found = self.sequences_of(case)
-        head = [self.head.file] if self.head is not None and any(item.logits == "hidden" for item in found) else []
-        return (case.file, *(sequence.file for sequence in found), *head)
-
-    def is_recorded(self, case: CaseEntry) -> bool:
-        """Whether the reference of a case was recorded."""
-        found = self.sequences_of(case)
-        return len(found) == case.batch and all(sequence.logits != "none" for sequence in found)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What a recorder made: sequences and cases, and the reference's own float32 noise by output kind."""
-
-    cases: tuple[CaseEntry, ...]
-    noise: dict[str, float]
-    sequences: tuple[SequenceEntry, ...] = ()
-    head: HeadEntry | None = None
-
-
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
@@ -250,21 +72,25 @@ class Bundle:
     root: Path
     manifest: Manifest
     weights_root: Path | None = None
+    _checks: list[Future[None]] = field(default_factory=list, init=False, repr=False, compare=False)
     _head: list[Head] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @staticmethod
-    def open(root: Path, *, allow_modified: bool = False) -> Bundle:
+    def open(root: Path, *, allow_modified: bool = False, wait: bool = True) -> Bundle:
         """Open a bundle folder and check that every file is the one its manifest names.
 
         Args:
             root: The bundle's folder.
             allow_modified: Accept files whose sha256 differs; missing files are refused all the same, but for those
                 of cases (:meth:`missing_cases`).
+            wait: Hash every file before the bundle is given; otherwise :meth:`verified` says what was found, and
+                nothing that was made of the bundle may be used before.
 
         Raises:
             BundleError: Not a bundle, another schema version, a file missing, modified or outside the folder.
         """
         manifest = _read_manifest(root)
+        checks: list[Callable[[], None]] = []
         vectors = {file.path for case in manifest.cases for file in manifest.vector_files(case)}
         for entry in manifest.all_files():
             path = inside(root, entry.path)
@@ -273,8 +99,21 @@ class Bundle:
             if not path.is_file():
                 raise BundleError(f"{root}: {entry.path} is missing; export again or restore the file")
             if not allow_modified:
-                _check_unmodified(root, path, entry)
-        return Bundle(root, manifest)
+                checks.append(partial(_check_unmodified, root, path, entry))
+        opened = Bundle(root, manifest)
+        opened._checks.extend(started(checks))
+        if wait:
+            opened.verified()
+        return opened
+
+    def verified(self) -> None:
+        """Wait until every file was hashed.
+
+        Raises:
+            BundleError: A file is not the one that the manifest names.
+        """
+        while self._checks:
+            self._checks.pop(0).result()
 
     @property
     def model(self) -> ModelSpec:
@@ -408,9 +247,7 @@ def inside(root: Path, name: str) -> Path:
 
 def file_entry(root: Path, path: Path) -> FileEntry:
     """Describe a file below ``root``: relative path, size, sha256."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, digest)
+    return FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, digest(path))
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
