@@ -178,6 +178,11 @@ class Bundle:
             self._head.append(head)
         return self._head[0]
 
+    @property
+    def known_head(self) -> Head | None:
+        """:meth:`head` where it was used already."""
+        return self._head[0] if self._head else None
+
     def _entry(self, name: str) -> CaseEntry:
         for entry in self.manifest.cases:
             if entry.name == name:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
 from kvparity.exporter.contract.errors import BundleError, KvparityError, NotTakenError, TraceError
@@ -31,6 +32,7 @@ from kvparity.runners.report.report import Report
 __all__ = ["EXACT", "JudgeOptions", "judge"]
 
 EXACT = "exact"
+_TOL = 1e-4
 Say = Callable[[str], None]
 Opener = Callable[[Bundle, RunnerSpec], Session]
 
@@ -58,10 +60,11 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
                 "restore the files, or pass --allow-modified to judge the other cases"
             )
     _check_outputs(bundle, options)
-    float64 = options.exact or options.locate or options.tol == "auto"
+    tol = _tolerance(bundle, options)
+    float64 = options.exact or options.locate or tol == "auto"
     live = options.live or options.checkpoint is not None
     with References(bundle, live=live, float64=float64, checkpoint=options.checkpoint) as references:
-        asked = _Asked(bundle, options, say, opener or open_runner, references)
+        asked = _Asked(bundle, options, tol, say, opener or open_runner, references)
         answers = [asked.self() if options.identities else asked.gate()]
         if options.exact:
             answers.append(asked.exact())
@@ -74,8 +77,18 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             references.sentence,
         )
         report = replace(report, last_logits=asked.last_logits or bundle.options.logits == "last")
+        if options.require_complete and report.verdict == "match" and not report.covers.complete:
+            report = replace(report, verdict="error", incomplete=True)
         report = with_token_text(bundle, report)
         return replace(report, locations=asked.locations(report)) if options.locate else report
+
+
+def _tolerance(bundle: Bundle, options: JudgeOptions) -> float | Literal["auto"]:
+    """The tolerance that was given; else PyTorch's own error where that is known, 1e-4 where it is not."""
+    if options.tol is not None:
+        return options.tol
+    live = (options.live or options.checkpoint is not None) and not options.identities
+    return "auto" if live or bundle.manifest.noise else _TOL
 
 
 @dataclass
@@ -84,6 +97,7 @@ class _Asked:
 
     bundle: Bundle
     options: JudgeOptions
+    tol: float | Literal["auto"]
     say: Say
     opener: Opener
     references: References
@@ -94,7 +108,7 @@ class _Asked:
         """Every runner against PyTorch."""
         options = self.options
         entries = self._judgeable()
-        answer = Answer("gate", options.tol, options.budget)
+        answer = Answer("gate", self.tol, options.budget)
         for spec in options.runners:
             spec = _with_case(spec, entries)
             with self._session(spec, answer) as (label, session), self._writer(session) as writer:
@@ -135,7 +149,7 @@ class _Asked:
             names = ", ".join(item.name for item in known)
             raise BundleError(f"no identity matches {', '.join(options.cases)}; identities are {names}")
         limits = self._self_limits()
-        answer = Answer("self", options.tol, options.budget)
+        answer = Answer("self", self.tol, options.budget)
         for spec in options.runners:
             with self._session(spec, answer) as (label, session):
                 played: dict[str, Played] = {}
@@ -148,8 +162,8 @@ class _Asked:
     def _self_limits(self) -> dict[str, float]:
         """Two runs may each be off by the budget, so that they may differ by twice that."""
         options = self.options
-        if options.tol != "auto":
-            return fixed_limits(options.tol)
+        if self.tol != "auto":
+            return fixed_limits(self.tol)
         noise = self.bundle.manifest.noise
         if not noise:
             raise BundleError(f"{self.bundle.root}: --tol auto needs recorded float64 vectors; give a number to --tol")
@@ -204,11 +218,11 @@ class _Asked:
             vectors = self.references.vectors(entry)
             noise = case_noise(self.bundle, vectors)
             limits = self._limits(question, entry.name, noise)
-            if (exact or self.options.tol == "auto") and not vectors.has_float64:
+            if (exact or self.tol == "auto") and not vectors.has_float64:
                 vectors.float64()  # raises, and says what to do
         except Exception as error:
             return failed_case(question, label, entry, f"reference: {self._reference_message(error)}")
-        wanted = Wanted("float64" if exact or self.options.tol == "auto" else "float32", "float64" if exact else None)
+        wanted = Wanted("float64" if exact or self.tol == "auto" else "float32", "float64" if exact else None)
         float64 = wanted.against == "float64"
         own = {} if exact else noise
         collector = Collector(question, label, vectors.case, self.bundle.model, limits, own, float64=float64)
@@ -233,7 +247,7 @@ class _Asked:
         options = self.options
         if question == "exact":
             return fixed_limits(options.exact_tol)
-        return auto_limits(noise, options.budget, case) if options.tol == "auto" else fixed_limits(options.tol)
+        return auto_limits(noise, options.budget, case) if self.tol == "auto" else fixed_limits(self.tol)
 
     def _identity(
         self, label: str, session: Session, item: Identity, played: dict[str, Played], limits: Mapping[str, float]

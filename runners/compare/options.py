@@ -28,7 +28,8 @@ class JudgeOptions:
         runners: Candidates.
         cases: Case name or glob pattern, or an identity's with ``identities``; all where none is given.
         outputs: Output or glob pattern, as ``logits``; all where none is given.
-        tol: Largest difference that passes, or ``auto``: ``budget`` times PyTorch's own float32 error.
+        tol: Largest difference that passes, or ``auto``: ``budget`` times PyTorch's own float32 error; where none is
+            given, ``auto`` where float64 references are recorded, else 1e-4.
         budget: With tolerance ``auto``: multiple of PyTorch's own float32 error that passes.
         live: Run PyTorch now instead of reading recorded vectors.
         checkpoint: Run PyTorch now, with the checkpoint that is here.
@@ -37,6 +38,7 @@ class JudgeOptions:
         identities: Compare each runner with itself instead: chunks, padding, reruns.
         locate: Find the layer, operator and position where a difference begins, and whose fault it is.
         save_trace: Save what the runner returned to this file; one runner only.
+        require_complete: Not a match, but exit code 2, where a case was not judged or a window not crossed.
         allow_modified: Judge files that differ from the manifest.
         shown_bundle: The bundle as the reader typed it, for the same.
         program: How this program is called, for the same.
@@ -46,7 +48,7 @@ class JudgeOptions:
     runners: tuple[RunnerSpec, ...]
     cases: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    tol: float | Literal["auto"] = 1e-4
+    tol: float | Literal["auto"] | None = None
     budget: float = 4.0
     live: bool = False
     checkpoint: Path | None = None
@@ -55,13 +57,15 @@ class JudgeOptions:
     identities: bool = False
     locate: bool = False
     save_trace: Path | None = None
+    require_complete: bool = False
     allow_modified: bool = False
     shown_bundle: str = "BUNDLE"
     program: str = "python cli.py"
     timed: bool = False
 
     def __post_init__(self) -> None:
-        numbers = (self.budget, self.exact_tol, 0.0 if self.tol == "auto" else self.tol)
+        fixed = () if self.tol is None or self.tol == "auto" else (self.tol,)
+        numbers = (self.budget, self.exact_tol, *fixed)
         if not all(math.isfinite(value) and value >= 0 for value in numbers):
             raise TraceError(f"tolerances and budget must be finite and at least 0; found {numbers}")
 
@@ -92,16 +96,21 @@ def command_of(options: JudgeOptions, first: Divergence | None) -> str:
 
 
 def _strictness(options: JudgeOptions) -> Iterator[str]:
-    if options.tol == "auto":
-        yield f"--tol auto --budget {options.budget:g}"
-    elif options.tol != JudgeOptions.tol:
-        yield f"--tol {options.tol:g}"
+    if options.tol is not None:
+        yield f"--tol {options.tol if options.tol == 'auto' else f'{options.tol:g}'}"
+    if options.budget != JudgeOptions.budget:
+        yield f"--budget {options.budget:g}"
     if options.exact:
         yield "--exact" + (f" --exact-tol {options.exact_tol:g}" if options.exact_tol != JudgeOptions.exact_tol else "")
     if options.checkpoint is not None:
         yield f"--checkpoint {shlex.quote(str(options.checkpoint))}"
     yield from (f"--output {shlex.quote(pattern)}" for pattern in options.outputs)
-    flags = {"--live": options.live, "--self": options.identities, "--allow-modified": options.allow_modified}
+    flags = {
+        "--live": options.live,
+        "--self": options.identities,
+        "--require-complete": options.require_complete,
+        "--allow-modified": options.allow_modified,
+    }
     yield from (flag for flag, on in flags.items() if on)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.features import unproven
+from kvparity.runners.compare.covers import covers_of
 from kvparity.runners.compare.options import JudgeOptions
 from kvparity.runners.diff.budget import Noise, add64, budget_of
 from kvparity.runners.diff.collect import CaseDiff
@@ -74,6 +75,7 @@ def failed_case(question: Question, runner: str, entry: CaseEntry | Case, messag
             pads=(0,) * entry.batch,
             compared=0,
             padded_slots=0,
+            rows=(0, 0),
             limits={},
             message=message,
         )
@@ -117,6 +119,7 @@ def make_report(
         command=command(first),
         outputs=outputs,
         reference=reference,
+        covers=covers_of(bundle, [case.record for case in answers[0].cases]),
     )
 
 
@@ -144,6 +147,7 @@ def _question(
             *_notes(bundle, answer, not_judged, outputs),
             *([blame] if blame and answer.question == "exact" else []),
         ),
+        noise=_largest([own.largest for own in _noise(answer.cases).values()]),
     )
 
 
@@ -197,6 +201,7 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: S
         yield f"Judged: {', '.join(outputs)}; no other output was looked at (--output)."
     if answer.tol == "auto" and answer.question == "gate":
         yield f"Judged against PyTorch in float64; the limit is {answer.budget:g} × its own float32 error in each case."
+    yield from _sources(bundle, answer, records)
     padded = sum(record.padded_slots for record in records)
     if padded:
         yield f"{_count(padded, 'padded slot')} checked for finiteness only: nobody's contract says what they hold."
@@ -213,6 +218,30 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: S
             yield f"Not judged, because no vectors were recorded (--live judges them): {', '.join(unrecorded)}."
     if bundle.options.logits == "last":
         yield "The graphs return the logits of each call's last position; no other position was compared."
+
+
+def _sources(bundle: Bundle, answer: Answer, records: Sequence[CaseRecord]) -> Iterator[str]:
+    """Where the reference is not what PyTorch returned, but a sample of it or made from it."""
+    if answer.question == "self":
+        return
+    if bundle.manifest.head is not None:
+        yield (
+            "The reference's logits are rebuilt in float64 from the hidden states that PyTorch computed, with the "
+            "head's weights in the bundle, every row of which was checked against the checkpoint's own head."
+        )
+        wrong = [] if (head := bundle.known_head) is None else head.wrong.tolist()
+        if wrong:
+            yield (
+                f"{_count(len(wrong), 'row')} of the head in the bundle's weights (first: token {wrong[0]}) "
+                "differ from the checkpoint's: their logits can match nothing, but where PyTorch's own were recorded."
+            )
+    judged, there = (sum(record.rows[index] for record in records) for index in (0, 1))
+    if judged < there:
+        strides = sorted({sequence.stride for sequence in bundle.manifest.sequences if sequence.stride > 1})
+        yield (
+            f"Cache rows: {judged:,} of {there:,} judged: those around slot 0, the windows, the calls' edges and the "
+            f"end, and every {' or '.join(map(str, strides))}th between; logits at every position."
+        )
 
 
 def _quantised(bundle: Bundle, answer: Answer) -> Iterator[str]:

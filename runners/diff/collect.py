@@ -129,6 +129,7 @@ class Collector:
             pads=self._case.pads,
             compared=compared,
             padded_slots=sum(diff.padded for diff in diffs),
+            rows=_rows(diffs),
             limits=dict(self._limits),
             **self._worst(),
             needs_tol=_needs(diffs) if compared else None,
@@ -212,6 +213,12 @@ class _Worst(TypedDict):
 def _size(value: float | None) -> float:
     """A difference for sorting; one that is not a number is larger than any."""
     return math.inf if value is None or math.isnan(value) else value
+
+
+def _rows(diffs: Sequence[TensorDiff]) -> tuple[int, int]:
+    """Rows of keys and values that were compared, and how many there were."""
+    found = [diff.rows for diff in diffs if kind_of(diff.name) in ("key", "value")]
+    return sum(judged for judged, _ in found), sum(there for _, there in found)
 
 
 def _needs(diffs: Sequence[TensorDiff]) -> Number | None:

@@ -19,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "BundleRecord",
     "CaseRecord",
+    "Covers",
     "Curve",
     "Divergence",
     "Number",
@@ -34,7 +35,7 @@ __all__ = [
     "worst_verdict",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Verdict = Literal["match", "mismatch", "error"]
 Question = Literal["gate", "exact", "self"]
 
@@ -195,6 +196,7 @@ class CaseRecord:
         pads: Left padding of each batch row.
         compared: Values compared.
         padded_slots: Slots left out because they are padding, counted once per call and output.
+        rows: Cache rows compared, and how many there were: fewer where the reference holds a sample of them.
         max_abs_diff: Largest difference over all outputs; ``worst_*`` say where.
         needs_tol: Smallest tolerance that would pass; null where none would.
         top1: Share of live positions where both choose the same token.
@@ -216,6 +218,7 @@ class CaseRecord:
     pads: tuple[int, ...]
     compared: int
     padded_slots: int
+    rows: tuple[int, int]
     limits: Mapping[str, float]
     max_abs_diff: Number | None = None
     worst_step: int | None = None
@@ -306,6 +309,7 @@ class QuestionRecord:
         verdict: The answer.
         needs_tol: Smallest tolerance that would pass every case; null where none would.
         needs_budget: Smallest budget that would pass every case; null where float64 is not known.
+        noise: PyTorch's own largest float32 error on the cases that were judged; null where float64 is not known.
         notes: What a reader should know of this answer.
     """
 
@@ -318,6 +322,37 @@ class QuestionRecord:
     needs_budget: Number | None
     first_divergence: Divergence | None
     notes: tuple[str, ...] = ()
+    noise: Number | None = None
+
+
+@dataclass(frozen=True)
+class Covers:
+    """What the verdict of the first question covers.
+
+    Attributes:
+        cases: Cases whose every call was judged.
+        of_cases: Cases that the bundle has.
+        longest: Positions of the longest of them.
+        windows: Sliding windows of the model that a judged case passes.
+        windows_not_crossed: Those that none does: nothing is said of what the graphs do beyond them.
+        rows: Cache rows compared, over all calls.
+        of_rows: Cache rows that the calls returned, padding aside.
+        derived_logits: Whether the reference's logits were rebuilt in float64 from recorded hidden states.
+    """
+
+    cases: int = 0
+    of_cases: int = 0
+    longest: int = 0
+    windows: tuple[int, ...] = ()
+    windows_not_crossed: tuple[int, ...] = ()
+    rows: int = 0
+    of_rows: int = 0
+    derived_logits: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every case was judged and every window crossed."""
+        return self.cases == self.of_cases and not self.windows_not_crossed
 
 
 @dataclass(frozen=True)
@@ -332,6 +367,8 @@ class ReportRecord:
         reference: What the runners were compared with: which weights PyTorch ran with, and when.
         last_logits: Whether, of the logits of some calls, only the last position was there to be compared: with
             ``--logits last``, and in recordings that hold no more.
+        covers: What the verdict covers.
+        incomplete: Whether the verdict would be a match, but covers less than ``--require-complete`` asks for.
     """
 
     schema_version: int
@@ -350,3 +387,5 @@ class ReportRecord:
     locations: tuple[Location, ...] = ()
     reference: str = ""
     last_logits: bool = False
+    covers: Covers = field(default_factory=Covers)
+    incomplete: bool = False

@@ -83,14 +83,17 @@ def smallest(question: QuestionRecord) -> str:
 def verdict_sentence(report: ReportRecord) -> str:
     """The answer in one sentence: the first divergence, what kept us from telling, or that all is well."""
     if report.first_divergence is not None:
-        return f"MISMATCH  {report.first_divergence.sentence}"
+        return f"MISMATCH  {report.first_divergence.sentence}{_below(report)}"
+    covered = _covered(report)
     if report.verdict == "match":
-        cases = len({record.case for record in report.cases})
         runners = ", ".join(runner.name for runner in report.runners if runner.available)
         what = f", {' and '.join(report.outputs)} only" if report.outputs else ""
         what += ", of logits each call's last position only" if report.last_logits else ""
-        of = f" of {cases + len(report.not_judged)}" if report.not_judged else ""
-        return f"MATCH  {runners}: {cases}{of} cases{what}, {_tolerances(report)}"
+        left = report.covers.windows_not_crossed if report.questions[0].question != "self" else ()
+        match = f"MATCH up to position {report.covers.longest}" if left else "MATCH"
+        return f"{match}  {runners}: {covered}{what}, {_tolerances(report)}{_below(report)}"
+    if report.incomplete:
+        return f"COULD NOT TELL  all that --require-complete asks for: {covered}"
     absent = next(
         (f"{runner.name}: {runner.message}" for runner in report.runners if not runner.available and runner.required),
         None,
@@ -99,12 +102,39 @@ def verdict_sentence(report: ReportRecord) -> str:
     return f"COULD NOT TELL  {absent or failed or 'nothing was compared'}"
 
 
+def _covered(report: ReportRecord) -> str:
+    """Cases that were judged, of how many, and which windows they pass."""
+    covers = report.covers
+    if report.questions[0].question == "self":
+        return f"{len({record.case for record in report.cases})} cases"
+    words = f"{covers.cases} of {covers.of_cases} cases"
+    if covers.windows:
+        words += f", past the window{'s' if len(covers.windows) > 1 else ''} of {_list(covers.windows)}"
+    if covers.windows_not_crossed:
+        words += f", none past the window of {_list(covers.windows_not_crossed)}"
+    return words
+
+
+def _list(numbers: tuple[int, ...]) -> str:
+    return " and ".join(f"{number:,}" for number in numbers)
+
+
+def _below(report: ReportRecord) -> str:
+    """Where the fixed tolerance lies below PyTorch's own error, neither answer to it says much of an engine."""
+    gate = report.questions[0]
+    if gate.tol == "auto" or gate.question != "gate" or not isinstance(gate.noise, float) or gate.tol >= gate.noise:
+        return ""
+    return f"; the tolerance {gate.tol:g} lies below PyTorch's own float32 error, {short(gate.noise)}"
+
+
 def _tolerances(report: ReportRecord) -> str:
     return "; ".join(_tolerance(record) for record in report.questions)
 
 
 def _tolerance(record: QuestionRecord) -> str:
     against = {"gate": "PyTorch", "exact": "PyTorch in float64", "self": "itself"}[record.question]
+    if record.tol == "auto" and isinstance(record.needs_budget, float):
+        return f"at most {times(record.needs_budget)} × PyTorch's own float32 error"
     if record.tol == "auto":
-        return f"at most {record.budget:g} × PyTorch's own float32 error"
+        return f"within {2 * (record.budget or 0):g} × PyTorch's own float32 error"
     return f"every value within {record.tol:g} of {against}"
