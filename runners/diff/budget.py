@@ -104,7 +104,8 @@ def add64(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> dict[str
 
 def terms64(error: Floats) -> Floats:
     """(max, sum of squares, count) of some errors."""
-    return np.asarray([np.abs(error).max(initial=0.0), np.square(error).sum(), error.size], dtype=np.float64)
+    largest = np.maximum(error.max(initial=0.0), -error.min(initial=0.0))
+    return np.asarray([largest, np.dot(error.ravel(), error.ravel()), error.size], dtype=np.float64)
 
 
 def budget_of(totals64: Mapping[str, Floats], noise: Noise) -> Budget | None:

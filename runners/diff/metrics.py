@@ -20,6 +20,7 @@ __all__ = ["METRICS", "TOP_K", "Block", "Metric", "Totals", "finish", "measure",
 Floats = npt.NDArray[np.float64]
 Totals = Mapping[str, Floats]
 TOP_K = 5
+_GROUP = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,43 @@ class Block:
     def top(self, which: Literal["actual", "expected"], k: int = TOP_K) -> npt.NDArray[np.int64]:
         """(positions, k): the k largest features, unordered; fewer where there are fewer features."""
         values: Floats = getattr(self, which)
-        k = min(k, values.shape[1])
-        return np.argpartition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
+        return _largest(values, min(k, values.shape[1]))
+
+    @cached_property
+    def squares(self) -> float:
+        """Sum of the squared differences."""
+        return _dot(self.error, self.error)
+
+    @cached_property
+    def divergence(self) -> Floats:
+        """(positions,): KL(reference || candidate) of the next-token distributions, in nats."""
+        expected = self.expected - self.expected.max(axis=1, keepdims=True)
+        actual = self.actual - self.actual.max(axis=1, keepdims=True)
+        weights = np.exp(expected)
+        total = weights.sum(axis=1)
+        apart = np.subtract(expected, actual, out=expected)
+        mean = np.einsum("ij,ij->i", weights, apart) / total
+        other = np.exp(actual, out=actual).sum(axis=1)
+        return np.maximum(mean - np.log(total) + np.log(other), 0.0)
+
+
+def _largest(values: Floats, k: int) -> npt.NDArray[np.int64]:
+    """(positions, k): the k largest columns, unordered; of wide rows, out of the k groups with the largest values."""
+    features = values.shape[1]
+    if features < 16 * _GROUP:
+        return np.argpartition(values, features - k, axis=1)[:, features - k :]
+    whole = features // _GROUP * _GROUP
+    groups = values[:, :whole].reshape(len(values), -1, _GROUP).max(axis=2)
+    chosen = np.argpartition(groups, groups.shape[1] - k, axis=1)[:, -k:]
+    columns = (chosen[:, :, None] * _GROUP + np.arange(_GROUP)).reshape(len(values), -1)
+    columns = np.concatenate([columns, np.broadcast_to(np.arange(whole, features), (len(values), features - whole))], 1)
+    picked = np.take_along_axis(values, columns, axis=1)
+    best = np.argpartition(picked, picked.shape[1] - k, axis=1)[:, -k:]
+    return np.take_along_axis(columns, best, axis=1)
+
+
+def _dot(first: Floats, second: Floats) -> float:
+    return float(np.dot(first.ravel(), second.ravel()))
 
 
 Terms = Callable[[Block], Floats]
@@ -116,38 +152,40 @@ def _terms(*values: np.floating | float | int) -> Floats:
 @_metric("max abs", "tensor's unit", "lower", "max")
 def max_abs(block: Block) -> Floats:
     """Largest absolute difference: what the gate reads."""
-    return _terms(np.abs(block.error).max(initial=0.0))
+    if not block.error.size:
+        return _terms(0.0)
+    return _terms(np.maximum(block.error.max(), -block.error.min()))
 
 
 @_metric("rms", "tensor's unit", "lower", "root_ratio")
 def rms(block: Block) -> Floats:
     """Root of the mean squared difference."""
-    return _terms(np.square(block.error).sum(), block.error.size)
+    return _terms(block.squares, block.error.size)
 
 
 @_metric("NMSE", "1", "lower", "ratio")
 def nmse(block: Block) -> Floats:
     """Squared difference over squared reference."""
-    return _terms(np.square(block.error).sum(), np.square(block.expected).sum())
+    return _terms(block.squares, _dot(block.expected, block.expected))
 
 
 @_metric("cosine", "1", "higher", "cosine")
 def cosine(block: Block) -> Floats:
     """Cosine of the angle between both tensors taken as vectors."""
-    product = (block.actual * block.expected).sum()
-    return _terms(product, np.square(block.actual).sum(), np.square(block.expected).sum())
+    sides = (block.actual, block.expected), (block.actual, block.actual), (block.expected, block.expected)
+    return _terms(*(_dot(*pair) for pair in sides))
 
 
 @_metric("KL", "nats per position", "lower", "ratio", logits_only=True)
 def kl(block: Block) -> Floats:
     """Mean over positions of KL(reference || candidate) of the next-token distributions."""
-    return _terms(_divergence(block).sum(), len(block.expected))
+    return _terms(block.divergence.sum(), len(block.expected))
 
 
 @_metric("max KL", "nats", "lower", "max", logits_only=True)
 def kl_max(block: Block) -> Floats:
     """KL(reference || candidate) of the worst position."""
-    return _terms(_divergence(block).max(initial=0.0))
+    return _terms(block.divergence.max(initial=0.0))
 
 
 @_metric("top-1", "share of positions", "higher", "ratio", logits_only=True)
@@ -183,15 +221,3 @@ def merge(first: Totals, second: Totals) -> Totals:
 def finish(totals: Totals) -> dict[str, float]:
     """Every metric's number, in the order of :data:`METRICS`."""
     return {metric.name: metric.finish(totals[metric.name]) for metric in METRICS if metric.name in totals}
-
-
-def _divergence(block: Block) -> Floats:
-    expected, actual = _log_softmax(block.expected), _log_softmax(block.actual)
-    divergence: Floats = (np.exp(expected) * (expected - actual)).sum(axis=1)
-    return np.maximum(divergence, 0.0)
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result

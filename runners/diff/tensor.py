@@ -265,11 +265,11 @@ def _values(rows: _Rows) -> TensorDiff:
         block = Block(*_aligned(rows, *places))
         if errors64 is not None and noise is not None:
             candidate, own = _against64(rows, places, block, noise)
-            errors64[places] = np.abs(candidate).max(axis=1, initial=0.0)
+            errors64[places] = _largest(candidate)
             totals64 = add64(totals64, {"candidate": terms64(candidate), "reference": own})
             if expectation.float64 and rows.delta is not None:
                 block = Block(block.actual, block.actual - candidate)
-        errors[places] = np.abs(block.error).max(axis=1, initial=0.0)
+        errors[places] = _largest(block.error)
         totals = merge(totals, measure(block, logits=expectation.axis == 1))
         compared += block.error.size
         if flipped is not None:
@@ -288,6 +288,13 @@ def _values(rows: _Rows) -> TensorDiff:
         totals64=totals64,
     )
     return _judge(rows, base, errors) if compared else base
+
+
+def _largest(error: Floats) -> Floats:
+    """(positions,): largest magnitude."""
+    if not error.size:
+        return np.zeros(len(error))
+    return np.maximum(error.max(axis=1), -error.min(axis=1))
 
 
 def _against64(rows: _Rows, places: _Places, block: Block, noise: Floats) -> tuple[Floats, Floats]:
