@@ -32,7 +32,7 @@ def chat_prompt(folder: Path, text: str) -> str:
     """
     template = chat_template(folder)
     if template is None:
-        raise BundleError(f"{folder}: has no chat template; leave --chat out")
+        raise BundleError(f"{folder}: has no chat template; pass --raw")
     messages = [{"role": "user", "content": text}]
     given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     given |= special_tokens(folder)
