@@ -22,6 +22,7 @@ from kvparity.exporter.contract.host_inputs import compute
 from kvparity.exporter.contract.spec import DECODE, PREFILL, past_name, present_name
 from kvparity.exporter.contract.vectors import Vectors
 from kvparity.exporter.golden import verify
+from kvparity.exporter.golden.readme import LAYOUTS, readme
 
 __all__ = ["write_golden"]
 
@@ -32,52 +33,6 @@ _MOST_STEPS = 4
 _SHARES = 4  # a case takes at most a quarter of the bytes
 _TOL = 1e-4
 _NOISE_FACTOR = 8  # for half types: two engines that each round as well as the reference differ by less
-
-_DYNAMIC = """# Replaying these vectors
-
-1. `NAME.npz` holds the inputs of a case: `input_ids`, `attention_mask`, `position_ids`, and its calls: `chunks`.
-2. Call `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
-3. Call 0 runs the graph named in `first`, every later one `decode.onnx`.
-4. Feed `input_ids[:, start:stop]`, `position_ids[:, start:stop]`, `attention_mask[:, :stop]`.
-5. A decode call also takes every `past_key_values.N.PART`: the `present.N.PART` of the call before, or zeros, no rows.
-6. `cases` in `../manifest.json` says which sequence a row begins, and after how much padding: slot `s` of the row is
-   position `s - pad` of `../vectors/SEQUENCE.npz`.
-7. Expect there {logits}, and in a slot with window W the last `min(stop, W - 1)` rows of
-   `cache.N.key/value` up to `stop`, else all (where there are `rows`, those slots alone were recorded).
-8. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
-9. `golden.json` lists calls as ONNX TensorProtos (`NAME/test_data_set_I/{{input,output}}_J.pb`, in graph order) with
-   sha256, and which output becomes which input of the next call (`chain`).
-10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
-"""
-
-_STATIC = """# Replaying these vectors
-
-1. `NAME.npz` holds the inputs of a case: `input_ids`, `attention_mask`, `position_ids`, and its steps: `chunks`.
-2. Step `i` carries the tokens from `start = sum(chunks[:i])` to `stop = start + chunks[i]`.
-3. Steps run `prefill.onnx`, but those of one token `decode.onnx`, and the first one only where `first` is decode.
-4. A step longer than the manifest's `chunk` is cut into calls; zeros fill the last one's `input_ids`, `position_ids`.
-5. `attention_mask` holds zeros after the call's last token; `cache_position` each token's slot, -1 for padding.
-6. Caches are buffers, zeros at first, then what the call before returned; slot `s` lies in row `s mod capacity`, which
-   is a sliding slot's window, else `max_len`; the newest `min(stop, capacity)` slots count.
-7. `cases` in `../manifest.json` says which sequence a row begins, and after how much padding: slot `s` of the row is
-   position `s - pad` of `../vectors/SEQUENCE.npz`. Expect there {logits}, and
-   `cache.N.key/value` (where there are `rows`, those slots alone were recorded).
-8. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
-9. `golden.json` lists calls without padding as ONNX TensorProtos (`NAME/test_data_set_I/{{input,output}}_J.pb`, in
-   graph order) with sha256, and which output becomes which input of the next call (`chain`).
-10. `python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell.
-"""
-_READMES = {"dynamic": _DYNAMIC, "static": _STATIC}
-
-
-def readme(manifest: Manifest) -> str:
-    """How to replay the bundle's vectors, in ten lines that say what its options make of them."""
-    logits = "`logits`"
-    if manifest.head is not None:
-        logits = "the 64 largest logits (`top_logits` at `top_ids`) and 256 more (`column_logits` at `column_ids`)"
-    if manifest.options.logits == "last":
-        logits += " of each call's last position"
-    return _READMES[manifest.options.layout].format(logits=logits)
 
 
 def write_golden(
@@ -97,7 +52,7 @@ def write_golden(
     """
     shutil.copyfile(Path(__file__).with_name("verify.py"), folder / "verify.py")
     recorded = [entry for entry in manifest.cases if manifest.is_recorded(entry)]
-    if not recorded or manifest.options.layout not in _READMES:
+    if not recorded or manifest.options.layout not in LAYOUTS:
         return (file_entry(folder, folder / "verify.py"),)
     left = megabytes * 1_000_000
     share = left if manifest.options.layout == "static" else left // _SHARES  # whole buffers are large, and few fit
