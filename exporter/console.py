@@ -38,10 +38,14 @@ class Progress:
     def stage(self, stage: Stage) -> None:
         """Print one finished stage: name, seconds, peak memory, and a remark."""
         self.stages.append(stage)
-        what = _WHAT.get(stage.name, "")
-        self._console.print(f"  {stage.name:<8} {stage.seconds:6.1f} s  {stage.peak_mb:7.0f} MB peak  {what}")
-        if stage.note:
-            self._console.print(f"  {stage.name:<8} note: {stage.note}", soft_wrap=True)
+        what, note = _WHAT.get(stage.name, ""), stage.note
+        if stage.name == "trace":  # its line names the tracer
+            what, note = f"graphs traced: {note}", ""
+        self._console.print(
+            f"  {stage.name:<8} {stage.seconds:6.1f} s  {stage.peak_mb:7.0f} MB peak  {what}", soft_wrap=True
+        )
+        if note:
+            self._console.print(f"  {stage.name:<8} note: {note}", soft_wrap=True)
         if self._status is not None:
             self._status.update("working")
 

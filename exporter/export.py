@@ -100,11 +100,15 @@ def export(
             found, meta_model = _read(checkpoint, folder, options, process, job, notes)
         placements, quantization = _place(checkpoint, folder, found, meta_model, text, report)
         del meta_model
-        with _stage("trace", report):
+        with _stage("trace", report) as notes:
             if process:
-                process.finish(placements)
+                tracers = process.finish(placements)
             else:
-                _trace_here(replace(job, config=str(folder)), placements)
+                tracers = _trace_here(replace(job, config=str(folder)), placements)
+            notes += [
+                f"{' and '.join(k for k in tracers if tracers[k] == each)} by {each}"
+                for each in sorted({*tracers.values()})
+            ]
         with _stage("check", report):
             manifest = _manifest(checkpoint, folder, found, placements, quantization)
             manifest = replace(manifest, checkpoint=_origin(checkpoint, target))
@@ -232,10 +236,16 @@ def _tracing(tracer: Tracer | None, in_process: bool) -> AbstractContextManager[
     return nullcontext() if in_process else tracer or Tracer()
 
 
-def _trace_here(job: Job, placements: dict[str, Placement]) -> None:
+def _named(tracers: dict[str, str]) -> list[str]:
+    """What traced which graphs, such as ``prefill and decode by recording``."""
+    graphs = {each: [kind for kind in (PREFILL, DECODE) if tracers.get(kind) == each] for each in tracers.values()}
+    return [f"{' and '.join(kinds)} by {each}" for each, kinds in graphs.items()]
+
+
+def _trace_here(job: Job, placements: dict[str, Placement]) -> dict[str, str]:
     from kvparity.exporter.trace.worker import trace
 
-    trace(job, placements)
+    return trace(job, placements)
 
 
 def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[GraphKind, GraphEntry]:

@@ -52,3 +52,33 @@ def test_a_model_whose_rotary_tables_need_several_threads_is_traced_to_the_end(t
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "b" / "decode.onnx").is_file()
+
+
+def test_every_private_name_of_torch_is_there() -> None:
+    from kvparity.exporter.trace.record.private_names import missing_names
+
+    assert missing_names() == ()
+
+
+@pytest.mark.parametrize("hidden", ["", "torch._C.DisableTorchFunction2"])
+def test_torch_export_traces_where_a_private_name_is_missing_and_the_stage_says_so(
+    tmp_path: Path, hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.spec import ExportOptions
+    from kvparity.exporter.export import Stage, export
+    from tests.families import by_name, make_config
+
+    if hidden:  # torch needs the real ones itself, so another is asked for, and none of them may be used
+        monkeypatch.setattr("kvparity.exporter.trace.record.private_names.PRIVATE", ("torch.Tensor", hidden))
+        for name in ("_record", "_translate_directly"):
+            monkeypatch.setattr(f"kvparity.exporter.trace.capture.{name}", lambda *_: pytest.fail("was used"))
+    model = save_checkpoint(make_config(by_name("llama")), tmp_path / "hf")
+    stages: list[Stage] = []
+    export(resolve(str(model)), tmp_path / "b", ExportOptions(), report=stages.append, in_process=True)
+    note = next(stage.note for stage in stages if stage.name == "trace")
+    if hidden:
+        assert note.startswith("prefill and decode by torch.export, because torch 2.")
+        assert note.endswith(f"has no {hidden}")
+    else:
+        assert note == "prefill and decode by recording"

@@ -23,12 +23,10 @@ from kvparity.exporter.trace.examples import make_examples
 from kvparity.exporter.trace.fx_normalise import fold_scalars, normalise
 from kvparity.exporter.trace.in_place_operators import UnsupportedError
 from kvparity.exporter.trace.onnx_translations import translation_table
-from kvparity.exporter.trace.record.program import record
-from kvparity.exporter.trace.torchlib import registry_for
+from kvparity.exporter.trace.record.private_names import missing_names
 
 __all__ = ["Captured", "capture", "name_ports"]
 
-_log = logging.getLogger(__name__)
 TORCHLIB_OPSET = 18  # opset of torch's own translations
 _PREFIX = "model."  # the traced wrapper holds transformers' model as its attribute `model`
 
@@ -43,6 +41,7 @@ class Captured:
         weights: Names of those initializers: transformers' parameter names, tied ones once.
         lifted: Whether it was traced in float64 and has to be lowered to the bundle's dtype.
         options: How it is exported.
+        tracer: What traced it: ``recording``, or ``torch.export`` and why.
     """
 
     model: ir.Model
@@ -50,6 +49,7 @@ class Captured:
     weights: frozenset[str]
     lifted: bool
     options: ExportOptions
+    tracer: str
 
 
 def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOptions) -> Captured:
@@ -75,34 +75,50 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
         examples = make_examples(graph, spec, dtype)
     try:
         with _quiet(), _default_dtype(dtype), torch.no_grad():
-            onnx = _record(decoder, examples, mode, options, spec) or _export(
-                decoder, examples[0], graph, mode, options, spec
-            )
+            onnx, tracer = _trace(decoder, examples, graph, mode, options, spec)
     except ExportError:
         raise
     except Exception as error:
         raise ExportError(f"{spec.model_type}: the {graph.kind} graph cannot be traced ({_reason(error)})") from error
     name_ports(onnx, graph)
     weights = _name_weights(onnx, model, buffers)
-    return Captured(onnx, graph, weights, lift, options)
+    return Captured(onnx, graph, weights, lift, options, tracer)
+
+
+def _trace(
+    decoder: Decoder,
+    examples: list[dict[str, torch.Tensor]],
+    graph: GraphSpec,
+    mode: Any,
+    options: ExportOptions,
+    spec: ModelSpec,
+) -> tuple[ir.Model, str]:
+    """ONNX by the quick tracer (``trace.record``), or by torch.export where that does not apply; and which of them."""
+    missing = missing_names()
+    if missing:
+        model = _export(decoder, examples[0], graph, mode, options, spec, directly=False)
+        return model, f"torch.export, because torch {torch.__version__} has no {missing[0]}"
+    buffers = {name: module._buffers.copy() for name, module in decoder.named_modules()}
+    try:
+        return _record(decoder, examples, mode, options, spec), "recording"
+    except Exception as error:  # whatever it is, torch.export decides what is refused and says why
+        for name, module in decoder.named_modules():
+            module._buffers.update(buffers[name])
+        why = f"torch.export, because {_reason(error)}"
+    return _export(decoder, examples[0], graph, mode, options, spec), why
 
 
 def _record(
     decoder: Decoder, examples: list[dict[str, torch.Tensor]], mode: Any, options: ExportOptions, spec: ModelSpec
-) -> ir.Model | None:
-    """ONNX of what the module calls (``trace.record``), None where only torch.export knows what to do."""
-    buffers = {name: module._buffers.copy() for name, module in decoder.named_modules()}
-    try:
-        program = record(decoder, examples, mode)
-        _check_positions(program, spec)
-        fold_scalars(program)
-        with program.shapes:
-            return _translate_directly(program, translation_table(options.profile))
-    except Exception as error:  # whatever it is, torch.export decides what is refused and says why
-        _log.debug("%s: torch.export has to trace: %s", spec.model_type, error)
-        for name, module in decoder.named_modules():
-            module._buffers.update(buffers[name])
-        return None
+) -> ir.Model:
+    """ONNX of what the module calls."""
+    from kvparity.exporter.trace.record.program import record
+
+    program = record(decoder, examples, mode)
+    _check_positions(program, spec)
+    fold_scalars(program)
+    with program.shapes:
+        return _translate_directly(program, translation_table(options.profile))
 
 
 def _export(
@@ -112,6 +128,7 @@ def _export(
     mode: Any,
     options: ExportOptions,
     spec: ModelSpec,
+    directly: bool = True,
 ) -> ir.Model:
     """ONNX of a trace with symbolic sizes, whose arithmetic takes several times as long as everything else."""
     shapes = {
@@ -122,7 +139,7 @@ def _export(
         with mode:
             program = torch.export.export(decoder, (inputs,), dynamic_shapes=(shapes,), strict=False)
         _check_positions(program, spec)
-        return _translate(program, options)
+        return _translate(program, options, directly)
 
 
 def _check_positions(program: Any, spec: ModelSpec) -> None:
@@ -148,17 +165,18 @@ def _reason(error: Exception) -> str:
     return (named or lines or [repr(error)])[0][:300]
 
 
-def _translate(program: Any, options: ExportOptions) -> ir.Model:
+def _translate(program: Any, options: ExportOptions, directly: bool = True) -> ir.Model:
     """ONNX of a traced program: directly where every operator has a translation, through torch's decomposition else.
+
+    The direct way stands on private names of torch; ``directly`` says whether they are there.
 
     The opset is that of torch's own translations; :mod:`exporter.passes.opset` brings the graph to the one wanted.
     """
     table = translation_table(options.profile)
     fold_scalars(program)
-    try:
-        return _translate_directly(copy.deepcopy(program), table)
-    except (UnsupportedError, torch.onnx.errors.OnnxExporterError):
-        pass
+    with contextlib.suppress(UnsupportedError, torch.onnx.errors.OnnxExporterError):
+        if directly:
+            return _translate_directly(copy.deepcopy(program), table)
     onnx = torch.onnx.export(
         program, opset_version=TORCHLIB_OPSET, optimize=False, verbose=False, custom_translation_table=table
     )
@@ -168,6 +186,8 @@ def _translate(program: Any, options: ExportOptions) -> ir.Model:
 
 def _translate_directly(program: Any, table: dict[Any, Any]) -> ir.Model:
     from torch.onnx._internal.exporter import _core
+
+    from kvparity.exporter.trace.torchlib import registry_for
 
     registry = registry_for(normalise(program), table, TORCHLIB_OPSET)
     onnx = _core._exported_program_to_onnx_program(program, registry=registry, lower="at_conversion")
@@ -185,6 +205,7 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
     fakes: dict[int, nn.Parameter] = {}
     with mode:
         for module in model.modules():
+            persistent_here = module._buffers.keys() - module._non_persistent_buffers_set
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     kind = dtype if parameter.is_floating_point() else parameter.dtype
@@ -194,7 +215,7 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     kind = dtype if buffer.is_floating_point() and dtype == torch.float64 else buffer.dtype
-                    if f"{name}" in ("layer_scalar",):
+                    if buffer.is_floating_point() and name in persistent_here:  # stored like a weight, so of its dtype
                         kind = dtype
                     module._buffers[name] = torch.empty(buffer.shape, dtype=kind)
     return mode, buffers

@@ -14,7 +14,7 @@ import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 from kvparity.exporter.trace.in_place_operators import out_of_place
-from kvparity.exporter.trace.record.recorder import MARK
+from kvparity.exporter.trace.record.private_names import MARK
 
 __all__ = ["fold_scalars", "normalise"]
 

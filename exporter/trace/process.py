@@ -22,7 +22,9 @@ from kvparity.start import command
 if TYPE_CHECKING:
     from kvparity.exporter.checkpoint.weights import Placement
 
-__all__ = ["Job", "Tracer"]
+__all__ = ["TRACED", "Job", "Tracer"]
+
+TRACED = "kvparity.traced\t"  # begins a line that says what traced a graph; libraries print other lines
 
 # The process forks, and a pool of threads that was started before a fork is not there after it: the first parallel
 # operation of the child would wait for ever. Tracing computes next to nothing, so one thread is all it needs.
@@ -56,7 +58,7 @@ class Tracer:
             command("kvparity.exporter.trace.worker"),
             env={**os.environ, **_ONE_THREAD, "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -73,18 +75,20 @@ class Tracer:
         """Start tracing; weights need not be placed yet."""
         self._send(asdict(job))
 
-    def finish(self, placements: Mapping[str, Placement]) -> None:
-        """Say where the weights lie, and wait until both graphs are written.
+    def finish(self, placements: Mapping[str, Placement]) -> dict[str, str]:
+        """Say where the weights lie, wait until both graphs are written, and return what traced each.
 
         Raises:
             ExportError: A graph cannot be traced; the worker's last line says why.
         """
         self._send({name: asdict(place) for name, place in placements.items()})
-        _, errors = self._process.communicate()
+        answer, errors = self._process.communicate()
         if self._process.returncode:
             lines = [line for line in errors.strip().splitlines() if line.strip()]
             reason = lines[-1] if lines else f"the tracing process ended with exit code {self._process.returncode}"
             raise ExportError(reason.removeprefix("error: "))
+        said = [line.removeprefix(TRACED).split("\t") for line in answer.splitlines() if line.startswith(TRACED)]
+        return {kind: tracer for kind, tracer in said}
 
     def close(self) -> None:
         """End the process, whatever it is doing; its own child sees that and ends too."""

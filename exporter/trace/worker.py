@@ -23,7 +23,7 @@ from kvparity.exporter.contract.ports import graph_spec, resolve_options
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from kvparity.exporter.passes.pipeline import finish
 from kvparity.exporter.trace.capture import Captured, capture
-from kvparity.exporter.trace.process import Job
+from kvparity.exporter.trace.process import TRACED, Job
 
 __all__ = ["main", "trace"]
 
@@ -39,27 +39,30 @@ class _Model:
     spec: ModelSpec
     options: ExportOptions
 
-    def trace(self, kind: GraphKind, placements: Placements) -> None:
-        """Trace, clean up and write one graph; ``placements`` is called once the graph is there."""
+    def trace(self, kind: GraphKind, placements: Placements) -> str:
+        """Trace, clean up and write one graph, and return what traced it.
+
+        ``placements`` is called once the graph is there.
+        """
         wide = None
         if self.options.dtype != "float32":  # float32 bundles are traced in float64 as it is
             wide = _read_model(replace(self.job, options=replace(self.job.options, dtype="float32"))).capture(kind)
         captured = self.capture(kind)
         finish(captured, placements(), Path(self.job.output) / f"{kind}.onnx", self.job.version, wide)
+        return captured.tracer
 
     def capture(self, kind: GraphKind) -> Captured:
         """Trace one graph."""
         return capture(self.meta_model, self.spec, graph_spec(kind, self.spec, self.options), self.options)
 
 
-def trace(job: Job, placements: Mapping[str, Placement]) -> None:
-    """Trace both graphs here, one after the other.
+def trace(job: Job, placements: Mapping[str, Placement]) -> dict[str, str]:
+    """Trace both graphs here, one after the other; returns what traced each.
 
     Raises:
         ExportError: The model cannot be traced.
     """
-    for kind in (PREFILL, DECODE):
-        _read_model(job).trace(kind, lambda: placements)
+    return {kind: _read_model(job).trace(kind, lambda: placements) for kind in (PREFILL, DECODE)}
 
 
 def _read_model(job: Job) -> _Model:
@@ -79,7 +82,8 @@ def _serve(lines: IO[str]) -> None:
     data = json.loads(first)
     job = Job(**{**data, "options": ExportOptions(**{**data["options"], "keep": tuple(data["options"]["keep"])})})
     if not hasattr(os, "fork"):
-        trace(job, _placements(lines.readline()))
+        for kind, tracer in trace(job, _placements(lines.readline())).items():
+            _say(kind, tracer)
         return
     model = _read_model(job)
     gc.collect()
@@ -89,7 +93,7 @@ def _serve(lines: IO[str]) -> None:
     other = _Child(model, PREFILL)
     error: ExportError | None = None
     try:
-        model.trace(DECODE, lambda: _placements(other.tell(lines.readline())))
+        _say(DECODE, model.trace(DECODE, lambda: _placements(other.tell(lines.readline()))))
     except ExportError as found:
         error = found
     first_error = other.wait() or (None if error is None else str(error))
@@ -113,7 +117,7 @@ class _Child:
         code = 1
         try:
             with os.fdopen(told) as lines:
-                model.trace(kind, lambda: _placements(lines.readline()))
+                _say(kind, model.trace(kind, lambda: _placements(lines.readline())))
             code = 0
         except ExportError as error:
             os.write(answer, str(error).encode())
@@ -134,6 +138,11 @@ class _Child:
             message = stream.read().decode()
         _, status = os.waitpid(self._pid, 0)
         return message or (f"{self._kind}: the tracing process died (status {status})" if status else "")
+
+
+def _say(kind: str, tracer: str) -> None:
+    """Tell the process that asked what traced a graph; in one write, since two processes share the pipe."""
+    os.write(1, f"{TRACED}{kind}\t{tracer}\n".encode())
 
 
 def _preload() -> None:

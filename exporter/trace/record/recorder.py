@@ -21,12 +21,12 @@ from torch.export import graph_signature as signatures
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvparity.exporter.trace.in_place_operators import out_of_place
+from kvparity.exporter.trace.record.private_names import MARK
 from kvparity.exporter.trace.record.sizes import SymbolicSizes, UnsureError
 
-__all__ = ["MARK", "Recorder"]
+__all__ = ["Recorder"]
 
 _aten = torch.ops.aten
-MARK = "_kvparity_traced"  # attribute of a tensor: its number; torch copies tensors that python refers to elsewhere
 _numbers = itertools.count()
 _ASKING = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}  # answered for constants
 _Layout = tuple[tuple[int, ...], tuple[int, ...]]
