@@ -47,7 +47,7 @@ class StaticDecoder(Decoder):
         last = cache.keep_logits
         outputs = {"logits": logits if isinstance(last, int) else logits[:, last.numpy()]}
         for slot, part in self.model.cache_names():
-            outputs[present_name(slot.slot, part)] = cache.present[slot.slot][part].numpy()
+            outputs[present_name(slot.slot, part)] = cache.present[slot.slot, part].numpy()
         return self.edit(graph, outputs) if self.edit else outputs
 
 
