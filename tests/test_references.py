@@ -128,6 +128,18 @@ def test_a_zeroed_row_of_the_head_is_found_though_the_reference_is_rebuilt_from_
     assert any("1 row of the head" in note and "token 1234" in note for note in report.questions[0].notes)
 
 
+def test_a_zeroed_row_is_found_with_a_live_reference_too(large: Bundle, tmp_path: Path) -> None:
+    def zero(weights: Any) -> None:
+        weights[1234] = 0
+
+    bundle = damaged(large, tmp_path, zero)
+    options = JudgeOptions((RunnerSpec("ort"),), cases=("prefill-9",), checkpoint=large.root.parent / "hf")
+    report = judge(bundle, options)
+    assert report.verdict == "mismatch"
+    assert report.first_divergence is not None
+    assert "logits of token 1234" in report.first_divergence.sentence
+
+
 def test_a_row_that_is_off_by_too_little_for_any_tolerance_is_seen_all_the_same(large: Bundle, tmp_path: Path) -> None:
     def nudge(weights: Any) -> None:
         weights[17, 3] *= 1 + 2.0**-23

@@ -28,7 +28,7 @@ Array = npt.NDArray[np.generic]
 CHECKED = 2  # random vectors that every row of the head is multiplied with
 _SAME = 1e-11  # relative: what the order of a sum in float64 may change in a product of a row
 _AT_ONCE = 4096  # rows of the weight in float64 at a time
-_BLOCK = 1 << 24  # logits rebuilt together
+_BLOCK = 1 << 25  # logits rebuilt together
 _KEPT = 3  # of these blocks
 
 

@@ -91,7 +91,7 @@ class ClassHead:
 
 
 def find_head(
-    bundle: Bundle, head: ClassHead, config: Any, hidden: Floats, logits: Floats
+    bundle: Bundle, head: ClassHead, config: Any, hidden: Floats, logits: Floats, *, strict: bool = True
 ) -> tuple[Head, Floats] | None:
     """The bundle's head that is the class's own, and the rule that makes its logits.
 
@@ -101,6 +101,7 @@ def find_head(
         config: The text config: says which softcap there is.
         hidden: (positions, width): what entered the head.
         logits: (positions, vocab): what the class made of it.
+        strict: Whether every row must be the class's own; a judge takes the weight with the most rows that are.
 
     Returns:
         The head, and what every row of the class's own gives; None where no rule known here makes these logits.
@@ -111,16 +112,20 @@ def find_head(
     width, products = hidden.shape[1], head.products(hidden.shape[1])
     stored = stored_tensors([bundle.root / entry.path for entry in bundle.manifest.weights])
     bias = _bias(stored, products[:, -1])
-    closest = ""
-    for name in _candidates(stored, len(products), width):
-        found = Head(HeadRule(name, bias), stored, width)
-        same = same_rows(found.products(), products)
-        if same.all():
-            rule = _rule(found, config, hidden, logits)
-            return None if rule is None else (Head(rule, stored, width), products)
-        if not closest or same.any():
-            closest = f"; in {name} {int((~same).sum()):,} of {len(same):,} rows differ, first {int(np.argmin(same))}"
-    raise TraceError(f"the head of the checkpoint's own class is not among the bundle's weights{closest}; export again")
+    found = [Head(HeadRule(name, bias), stored, width) for name in _candidates(stored, len(products), width)]
+    same = [same_rows(candidate.products(), products) for candidate in found]
+    best = max(range(len(found)), key=lambda index: int(same[index].sum()), default=None)
+    if best is None or not same[best].any() or (strict and not same[best].all()):
+        closest = ""
+        if best is not None:
+            wrong = int((~same[best]).sum())
+            closest = f"; in {found[best].rule.weight} {wrong:,} of {len(products):,} rows differ"
+            closest += f", first {int(np.argmin(same[best]))}"
+        raise TraceError(
+            f"the head of the checkpoint's own class is not among the bundle's weights{closest}; export again"
+        )
+    rule = _rule(found[best], same[best], config, hidden, logits)
+    return None if rule is None else (Head(rule, stored, width), products)
 
 
 def _candidates(stored: dict[str, Stored], rows: int, width: int) -> Iterator[str]:
@@ -141,11 +146,12 @@ def _bias(stored: dict[str, Stored], wanted: Floats) -> str:
     raise TraceError("the bias of the checkpoint's own head is not among the bundle's weights; export again")
 
 
-def _rule(head: Head, config: Any, hidden: Floats, logits: Floats) -> HeadRule | None:
-    """The rule that makes the class's own logits of the head's product, in every column."""
+def _rule(head: Head, same: Any, config: Any, hidden: Floats, logits: Floats) -> HeadRule | None:
+    """The rule that makes the class's own logits of the head's product, in every column whose row is the class's."""
     product, weight, bias = head.product(hidden), head.rule.weight, head.rule.bias
     if product.shape != logits.shape or not np.isfinite(logits).all():
         return None
+    product, logits = product[:, same], logits[:, same]
     names = [name for name in vars(config) if "softcap" in name and "attn" not in name]
     caps = [None, *(float(getattr(config, name)) for name in names if getattr(config, name))]
     for cap in caps:

@@ -8,6 +8,7 @@ first; one that does not (some state-space models) is recorded in the calls of e
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -72,6 +73,7 @@ def record_cases(
     on_sequence: OnSequence = lambda name, index, count: None,
     opener: Opener | None = None,
     folder: Path | None = None,
+    strict: bool = True,
 ) -> Recording:
     """Record every case into ``<bundle>/vectors``.
 
@@ -89,12 +91,13 @@ def record_cases(
         on_sequence: Called before each sequence: its name, its number, and how many there are.
         opener: Opens PyTorch in a dtype given by name; the checkpoint's model where None.
         folder: Takes ``vectors``; the bundle's where None.
+        strict: Whether every row of the bundle's head must be the checkpoint's; a judge goes on without the others.
     """
     root = folder or bundle.root
     if not cases:
         return unrecorded(root, cases)
     budget = default_budget(bundle) if budget_mb is None else budget_mb * 1_000_000
-    made = _Recording(bundle, root, cases, float64, budget, on_sequence)
+    made = _Recording(bundle, root, cases, float64, budget, on_sequence, strict)
     return made.record(opener or (lambda dtype: _open(bundle, mode, dtype, checkpoint)))
 
 
@@ -157,9 +160,10 @@ class _Recording:
         float64: bool,
         budget: int,
         on_sequence: OnSequence,
+        strict: bool,
     ) -> None:
         self.bundle, self.root, self.cases, self.float64 = bundle, root, cases, float64
-        self.budget, self.say = budget, on_sequence
+        self.budget, self.say, self.strict = budget, on_sequence, strict
         self.item = 4 + (8 if bundle.options.coarse else 4) * float64  # bytes of a number and its float64 difference
         self.head: Head | None = None
         self.products: npt.NDArray[np.float64] | None = None
@@ -180,6 +184,7 @@ class _Recording:
             wide[item.name] = self._pass(session, item, samples[item.name])
         session.close()
         del session
+        gc.collect()  # hooks and modules hold each other, and two models are one too many
         session = opener(self.bundle.options.dtype)
         sequences, noise = [], dict[str, float]()
         for item in planned:
@@ -209,9 +214,12 @@ class _Recording:
             (step,) = case.steps()
             logits = session.run(PREFILL, dict(case.inputs(step)))["logits"][0].astype(np.float64)
             hidden = caught.hidden[0][0].numpy().astype(np.float64)
-        found = find_head(self.bundle, head, model.config.get_text_config(decoder=True), hidden, logits)
+        found = find_head(
+            *(self.bundle, head, model.config.get_text_config(decoder=True)), hidden, logits, strict=self.strict
+        )
         if found is not None:
             self.head, self.products = found
+            self.head.check(self.products)
 
     def _head_entry(self) -> HeadEntry | None:
         if self.head is None or self.products is None:
@@ -376,6 +384,7 @@ def _logits(head: Head, own: ClassHead, dtype: Any, recorded: Recorded) -> dict[
         }
         if recorded.deltas:
             wide = head.logits(recorded.entering(start, start + _BLOCK))
+            wide[:, head.wrong] = single[:, head.wrong]
             noise = np.empty((len(wide), 3))
             noise[:, LARGEST] = np.abs(wide).max(axis=1)
             wide -= single

@@ -129,6 +129,7 @@ class References:
             budget_mb=_UNLIMITED,
             opener=lambda dtype: self._open(bundle, dtype),
             folder=folder,
+            strict=False,
         )
         manifest = replace(bundle.manifest, cases=recording.cases, sequences=recording.sequences, head=recording.head)
         made = Bundle(folder, manifest, weights_root=bundle.root)
