@@ -84,10 +84,10 @@ def print_bundle(bundle: Bundle, stages: list[Stage], *, as_json: bool) -> None:
         f"{model.architecture} {model.pattern if len(model.pattern) <= 40 else f'{len(model.layers)} layers'}, "
         f"{model.parameters:,} parameters, {options.layout} layout, {options.profile} profile, {options.dtype}"
     )
-    print(
-        f"weights {size / 1e6:.1f} MB once, graphs {graphs / 1e6:.2f} MB, "
-        f"{len(recorded)} of {len(manifest.cases)} cases recorded"
-    )
+    print(f"weights {size / 1e6:.1f} MB once, graphs {graphs / 1e6:.2f} MB, {manifest.recorded_line()}")
+    lengths = [case.total for case in recorded]
+    if model.window is not None and recorded and max(lengths) <= model.window:
+        print(f"no case passes the window of {model.window:,}: the longest has {max(lengths):,} positions")
     for line in manifest.quantization.lines(size) if manifest.quantization is not None else ():
         print(line)
     print(f"bundle  {bundle.root}")

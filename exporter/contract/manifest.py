@@ -201,6 +201,19 @@ class Manifest:
         found = self.sequences_of(case)
         return len(found) == case.batch and all(sequence.logits != "none" for sequence in found)
 
+    def recorded_line(self) -> str:
+        """What was recorded for the cases, in words."""
+        made = [sequence for sequence in self.sequences if sequence.logits != "none"]
+        cases = f"{sum(map(self.is_recorded, self.cases))} of {len(self.cases)} cases recorded"
+        if not made:
+            return cases
+        positions, rows = sum(item.total for item in made), sum(item.rows for item in made)
+        size = sum(item.file.bytes for item in made) + (self.head.file.bytes if self.head else 0)
+        words = f"{cases}: {len(made)} sequences of {positions:,} positions in {size / 1e6:.1f} MB"
+        if self.head is not None:
+            words += ", logits as hidden states"
+        return words + (f", {rows:,} of their cache rows" if rows < positions else "")
+
 
 @dataclass(frozen=True)
 class Recording:

@@ -60,9 +60,8 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
     console.print(_port_table(bundle))
     for item in bundle.manifest.host_inputs:
         console.print(f"the host computes {item.name}: {item.formula}", markup=False)
-    recorded = len(judged_lengths(bundle))
-    console.print(f"{len(bundle.manifest.cases)} cases, {recorded} recorded: ", end="")
-    console.print(", ".join(case.name for case in bundle.manifest.cases))
+    console.print(bundle.manifest.recorded_line(), markup=False)
+    console.print("cases: " + ", ".join(case.name for case in bundle.manifest.cases))
 
 
 def _slot_table(bundle: Bundle) -> Table:
