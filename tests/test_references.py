@@ -44,7 +44,7 @@ def exported(folder: Path, model_type: str, settings: Mapping[str, Any], **optio
     return export(resolve(str(folder / "hf")), target, ExportOptions(**options), limit=40, in_process=True)
 
 
-def recorded(bundle: Bundle, folder: Path, budget_mb: int, **options: Any) -> Bundle:
+def recorded(bundle: Bundle, folder: Path, budget_mb: float, **options: Any) -> Bundle:
     """The bundle with vectors in another folder."""
     cases = [bundle.case(entry.name) for entry in bundle.manifest.cases]
     folder.mkdir()
@@ -166,7 +166,7 @@ def test_a_head_that_is_not_the_checkpoints_fails_the_export(tmp_path: Path) -> 
 
 
 def test_a_sample_of_cache_rows_is_judged_as_one_and_said_to_be(large: Bundle, tmp_path: Path) -> None:
-    bundle = recorded(large, tmp_path / "sampled", 1)
+    bundle = recorded(large, tmp_path / "sampled", 0.75)
     strides = {sequence.stride for sequence in bundle.manifest.sequences}
     assert max(strides) > 1
     report = judge(bundle_with_graphs(large, bundle), JudgeOptions((RunnerSpec("ort"),)))

@@ -68,7 +68,7 @@ def record_cases(
     checkpoint: CheckpointFiles | None = None,
     *,
     float64: bool = True,
-    budget_mb: int | None = None,
+    budget_mb: float | None = None,
     mode: str = "auto",
     on_sequence: OnSequence = lambda name, index, count: None,
     opener: Opener | None = None,
@@ -96,13 +96,13 @@ def record_cases(
     root = folder or bundle.root
     if not cases:
         return unrecorded(root, cases)
-    budget = default_budget(bundle) if budget_mb is None else budget_mb * 1_000_000
+    budget = default_budget(bundle) if budget_mb is None else int(budget_mb * 1_000_000)
     made = _Recording(bundle, root, cases, float64, budget, on_sequence, strict)
     return made.record(opener or (lambda dtype: _open(bundle, mode, dtype, checkpoint)))
 
 
 def recorder(
-    *, float64: bool, budget_mb: int | None, on_sequence: OnSequence, mode: str = "auto"
+    *, float64: bool, budget_mb: float | None, on_sequence: OnSequence, mode: str = "auto"
 ) -> Callable[[Bundle, Sequence[Case], CheckpointFiles], Recording]:
     """:func:`record_cases` with its settings, in the form that the exporter takes."""
 
