@@ -255,3 +255,14 @@ def test_a_fresh_environment_with_numpy_and_onnxruntime_only_verifies(tiny_copy:
     flip_exponent_bit(weights, "model.norm.weight")
     assert subprocess.run(script, capture_output=True).returncode == 2
     assert subprocess.run([*script, "--no-hash"], capture_output=True).returncode == 1
+
+
+def test_the_script_is_written_for_python_3_9(tiny_bundle: Bundle) -> None:
+    import ast
+
+    tree = ast.parse((tiny_bundle.root / "verify.py").read_text("utf-8"), feature_version=(3, 9))
+    assert any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)  # X | Y in types
+    newer = {"file_digest", "pairwise", "batched", "StrEnum", "tomllib", "ExceptionGroup", "walk"}
+    for node in ast.walk(tree):
+        named = {getattr(node, "attr", ""), getattr(node, "id", ""), *(k.arg for k in getattr(node, "keywords", []))}
+        assert not named & {*newer, "strict", "slots", "kw_only"}, ast.dump(node)
