@@ -136,7 +136,7 @@ def _read(
     config.save_pretrained(folder)
     if process and checkpoint.gguf:  # the worker reads it there: parsing a GGUF file takes seconds each time
         process.begin(replace(job, config=str(folder)))
-    meta_model = checkpoint.meta_model(config)
+    meta_model = checkpoint.meta_model(config, options.dtype)
     spec = model_spec(config, meta_model, options.dtype)
     options = resolve_options(options, spec)
     chosen = plan(meta_model, options)
@@ -150,7 +150,7 @@ def _place(
     """Place the weights, quantised where that was asked for."""
     options = found.options
     with _stage("weights", report):
-        placements = place_weights(checkpoint, meta_model, folder, options.dtype)
+        placements = place_weights(checkpoint, meta_model, folder)
         source = held_blocks(checkpoint, meta_model, options) if found.chosen else None
     if not found.chosen:
         return placements, None

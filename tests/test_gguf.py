@@ -66,8 +66,8 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _placed(checkpoint: Checkpoint, folder: Path, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
-    meta_model = checkpoint.meta_model(checkpoint.config())
-    places = place_weights(checkpoint, meta_model, folder, dtype)
+    meta_model = checkpoint.meta_model(checkpoint.config(), dtype)
+    places = place_weights(checkpoint, meta_model, folder)
     return {name: _read(folder, place) for name, place in places.items()}
 
 

@@ -47,7 +47,7 @@ def test_tensors_are_placed_as_they_are_loaded(tmp_path: Path, name: str) -> Non
     row = MODELS[name]
     model = make_model(row)
     checkpoint = resolve(str(write_gguf(row, model, tmp_path / "m.gguf")))
-    places = place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path, "float32")
+    places = place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path)
     for weight, place in places.items():
         data = np.fromfile(tmp_path / place.location, np.float32, place.length // 4, offset=place.offset)
         assert np.abs(data.reshape(place.shape) - model.state_dict()[weight].numpy()).max() < 1e-6, weight
@@ -92,7 +92,7 @@ def test_tensors_that_nobody_reads_are_refused_by_name(tmp_path: Path, name: str
     row = GgufModel("qwen3", "qwen3", tensors={name: np.array([1, 2, 1, 2, 1, 9, 3, 1], np.float32)})
     checkpoint = resolve(str(write_gguf(row, make_model(row), tmp_path / "m.gguf")))
     with pytest.raises(ExportError, match=name):
-        place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path, "float32")
+        place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_alignment_is_heeded(tmp_path: Path, alignment: int) -> None:
     row = MODELS["qwen3"]
     model = make_model(row)
     checkpoint = resolve(str(write_gguf(row, model, tmp_path / "m.gguf", alignment=alignment)))
-    places = place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path, "float32")
+    places = place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path)
     place = places["model.embed_tokens.weight"]
     data = np.fromfile(tmp_path / place.location, np.float32, place.length // 4, offset=place.offset)
     assert np.array_equal(data.reshape(place.shape), model.state_dict()["model.embed_tokens.weight"].numpy())
@@ -134,7 +134,7 @@ def test_a_missing_tensor_is_named_before_anything_is_loaded(tmp_path: Path, mon
         path = write_gguf(row, make_model(row), tmp_path / "m.gguf", without="blk.1.attn_k.weight")
         checkpoint = resolve(str(path))
         with pytest.raises(ExportError, match=r"no tensor for model.layers.1.self_attn.k_proj.weight \(1 missing"):
-            place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path, "float32")
+            place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path)
 
 
 def test_parts_of_a_split_file_are_refused_with_the_way_to_join_them(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def _refusal(folder: Path, data: bytes) -> str:
     (folder / "d.gguf").write_bytes(data)
     try:
         checkpoint = resolve(str(folder / "d.gguf"))
-        place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), folder, "float32")
+        place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), folder)
     except ExportError as error:
         return str(error)
     return ""

@@ -74,7 +74,7 @@ def placed(source: Path, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     checkpoint = resolve(str(source))
     config = checkpoint.config()
     assert not hasattr(config, "quantization_config")
-    places = place_weights(checkpoint, checkpoint.meta_model(config), folder, "float32")
+    places = place_weights(checkpoint, checkpoint.meta_model(config), folder)
     read = {n: np.fromfile(folder / p.location, np.float32, p.length // 4, offset=p.offset) for n, p in places.items()}
     return {name: array.reshape(places[name].shape) for name, array in read.items()}
 

@@ -19,7 +19,7 @@ shape = (1 << 17, 1 << 10)
 read = _reader(StoredTensor(source, 0, 4 << 27, "float32", shape))
 whole = (lambda: iter([numpy.concatenate(list(read()))])) if "{whole}" else read
 tracemalloc.start()  # numpy reports its arrays to it; the peak of a process would begin with its parent's
-write_safetensors(target, {{"big": (shape, whole)}}, "bfloat16")
+write_safetensors(target, {{"big": (shape, whole)}}, {{"big": "bfloat16"}})
 print(tracemalloc.get_traced_memory()[1] / 2**20)
 """
 

@@ -47,7 +47,7 @@ def write_folder(gguf: Path, folder: Path) -> None:
     old = {name: ropes[kind]["rope_theta"] for name, kind in names.items() if kind in ropes}
     path.write_text(json.dumps({**written, **old}, indent=2) + "\n", encoding="utf-8")
     copy_tokenizer(checkpoint, folder)
-    place_weights(checkpoint, meta_model, folder, "float32")
+    place_weights(checkpoint, meta_model, folder)
 
 
 def main() -> None:

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvparity.exporter.checkpoint.folder import (
+    INDEX,
+    WEIGHTS,
+    has_weights,
+    no_weights,
+    refuse_adapter,
+    refuse_remote_code,
+    text_names,
+)
+from kvparity.exporter.checkpoint.half_types import set_half_types
 from kvparity.exporter.checkpoint.quantized import check_quantized, unusable
+from kvparity.exporter.checkpoint.text_config import model_class, text_config
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
 from kvparity.exporter.contract.errors import ExportError
@@ -72,16 +83,23 @@ class Checkpoint:
 
             return gguf_config(read_gguf(self.folder / self.gguf))
         try:
-            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
-            raise ExportError(f"{self.source}: its config cannot be read ({_first_line(error)})") from error
+            refuse_remote_code(self.folder, self.source)
+            raise ExportError(f"{self.source}: its config cannot be read ({_reason(error)})") from error
         if quantization_of(config) is not None:
             check_quantized(quantization_of(config) or {}, self.source)
-        text = config.get_text_config(decoder=True)
+        text = text_config(config, self._text_tensors())
         if hasattr(text, "quantization_config"):  # the bundle's weights are dense
             text = copy.deepcopy(text)
             del text.quantization_config
         return text
+
+    def _text_tensors(self) -> Mapping[str, StoredTensor]:
+        """The stored tensors by their names in the text model; none where there is only a config."""
+        if not self._tensors and not has_weights(self.folder):
+            return {}
+        return text_names(self.stored())
 
     def quantization(self) -> dict[str, Any] | None:
         """How the stored weights are quantised; None where they are dense, and for a GGUF file, which says of each."""
@@ -91,8 +109,12 @@ class Checkpoint:
             return None
         return quantization_of(AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False))
 
-    def meta_model(self, config: Any) -> Any:
+    def meta_model(self, config: Any, dtype: str = "float32") -> Any:
         """The model without weights: parameters on the meta device, buffers real, attention ready for tracing.
+
+        Args:
+            config: The text config.
+            dtype: What ``from_pretrained`` would load in; weights that the class keeps in float32 are float32 here.
 
         Raises:
             ExportError: No causal language model exists for this config.
@@ -104,7 +126,9 @@ class Checkpoint:
         register_attention()
         try:
             with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+                model = AutoModelForCausalLM.from_config(
+                    config, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+                )
         except Exception as error:
             if isinstance(error, KeyError) and ATTENTION in str(error):
                 raise ExportError(
@@ -115,6 +139,8 @@ class Checkpoint:
                 f"{self.source}: no causal language model for model_type {config.model_type!r} ({_first_line(error)})"
             ) from error
         model.tie_weights()
+        if dtype != "float32":
+            set_half_types(model, config, dtype)
         return model.eval()
 
     def load(self, dtype: Any) -> Any:
@@ -125,17 +151,19 @@ class Checkpoint:
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        kind: Any = AutoModelForCausalLM
         if self.gguf:
             arguments = {"gguf_file": self.gguf, "config": self.config()}
         else:
             whole = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            kind = model_class(whole) or kind
             ask_dense(whole)
-            arguments = {"config": whole}
+            arguments = {"config": whole, "use_safetensors": True}
         packed = None if self.gguf else quantization_of(whole)
         try:
             # Progress bars go nowhere; stages are reported by the exporter.
             with whole_names(), contextlib.redirect_stderr(io.StringIO()):
-                model, found = AutoModelForCausalLM.from_pretrained(
+                model, found = kind.from_pretrained(
                     self.folder,
                     dtype=dtype,
                     attn_implementation="eager",
@@ -186,6 +214,7 @@ def resolve(model: str, *, subfolder: str | None = None, revision: str | None = 
         return Checkpoint(path.name, None, path.parent, path.name)
     if path.is_dir():
         folder = path / subfolder if subfolder else path
+        refuse_adapter(folder)
         if not (folder / "config.json").is_file():
             raise ExportError(
                 f"{folder}: not a model, config.json is missing; expected a folder that transformers saved"
@@ -209,19 +238,21 @@ def _from_hub(model: str, subfolder: str | None, revision: str | None) -> Checkp
             "check the name or the connection, or pass a local folder"
         ) from error
     folder = root / subfolder if subfolder else root
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ExportError(f"{model}: has no config.json{f' in {subfolder}' if subfolder else ''}; try --subfolder")
     return Checkpoint(model, revision or root.name, folder, subfolder=subfolder or "")
 
 
 def _safetensors_files(folder: Path, source: str) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    """The files that transformers takes: model.safetensors wherever it is, the shards of an index otherwise."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif (folder / "model.safetensors").is_file():
-        names = ["model.safetensors"]
     else:
-        raise ExportError(f"{source}: no model.safetensors in {folder.name}/; pickled weights are not read")
+        raise ExportError(f"{source}: {no_weights(folder)}")
     for name in names:
         if Path(name).name != name:
             raise ExportError(f"{source}: {index.name} names {name!r}, which leaves the checkpoint folder; refused")
@@ -265,3 +296,9 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """The lines of a message, which of a failed validation are the field and then the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:400] if lines else type(error).__name__

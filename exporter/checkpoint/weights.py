@@ -7,7 +7,6 @@ names, shapes and dtype fit; otherwise tensors are converted and written one at 
 from __future__ import annotations
 
 import json
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kvparity.exporter.checkpoint.folder import text_names
+from kvparity.exporter.checkpoint.half_types import refuse_overflow
 from kvparity.exporter.checkpoint.quantized import refuse_uneven_blocks
 from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
 from kvparity.exporter.contract.dtypes import numpy_dtype
@@ -25,20 +26,20 @@ from kvparity.exporter.contract.files import copy_file
 
 __all__ = ["Placement", "WeightName", "place_weights", "weight_names", "write_safetensors"]
 
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 _ALIGN = 64
 _BLOCK = 1 << 23  # elements converted at once
-_LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
 Array = npt.NDArray[Any]
 Parts = Callable[[], Iterator[Array]]  # blocks of a tensor's rows, in order
 
 
 @dataclass(frozen=True)
 class WeightName:
-    """A weight that the graphs need: its canonical name, its shape, and other names of the same tensor."""
+    """A weight that the graphs need: its canonical name, its shape and dtype, and other names of the same tensor."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str
     aliases: tuple[str, ...] = ()
 
 
@@ -57,23 +58,25 @@ def weight_names(meta_model: Any) -> tuple[WeightName, ...]:
     """Every persistent tensor of a model, tied ones once."""
     persistent = set(meta_model.state_dict().keys())
     names: dict[int, list[str]] = {}
-    shapes: dict[int, tuple[int, ...]] = {}
+    seen: dict[int, Any] = {}
     tensors = [*meta_model.named_parameters(remove_duplicate=False), *meta_model.named_buffers(remove_duplicate=False)]
     for name, tensor in tensors:
         if name in persistent:
             names.setdefault(id(tensor), []).append(name)
-            shapes[id(tensor)] = tuple(tensor.shape)
-    return tuple(WeightName(found[0], shapes[key], tuple(found[1:])) for key, found in names.items())
+            seen[id(tensor)] = tensor
+    return tuple(
+        WeightName(found[0], tuple(seen[key].shape), str(seen[key].dtype).removeprefix("torch."), tuple(found[1:]))
+        for key, found in names.items()
+    )
 
 
-def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path, dtype: str) -> dict[str, Placement]:
+def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path) -> dict[str, Placement]:
     """Copy or convert the weights into ``folder``, a block of a tensor at a time.
 
     Args:
         checkpoint: Where they come from.
-        meta_model: The model without weights, which says what the graphs need.
+        meta_model: The model without weights, which says what the graphs need, and in which dtype.
         folder: The bundle being written.
-        dtype: dtype wanted.
 
     Returns:
         Canonical name to placement.
@@ -85,33 +88,24 @@ def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path, dtype: 
     packed = checkpoint.quantization()
     if packed is not None:
         refuse_uneven_blocks(checkpoint.stored(), packed, checkpoint.source)
-        return _from_loaded(checkpoint, wanted, folder, dtype)
-    stored, renamed = _text_names(checkpoint.stored())
+        return _from_loaded(checkpoint, wanted, folder)
+    stored = text_names(checkpoint.stored())
+    renamed = stored.keys() != checkpoint.stored().keys()
     found = {weight.name: _find(weight, stored) for weight in wanted}
+    dtypes = {weight.name: weight.dtype for weight in wanted}
     try:
         if all(tensor is not None for tensor in found.values()):
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
             _refuse_packed(tensors)
-            if not renamed and all(tensor.dtype == dtype for tensor in tensors.values()):
+            if not renamed and all(tensor.dtype == dtypes[name] for name, tensor in tensors.items()):
                 return _use_files(tensors, folder)
-            return _write(folder, {n: (t.shape, _reader(t)) for n, t in tensors.items()}, dtype)
+            return _write(folder, {n: (t.shape, _reader(t)) for n, t in tensors.items()}, dtypes)
         parts = _from_gguf(checkpoint, meta_model, wanted)
         if parts is not None:
-            return _write(folder, parts, dtype)
-        return _from_loaded(checkpoint, wanted, folder, dtype)
+            return _write(folder, parts, dtypes)
+        return _from_loaded(checkpoint, wanted, folder)
     except OSError as error:
         raise ExportError(f"{folder.parent}: weights cannot be written ({error.strerror or error})") from error
-
-
-def _text_names(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Tensors by the names that they have in the text model alone, and whether that changed any.
-
-    ``model.language_model.layers.0…`` and ``language_model.model.layers.0…`` are ``model.layers.0…`` there.
-    """
-    names = {name: _LANGUAGE_MODEL.sub("", name, count=1) for name in tensors}
-    if not any(old != new for old, new in names.items()):
-        return dict(tensors), False
-    return {new: tensors[old] for old, new in names.items()}, True
 
 
 def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
@@ -161,14 +155,14 @@ def _from_gguf(
     return parts
 
 
-def _from_loaded(
-    checkpoint: Checkpoint, wanted: tuple[WeightName, ...], folder: Path, dtype: str
-) -> dict[str, Placement]:
+def _from_loaded(checkpoint: Checkpoint, wanted: tuple[WeightName, ...], folder: Path) -> dict[str, Placement]:
     """Checkpoints whose layout transformers converts while loading; the one route that holds the model."""
     import torch
 
-    state = checkpoint.load(torch.float32 if dtype == "float32" else getattr(torch, dtype)).state_dict()
-    state, _ = _text_names(state)
+    kinds = {weight.dtype for weight in wanted} & _CODES.keys()
+    dtype = next(iter(kinds - {"float32"}), "float32")  # of half types some weights may stay float32
+    state = checkpoint.load(getattr(torch, dtype)).state_dict()
+    state = text_names(state)
     parts: dict[str, tuple[tuple[int, ...], Parts]] = {}
     for weight in wanted:
         tensor = state.get(weight.name)
@@ -176,11 +170,11 @@ def _from_loaded(
             found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise ExportError(f"{checkpoint.source}: weight {weight.name} is {found}, expected {weight.shape}")
         parts[weight.name] = (weight.shape, _of_tensor(tensor))
-    return _write(folder, parts, dtype)
+    return _write(folder, parts, {weight.name: weight.dtype for weight in wanted})
 
 
 def _of_tensor(tensor: Any) -> Parts:
-    return lambda: iter([tensor.detach().float().numpy()])
+    return lambda: iter([(tensor.detach().float() if tensor.is_floating_point() else tensor.detach()).numpy()])
 
 
 def _reader(tensor: StoredTensor) -> Parts:
@@ -199,38 +193,48 @@ def cast_array(array: Array, dtype: str) -> Array:
     return array.astype(numpy_dtype(dtype), copy=False)
 
 
-def _write(folder: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtype: str) -> dict[str, Placement]:
+def _write(
+    folder: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtypes: Mapping[str, str]
+) -> dict[str, Placement]:
     path = folder / "model.safetensors"
-    write_safetensors(path, parts, dtype)
+    write_safetensors(path, parts, dtypes)
     header = read_safetensors_header(path)
     return {n: Placement(path.name, t.offset, t.length, t.dtype, t.shape) for n, t in header.items()}
 
 
-def write_safetensors(path: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtype: str) -> None:
+def write_safetensors(
+    path: Path, parts: Mapping[str, tuple[tuple[int, ...], Parts]], dtypes: Mapping[str, str]
+) -> None:
     """Write a safetensors file one block at a time; the library's own writer needs all tensors in memory.
 
     Args:
         path: File to write.
         parts: Name to (shape, function that gives its elements in order, in arrays of any size and dtype).
-        dtype: dtype of every tensor.
+        dtypes: dtype of each.
     """
-    size = numpy_dtype(dtype).itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, (shape, _) in sorted(parts.items()):
-        length = int(np.prod(shape, dtype=np.int64)) * size
+    for name, (shape, _) in sorted(parts.items(), key=lambda item: (-numpy_dtype(dtypes[item[0]]).itemsize, item[0])):
+        dtype = dtypes[name]
+        if dtype not in _CODES:
+            raise ExportError(f"{name} is {dtype}; a bundle's weights are {', '.join(_CODES)}")
+        length = int(np.prod(shape, dtype=np.int64)) * numpy_dtype(dtype).itemsize
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, offset + length]}
         offset += length
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGN)
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for name, (shape, read) in sorted(parts.items()):
+        for name in header:
+            if name not in parts:
+                continue
+            (shape, read), dtype = parts[name], dtypes[name]
             written = 0
             for array in read():
                 if array.ndim > 1 and array.shape[1:] != shape[1:]:
                     raise ExportError(f"{path.name}: {name} was made with rows of {array.shape[1:]}, expected {shape}")
                 written += array.size
+                refuse_overflow(name, array, dtype)
                 cast_array(array, dtype).tofile(stream)
             if written != int(np.prod(shape, dtype=np.int64)):
                 raise ExportError(f"{path.name}: {name} has {written} elements, expected shape {shape}")

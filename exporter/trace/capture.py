@@ -205,18 +205,16 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
     fakes: dict[int, nn.Parameter] = {}
     with mode:
         for module in model.modules():
-            persistent_here = module._buffers.keys() - module._non_persistent_buffers_set
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    kind = dtype if parameter.is_floating_point() else parameter.dtype
+                    wide = dtype == torch.float64 and parameter.is_floating_point()
+                    kind = dtype if wide else parameter.dtype
                     module._parameters[name] = fakes.setdefault(
                         id(parameter), nn.Parameter(torch.empty(parameter.shape, dtype=kind), requires_grad=False)
                     )
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     kind = dtype if buffer.is_floating_point() and dtype == torch.float64 else buffer.dtype
-                    if buffer.is_floating_point() and name in persistent_here:  # stored like a weight, so of its dtype
-                        kind = dtype
                     module._buffers[name] = torch.empty(buffer.shape, dtype=kind)
     return mode, buffers
 

@@ -68,7 +68,7 @@ def trace(job: Job, placements: Mapping[str, Placement]) -> dict[str, str]:
 def _read_model(job: Job) -> _Model:
     checkpoint = Checkpoint(job.source, None, Path(job.config))
     config = checkpoint.config()
-    meta_model = checkpoint.meta_model(config)
+    meta_model = checkpoint.meta_model(config, job.options.dtype)
     spec = model_spec(config, meta_model, job.options.dtype)
     return _Model(job, meta_model, spec, resolve_options(job.options, spec))
 

@@ -1,0 +1,96 @@
+"""What lies in a checkpoint's folder beside the weights that are read, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvparity.exporter.contract.errors import ExportError
+
+__all__ = ["INDEX", "WEIGHTS", "has_weights", "no_weights", "refuse_adapter", "refuse_remote_code", "text_names"]
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+_LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+T = TypeVar("T")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights that transformers reads without pickle."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def no_weights(folder: Path) -> str:
+    """Why there are no weights to read, and what there is instead."""
+    variants = sorted(folder.glob("model.*.safetensors"))
+    if variants:
+        return f"no {WEIGHTS}; {variants[0].name} is a variant, which is read once it is called {WEIGHTS}"
+    others = sorted(folder.glob("*.safetensors"))
+    if others:
+        return f"no {WEIGHTS} and no {INDEX}; transformers does not read {others[0].name} without them"
+    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"no {WEIGHTS}; {pickles[0].name} is a pickle, and reading one can run any code: "
+            "load it in transformers where you trust it, and save it with save_pretrained"
+        )
+    return f"no {WEIGHTS} in {folder.name}/"
+
+
+def text_names(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Tensors by the names that they have in the text model alone.
+
+    ``model.language_model.layers.0…`` and ``language_model.model.layers.0…`` are ``model.layers.0…`` there.
+    """
+    return {_LANGUAGE_MODEL.sub("", name, count=1): tensor for name, tensor in tensors.items()}
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter: alone it is no model, and beside weights nobody can tell whether it is merged.
+
+    Raises:
+        ExportError: There is an adapter.
+    """
+    path = folder / _ADAPTER
+    if not path.is_file():
+        return
+    base = _read(path).get("base_model_name_or_path") or "its base model"
+    merge = "merge them first: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{folder}: an adapter of {base}, not a model; {merge}")
+    raise ExportError(
+        f"{folder}: {_ADAPTER} lies beside the model, an adapter of {base}, and the export would leave it out; "
+        f"{merge}, or move the adapter away to export the model without it"
+    )
+
+
+def refuse_remote_code(folder: Path, source: str) -> None:
+    """Refuse a config that only Python code from the checkpoint's folder can read.
+
+    Raises:
+        ExportError: The config names such code.
+    """
+    config = _read(folder / "config.json")
+    if "auto_map" in config:
+        raise ExportError(
+            f"{source}: model_type {config.get('model_type')!r} is not one of transformers' own, and the Python code "
+            "that the checkpoint brings (auto_map in config.json) is never run; use a conversion to a class of "
+            "transformers, where one exists"
+        )
+
+
+def brings_code(folder: Path) -> bool:
+    """Whether the config names Python code of the checkpoint's own, which is left alone."""
+    return "auto_map" in _read(folder / "config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
