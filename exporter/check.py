@@ -36,9 +36,9 @@ def check_graph(path: Path, spec: GraphSpec, options: ExportOptions) -> ir.Model
         ExportError: Names the first thing that is wrong.
     """
     try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path.name}: the ONNX checker refuses it ({str(error).splitlines()[0]})") from error
+        onnx.checker.check_model(str(path), full_check=True)  # types and shapes of every value
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path.name}: the ONNX checker refuses it ({_first_line(error)})") from error
     model = ir.load(path)
     _check_ports(path.name, model, spec)
     profile = options.profile
@@ -56,7 +56,34 @@ def check_graph(path: Path, spec: GraphSpec, options: ExportOptions) -> ir.Model
         target = inside(path.parent, file)
         if not target.is_file() or target.stat().st_size < end:
             raise ExportError(f"{path.name}: points at byte {end} of {file}, which is missing or shorter")
+    _check_loads(path, options)
     return model
+
+
+def _check_loads(path: Path, options: ExportOptions) -> None:
+    """Open the graph in ONNX Runtime, which infers types by itself; nothing is optimised, packed or run.
+
+    That a kernel is missing on this machine's CPU is no fault of a graph for another provider, or in bfloat16.
+    """
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    settings.log_severity_level = 4
+    try:
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common class
+        kind = type(error).__name__
+        elsewhere = options.provider != "cpu" or options.dtype == "bfloat16"
+        if (kind == "NotImplemented" and elsewhere) or "opset" in str(error).lower():  # newer than this ONNX Runtime
+            return
+        raise ExportError(f"{path.name}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _check_ports(name: str, model: ir.Model, spec: GraphSpec) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from kvparity.exporter.checkpoint.source import resolve
-from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.bundle import Bundle, Recording
 from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions
 from kvparity.exporter.export import export
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
 from kvparity.runners.engines import ort
 from kvparity.runners.reference.record import record_cases
+from kvparity.runners.reference.self_check import check_logits
 from tests.families import save_checkpoint, small_config
 from tests.mutants.placement import PLACEMENTS, PlacementMutant, misplace
 
@@ -66,3 +68,16 @@ def test_a_reference_from_the_bundle_lets_it_survive(right: Bundle, name: str, t
     mutant = next(mutant for mutant in PLACEMENTS if mutant.name == name)
     bundle = _misplaced(right, mutant, tmp_path / "far" / "bundle")  # the checkpoint is not found from there
     assert _verdict(bundle, live=True) == "match"
+
+
+def test_a_head_in_the_wrong_place_fails_the_export_itself(right: Bundle, tmp_path: Path) -> None:
+    mutant = next(mutant for mutant in PLACEMENTS if mutant.name == "tied-head")
+    bundle = _misplaced(right, mutant, tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"do not compute what LlamaForCausalLM computes .* nothing was written"):
+        check_logits(bundle, _recording(bundle))
+    check_logits(right, _recording(right))
+
+
+def _recording(bundle: Bundle) -> Recording:
+    made = bundle.manifest
+    return Recording(made.cases, made.noise, made.sequences, made.head)

@@ -40,6 +40,7 @@ from kvparity.exporter.contract.vectors import LARGEST, NOISE, SQUARES, Recorded
 from kvparity.runners.base import Array, Session
 from kvparity.runners.decode.layouts.dynamic import Player
 from kvparity.runners.reference.sample import Planned, Sample, plan_samples
+from kvparity.runners.reference.self_check import check_logits
 
 if TYPE_CHECKING:
     from kvparity.runners.reference.class_head import ClassHead
@@ -107,9 +108,11 @@ def recorder(
     """:func:`record_cases` with its settings, in the form that the exporter takes."""
 
     def record(bundle: Bundle, cases: Sequence[Case], checkpoint: CheckpointFiles) -> Recording:
-        return record_cases(
+        recording = record_cases(
             bundle, cases, checkpoint, float64=float64, budget_mb=budget_mb, mode=mode, on_sequence=on_sequence
         )
+        check_logits(bundle, recording)
+        return recording
 
     return record
 
