@@ -176,7 +176,7 @@ def test_a_fault_of_one_profile_is_not_expected_in_another() -> None:
 
 def test_onnx_reference_runs_the_tiny_bundle_in_its_own_process(tiny_bundle: Bundle) -> None:
     spec = RunnerSpec("onnx_reference")
-    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("prefill-2", "chunk-empty")))
+    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("prefill-2", "chunk-empty"), tol=1e-4))
     assert {case.verdict for case in report.cases} == {"match"}
 
 
@@ -240,7 +240,8 @@ def test_genai_is_right_on_full_caches_but_for_its_known_failures(full_bundle: B
 def _judge_known(bundle: Bundle, runner: str) -> None:
     spec = parse_runner(runner)
     _skip_unless_installed(spec)
-    report = judge(bundle, JudgeOptions((spec,), cases=("prefill-2", "handoff-*", "chunk-cross", "batch-chunks")))
+    cases = ("prefill-2", "handoff-*", "chunk-cross", "batch-chunks")
+    report = judge(bundle, JudgeOptions((spec,), cases=cases, tol=1e-4))
     record = report.runners[0]
     assert record.available, record.message
     verdicts = {case.case: case.verdict for case in report.cases}
@@ -267,5 +268,5 @@ def test_older_onnx_runtimes_compute_the_same(tiny_bundle: Bundle, version: str)
     session = open_runner(tiny_bundle, spec)
     assert session.info.version == version
     session.close()
-    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("handoff-128", "batch-chunks", "chunk-7")))
+    report = judge(tiny_bundle, JudgeOptions((spec,), cases=("handoff-128", "batch-chunks", "chunk-7"), tol=1e-4))
     assert {case.verdict for case in report.cases} == {"match"}
