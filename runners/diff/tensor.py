@@ -248,7 +248,8 @@ def _finiteness(rows: _Rows) -> TensorDiff | None:
 
 
 def _all_finite(array: Array) -> bool:
-    return all(bool(np.isfinite(rows).all()) for batch in array for rows in batch) if array.size else True
+    parts = (part for batch in array for part in (batch if batch.size > BLOCK else [batch]))
+    return all(bool(np.isfinite(part).all()) for part in parts)
 
 
 def _values(rows: _Rows) -> TensorDiff:

@@ -161,7 +161,8 @@ def _rule(head: Head, same: Any, config: Any, hidden: Floats, logits: Floats) ->
         flat = np.arctanh(logits[bent] / cap) * cap if cap else logits[bent]
         part = product[bent]
         fitted = float((flat * part).sum() / max(float((part * part).sum()), 1e-300))
-        for scale in (1.0, 1 / round(1 / fitted) if abs(fitted) < 1 and round(1 / fitted) else fitted, fitted):
+        whole = 1 / round(1 / fitted) if 1e-9 < abs(fitted) < 1 else fitted  # a divisor, mostly
+        for scale in (1.0, whole, fitted):
             rule = HeadRule(weight, bias, scale, cap)
             if np.abs(rule.finish(product.copy()) - logits).max() <= _EXACT * np.abs(logits).max():
                 return rule
