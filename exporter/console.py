@@ -86,8 +86,10 @@ def print_bundle(bundle: Bundle, stages: list[Stage], *, as_json: bool) -> None:
     )
     print(f"weights {size / 1e6:.1f} MB once, graphs {graphs / 1e6:.2f} MB, {manifest.recorded_line()}")
     lengths = [case.total for case in recorded]
-    if model.window is not None and recorded and max(lengths) <= model.window:
-        print(f"no case passes the window of {model.window:,}: the longest has {max(lengths):,} positions")
+    if recorded:
+        reach = f"longest case {max(lengths):,} of {model.max_position:,} positions"
+        short = [window for window in sorted(model.windows) if max(lengths) <= window]
+        print(reach + (f"; none passes the window of {', '.join(f'{window:,}' for window in short)}" if short else ""))
     for line in manifest.quantization.lines(size) if manifest.quantization is not None else ():
         print(line)
     print(f"bundle  {bundle.root}")

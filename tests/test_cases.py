@@ -83,3 +83,66 @@ def test_no_case_is_longer_than_the_buffers_and_larger_ones_change_nothing() -> 
     plain = {case.name for case in default_cases(model(8), limit=40)}
     assert {case.name for case in default_cases(model(8), limit=40, rows=64)} == plain
     assert max(case.total for case in default_cases(model(8), rows=30)) == 30
+
+
+KINDS = (
+    "prefill",
+    "decode-across",
+    "handoff",
+    "decode-only",
+    "chunk-7",
+    "chunk-cross",
+    "chunk-empty",
+    "batch-ragged",
+    "batch-chunks",
+    "special-tokens",
+    "text-prefill",
+    "text-across",
+    "text-chunks",
+)
+
+
+@pytest.mark.parametrize(
+    ("window", "positions", "limit"),
+    [
+        (None, 4096, 40),
+        (None, 100, None),
+        (None, 8, None),
+        (8, 4096, 40),
+        (128, 4096, 40),
+        (128, 4096, 140),
+        (1, 64, None),
+        (4096, 32768, None),
+        (262_144, 131_072, None),
+    ],
+)
+def test_every_kind_of_case_is_there_however_short_the_cases_must_be(
+    window: int | None, positions: int, limit: int | None
+) -> None:
+    cases = {case.name: case for case in default_cases(model(window, positions=positions), range(40_000), limit)}
+    longest = min(limit or 16_384, positions)
+    assert all(any(name.startswith(kind) for name in cases) for kind in KINDS)
+    assert max(case.total for case in cases.values()) <= longest
+    assert cases["batch-ragged"].batch > 1
+    assert max(cases["batch-ragged"].pads) > 0
+    assert any(len(case.chunks) > 1 and min(case.chunks[1:]) > 1 for case in cases.values()) or longest < 9
+    if window is not None and window < longest:
+        assert sum(case.total > window for case in cases.values()) > 5
+
+
+def test_masters_are_few_and_every_row_begins_one() -> None:
+    from kvparity.exporter.contract.cases import master_of, masters
+
+    cases = default_cases(model(128, positions=1024), range(800))
+    known = masters(cases)
+    assert len(known) == 5
+    assert sum(map(len, known.values())) < 2000
+    assert all(master_of(case.row(row), known) for case in cases for row in range(case.batch))
+    assert {len(tokens) for tokens in known.values()} >= {1000}
+
+
+def test_logits_of_one_call_of_a_large_vocabulary_stay_within_two_gigabytes() -> None:
+    cases = {case.name: case for case in default_cases(model(512, vocab=262_144), range(4000))}
+    ragged = cases["batch-ragged"]
+    assert (ragged.batch, ragged.pads) == (2, (3, 512))
+    assert max(case.batch * max(case.chunks) * 262_144 * 4 for case in cases.values()) < 2.3e9

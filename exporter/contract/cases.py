@@ -222,8 +222,9 @@ def default_cases(
         limit: Longest case in tokens; where None, what the window needs, at least 1,000; never past ``max_position``.
         rows: Rows of the layout's buffers, which no case may be longer than.
     """
-    limit = min(limit or _default_limit(spec.window or 64), spec.max_position, rows or spec.max_position)
-    window = _edge(spec.window, limit)
+    own = min(spec.windows, default=None)
+    limit = min(limit or _default_limit(own or 64), spec.max_position, rows or spec.max_position)
+    window = _edge(own, limit)
     plan = _Schedule(spec, limit, max(_CALL_BYTES // (4 * spec.vocab_size), limit))
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)

@@ -86,10 +86,10 @@ def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
         spec: The model.
         totals: Tokens of each case that can be judged.
     """
-    longest = max(totals, default=0)
-    if spec.window is None or longest > spec.window:
+    longest, window = max(totals, default=0), min(spec.windows, default=None)
+    if window is None or longest > window:
         return spec.not_exercised
-    return (*spec.not_exercised, f"anything beyond the window of {spec.window} (longest case {longest})")
+    return (*spec.not_exercised, f"anything beyond the window of {window} (longest case {longest})")
 
 
 def coverage_lines(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, str]:

@@ -238,6 +238,12 @@ class ModelSpec:
     ropes: tuple[RopeSpec, ...] = ()
 
     @property
+    def windows(self) -> frozenset[int]:
+        """Sliding windows that a conversation of the model can pass: one as long as its positions is none."""
+        found = {layer.window for layer in self.layers if layer.window is not None}
+        return frozenset(window for window in found if window < self.max_position)
+
+    @property
     def window(self) -> int | None:
         """The smallest sliding window of any layer, or None where every layer is full."""
         windows = [layer.window for layer in self.layers if layer.window is not None]

@@ -22,7 +22,7 @@ def covers_of(bundle: Bundle, records: Sequence[CaseRecord]) -> Covers:
     lived = [
         sum(record.chunks) - min(record.pads, default=0) for record in records if record.case in whole and record.chunks
     ]
-    windows = sorted({slot.window for slot in bundle.model.slots if slot.window is not None})
+    windows = sorted(bundle.model.windows)
     longest = max(lived, default=0)
     known = {entry.name for entry in bundle.manifest.cases}
     rows = [sum(record.rows[index] for record in records) for index in (0, 1)]
