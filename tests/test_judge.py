@@ -120,7 +120,7 @@ def test_logits_that_go_first_name_the_earliest_wrong_layer_too(bundle: Bundle) 
 
 def test_the_smallest_passing_tolerance_passes_and_the_next_smaller_does_not(bundle: Bundle) -> None:
     make = with_outputs(add("logits", 1e-3, (0, 0, 4)))
-    needed = run(bundle, make).questions[0].needs_tol
+    needed = run(bundle, make, tol=1e-4).questions[0].needs_tol
     assert isinstance(needed, float)
     assert run(bundle, make, tol=needed).verdict == "match"
     assert run(bundle, make, tol=float(np.nextafter(needed, 0))).verdict == "mismatch"
@@ -311,7 +311,7 @@ def test_exactness_is_a_question_of_its_own(bundle: Bundle) -> None:
     def opener(scale: float) -> Any:
         return lambda _bundle, spec: Decoder("float64", scale=scale) if spec.name == "exact" else Decoder(scale=scale)
 
-    options = JudgeOptions((RunnerSpec("ort"),), exact=True, exact_tol=1e-9)
+    options = JudgeOptions((RunnerSpec("ort"),), exact=True, exact_tol=1e-9, tol=1e-4)
     right = judge(bundle, options, opener=opener(1.0))
     assert [(q.question, q.verdict) for q in right.questions] == [("gate", "match"), ("exact", "match")]
     wrong = judge(bundle, options, opener=opener(1 + 1e-6))

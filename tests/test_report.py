@@ -120,7 +120,7 @@ def test_the_same_input_gives_the_same_bytes(
 
 def test_the_first_line_of_a_mismatch_is_its_first_divergence(reports: dict[str, Report]) -> None:
     first, *_, last = text_of(reports["mismatch"]).strip().splitlines()
-    assert first.startswith("MISMATCH  ort:level=none first differs from PyTorch in case prefill-7, step 0")
+    assert first.startswith("MISMATCH  ort:level=none first differs from PyTorch in float64 in case prefill-7, step 0")
     assert last == ("Narrow it: python cli.py compare BUNDLE --exact --locate --runner ort:level=none --case prefill-7")
     assert text_of(reports["match"]).startswith("MATCH  ort, ort:level=none, exact:")
     assert text_of(reports["error"]).startswith("COULD NOT TELL  ort:level=none, case prefill-1: RuntimeError")
