@@ -277,8 +277,10 @@ def list_(what: str) -> None:
         for row in kvparity.list_runners():
             click.echo(f"{row.name:<16} {row.version if row.available else 'absent':<12} {row.note}; takes {row.takes}")
         return
-    for name, note in getattr(kvparity, f"list_{what}")():
-        click.echo(f"{name:<16} {note}")
+    rows = getattr(kvparity, f"list_{what}")()
+    width = max(len(name) for name, _ in rows)
+    for name, note in rows:
+        click.echo(f"{name:<{width}}  {note}")
 
 
 @command("train -o mine --steps 200")

@@ -40,3 +40,22 @@ def test_every_family_has_a_row_and_every_cell_of_it_is_measured() -> None:
         if not row.refused:
             assert row.cells.keys() == {"compare", "exact", "decode", "batch", *OTHERS}, row.family
             assert not [cell for cell in row.cells.values() if "**" in cell or "not judged" in cell or cell == "–"]
+
+
+def test_list_families_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    import cli
+    from benchmarks.families import ROWS, read_rows
+
+    assert cli.main(["list", "families"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == read_rows(ROWS).keys()
+    assert "layers ssF" in lines["gemma3"]
+    assert lines["bart"].strip().startswith("refused: ")
+
+
+@pytest.mark.parametrize("what", ["cases", "metrics", "packages"])
+def test_list_prints_a_name_and_what_it_is(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import cli
+
+    assert cli.main(["list", what]) == 0
+    assert all(len(line.split("  ", 1)[1].strip()) > 5 for line in capsys.readouterr().out.splitlines())

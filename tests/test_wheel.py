@@ -81,9 +81,11 @@ def test_an_installed_command_runs_and_finds_the_shipped_checkpoint(
         "from kvparity.exporter.checkpoint.source import resolve; "
         "source = resolve(str(api.SHIPPED / 'hf')).source; "
         "print(api._default_output(source, kvparity.ExportOptions(profile='ort'))); "
+        "kvparity.cli.main(['list', 'families']); "
         "sys.exit(kvparity.cli.main(['list', 'packages']))"
     )
     done = subprocess.run([python, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "artifacts/tinygemma4text3m-ort"
+    assert "gemma3 " in done.stdout
     assert "genai" in done.stdout

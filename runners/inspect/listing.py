@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pkgutil
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from kvparity.exporter.contract.errors import KvparityError
 from kvparity.runners.base import RunnerSpec, engine_names, load_engine
@@ -47,15 +49,19 @@ def _row(name: str) -> RunnerRow:
 
 
 def list_families() -> tuple[tuple[str, str], ...]:
-    """(name, first docstring line) of every family file; a family that a config describes whole needs none."""
-    import importlib
+    """(name, what was measured) of every model family: layers, cache slots and features, or why it is refused.
 
-    package = importlib.import_module("kvparity.exporter.families")
-    rows: list[tuple[str, str]] = []
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
-        loaded = importlib.import_module(f"kvparity.exporter.families.{module.name}")
-        rows.append((module.name, (loaded.__doc__ or "").strip().splitlines()[0]))
-    return tuple(rows)
+    The rows are those of docs/families.md; a model whose config has the same features exports as well.
+    """
+    rows = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+    return tuple((row["family"], _family_note(row)) for row in rows)
+
+
+def _family_note(row: dict[str, Any]) -> str:
+    if row["refused"]:
+        return f"refused: {row['refused']}"
+    features = ", ".join(name for name in row["features"] if name not in ("full attention", "sliding attention"))
+    return f"{row['model_type']}; layers {row['pattern']}, {row['slots']} cache slots; {features or 'plain attention'}"
 
 
 def list_cases() -> tuple[tuple[str, str], ...]:
