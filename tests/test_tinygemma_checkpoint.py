@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional
 from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
 
-from kvparity.exporter.tinygemma import lexicon
 from kvparity.exporter.tinygemma.config import LAYER_SCALARS
 from kvparity.exporter.tinygemma.corpus import stories, words
+from kvparity.exporter.tinygemma.grammar import CREATURES, WORDS
 from kvparity.exporter.tinygemma.options import TrainOptions
 
 SHIPPED = Path(__file__).parents[1] / "artifacts" / "tinygemma4text3m"
@@ -64,7 +64,7 @@ def test_greedy_stories_stay_readable_from_other_beginnings(model: Gemma4ForCaus
 def test_sampling_tells_different_stories(model: Gemma4ForCausalLM) -> None:
     torch.manual_seed(0)
     texts = generate(model, "Once upon a time, there was a", do_sample=True, num_return_sequences=8)
-    names = set(lexicon.GIRLS) | set(lexicon.BOYS) | {name for _, name in lexicon.CREATURES}
+    names = set(WORDS["girls"]) | set(WORDS["boys"]) | {name for _, name in CREATURES}
     heroes = {re.search(r"named (\w+)", text)[1] for text in texts if re.search(r"named (\w+)", text)}
     assert len(set(texts)) == 8
     assert len(heroes & names) >= 4

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from kvparity.exporter.tinygemma import asides, frames, plots
+from kvparity.exporter.tinygemma.grammar import ECHOES, PLOTS, SENTENCES, Plot
 from kvparity.exporter.tinygemma.scene import Scene, draw, new_cast, set_episode
 
 __all__ = ["stories", "story", "words"]
@@ -47,9 +47,9 @@ def story(rng: random.Random) -> str:
     scene = new_cast(rng)
     episodes = rng.choices(range(1, len(_EPISODE_WEIGHTS) + 1), _EPISODE_WEIGHTS)[0]
     paragraphs = []
-    for number, plot in enumerate(rng.sample(plots.PLOTS, episodes)):
+    for number, plot in enumerate(rng.sample(PLOTS, episodes)):
         set_episode(rng, scene)
-        lead = _opening(rng, episodes) if number == 0 else [draw(rng, frames.LINKS)]
+        lead = _opening(rng, episodes) if number == 0 else [draw(rng, SENTENCES["links"])]
         beats = [*lead, *_episode(rng, plot)]
         if number == episodes - 1:
             beats += _ending(rng, episodes, plot.moral)
@@ -59,26 +59,26 @@ def story(rng: random.Random) -> str:
 
 def _opening(rng: random.Random, episodes: int) -> list[str]:
     """Who the hero is, in long stories always with the keepsake, and where the first episode plays."""
-    beats = [draw(rng, frames.OPENINGS)]
+    beats = [draw(rng, SENTENCES["openings"])]
     if rng.random() < 0.5:
-        beats.append(draw(rng, asides.PORTRAITS))
+        beats.append(draw(rng, SENTENCES["portraits"]))
     if episodes > 1 or rng.random() < 0.4:
-        beats.append(draw(rng, frames.KEEPSAKE))
-    return [*beats, draw(rng, frames.SETTINGS)]
+        beats.append(draw(rng, SENTENCES["keepsake"]))
+    return [*beats, draw(rng, SENTENCES["settings"])]
 
 
-def _episode(rng: random.Random, plot: plots.Plot) -> list[str]:
+def _episode(rng: random.Random, plot: Plot) -> list[str]:
     """The plot's beats with asides between them, sometimes inside an echo, rarely with a song."""
     beats = []
     for beat in plot.beats:
         beats.append(draw(rng, beat))
-        aside = draw(rng, asides.ASIDES)
+        aside = draw(rng, SENTENCES["asides"])
         if rng.random() < 0.3 and aside not in beats:
             beats.append(aside)
     if rng.random() < 0.1:
-        beats.append(f"Then {{hero}} sang: {draw(rng, asides.SONGS)}")
+        beats.append(f"Then {{hero}} sang: {draw(rng, SENTENCES['songs'])}")
     if rng.random() < 0.45:
-        early, late = draw(rng, asides.ECHOES)
+        early, late = draw(rng, ECHOES)
         beats = [early, *beats, late]
     return beats
 
@@ -86,9 +86,9 @@ def _episode(rng: random.Random, plot: plots.Plot) -> list[str]:
 def _ending(rng: random.Random, episodes: int, moral: str) -> list[str]:
     """Closing beats; long stories recall the facts of the opening."""
     if episodes > 1:
-        return [draw(rng, frames.LONG_CLOSINGS)]
+        return [draw(rng, SENTENCES["long_closings"])]
     lesson = [f"{{hero}} learned {moral}."] if rng.random() < 0.35 else []
-    return [*lesson, draw(rng, frames.CLOSINGS)]
+    return [*lesson, draw(rng, SENTENCES["closings"])]
 
 
 def _fill(rng: random.Random, beat: str, scene: Scene) -> str:

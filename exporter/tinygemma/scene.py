@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from kvparity.exporter.tinygemma import lexicon, world
+from kvparity.exporter.tinygemma.grammar import CREATURES, FACTS, WORDS
 
 __all__ = ["Scene", "draw", "new_cast", "set_episode"]
 
@@ -20,29 +20,29 @@ Scene = dict[str, str]
 _SKEW = 1.6
 _PRONOUNS = {"she": ("she", "her", "her", "herself"), "he": ("he", "him", "his", "himself")}
 _GAME_OF = {
-    name: world.GAMES[number % len(world.GAMES)]
-    for number, name in enumerate([*lexicon.GIRLS, *lexicon.BOYS, *(name for _, name in lexicon.CREATURES)])
+    name: WORDS["games"][number % len(WORDS["games"])]
+    for number, name in enumerate([*WORDS["girls"], *WORDS["boys"], *(name for _, name in CREATURES)])
 }
 
 _EPISODE_SLOTS: dict[tuple[str, ...], Sequence[str]] = {
-    ("place", "place2", "place3"): lexicon.PLACES,
-    ("thing",): lexicon.THINGS,
-    ("thing2",): tuple(world.THING_USES),
-    ("things",): lexicon.COUNTABLES,
-    ("adj", "adj2"): lexicon.ADJECTIVES,
-    ("colour", "colour2"): lexicon.COLOURS,
-    ("animal", "animal2"): lexicon.ANIMALS,
-    ("food",): tuple(world.FOOD_TASTES),
-    ("food2",): lexicon.FOODS,
-    ("dish",): lexicon.DISHES,
-    ("trait2",): lexicon.TRAITS,
-    ("feeling",): lexicon.FEELINGS,
-    ("weather",): lexicon.WEATHER,
-    ("job",): tuple(world.JOBS),
-    ("season",): ("spring", "summer", "winter", "snow"),
-    ("season2",): ("summer", "winter", "spring", "autumn"),
-    ("wheels",): ("wheels", "engine"),
-    ("keepbed",): ("bed", "blanket", "basket", "box"),
+    ("place", "place2", "place3"): WORDS["places"],
+    ("thing",): WORDS["things"],
+    ("thing2",): tuple(FACTS["things"]),
+    ("things",): WORDS["countables"],
+    ("adj", "adj2"): WORDS["adjectives"],
+    ("colour", "colour2"): WORDS["colours"],
+    ("animal", "animal2"): WORDS["animals"],
+    ("food",): tuple(FACTS["foods"]),
+    ("food2",): WORDS["foods"],
+    ("dish",): WORDS["dishes"],
+    ("trait2",): WORDS["traits"],
+    ("feeling",): WORDS["feelings"],
+    ("weather",): WORDS["weather"],
+    ("job",): tuple(FACTS["jobs"]),
+    ("season",): WORDS["season"],
+    ("season2",): WORDS["season2"],
+    ("wheels",): WORDS["wheels"],
+    ("keepbed",): WORDS["keepbed"],
 }
 """Slots of an episode and the list they draw from; the slots of one row get different values."""
 
@@ -66,7 +66,7 @@ def new_cast(rng: random.Random) -> Scene:
     """What stays for the whole story: the hero, the home, the elder, the keepsake."""
     name, kind, pronoun = _person(rng)
     he, him, his, himself = _PRONOUNS[pronoun]
-    home, elder, trait = draw(rng, lexicon.HOMES), draw(rng, lexicon.GROWN_UPS), draw(rng, lexicon.TRAITS)
+    home, elder, trait = draw(rng, WORDS["homes"]), draw(rng, WORDS["grown_ups"]), draw(rng, WORDS["traits"])
     return {
         "hero": name,
         "kind": kind,
@@ -76,13 +76,13 @@ def new_cast(rng: random.Random) -> Scene:
         "himself": himself,
         "game": _GAME_OF[name],
         "trait": trait,
-        "deed": world.TRAIT_DEEDS[trait][0],
+        "deed": FACTS["traits"][trait][0],
         "home": home,
         "home_the": "the " + home.split(" ", 1)[1],
         "elder": elder,
-        "habit": world.ELDER_HABITS[elder][0],
-        "kcolour": draw(rng, lexicon.COLOURS),
-        "keepsake": draw(rng, lexicon.KEEPSAKES),
+        "habit": FACTS["grown_ups"][elder][0],
+        "kcolour": draw(rng, WORDS["colours"]),
+        "keepsake": draw(rng, WORDS["keepsakes"]),
     }
 
 
@@ -102,37 +102,37 @@ def set_episode(rng: random.Random, scene: Scene) -> None:
 def _set_facts(rng: random.Random, scene: Scene) -> None:
     """What the world says about the animals, places, jobs and things of the episode."""
     for suffix in ("", "2"):
-        facts = world.ANIMAL_FACTS[scene["animal" + suffix]]
+        facts = FACTS["animals"][scene["animal" + suffix]]
         scene |= dict(zip([slot + suffix for slot in ("sound", "lair", "meal", "moves")], facts, strict=True))
-    scene["sight"], scene["sight2"] = rng.sample(world.SIGHTS[scene["place"]], 2)
-    scene["tool"], scene["work"] = world.JOBS[scene["job"]]
-    scene["use2"] = world.THING_USES[scene["thing2"]][0]
-    scene["taste"] = world.FOOD_TASTES[scene["food"]][0]
-    scene["simile"] = world.COLOUR_SIMILES[scene["colour"]][0]
-    for number, thing in enumerate(rng.sample(lexicon.THINGS, 3), start=1):
+    scene["sight"], scene["sight2"] = rng.sample(FACTS["places"][scene["place"]], 2)
+    scene["tool"], scene["work"] = FACTS["jobs"][scene["job"]]
+    scene["use2"] = FACTS["things"][scene["thing2"]][0]
+    scene["taste"] = FACTS["foods"][scene["food"]][0]
+    scene["simile"] = FACTS["colours"][scene["colour"]][0]
+    for number, thing in enumerate(rng.sample(WORDS["things"], 3), start=1):
         scene[f"item{number}"] = f"a {thing}"
 
 
 def _set_numbers(rng: random.Random, scene: Scene) -> None:
     """Counts, hours, days and secret words: nothing to know, only to remember."""
-    number = rng.randrange(2, 8)
-    scene["n"], scene["less"] = lexicon.NUMBERS[number - 1], lexicon.NUMBERS[number - 2]
-    scene["count"] = ", ".join(lexicon.NUMBERS[:number]).capitalize()
-    scene["n2"] = draw(rng, lexicon.NUMBERS[1:])
-    scene["hour"] = f"{rng.choice(lexicon.NUMBERS[2:9])} o'clock"
+    numbers, number = WORDS["numbers"], rng.randrange(2, 8)
+    scene["n"], scene["less"] = numbers[number - 1], numbers[number - 2]
+    scene["count"] = ", ".join(numbers[:number]).capitalize()
+    scene["n2"] = draw(rng, numbers[1:])
+    scene["hour"] = f"{rng.choice(numbers[2:9])} o'clock"
     day = rng.randrange(7)
     for offset, slot in enumerate(("day", "day2", "day3")):
-        scene[slot] = lexicon.DAYS[(day + offset) % 7]
+        scene[slot] = WORDS["days"][(day + offset) % 7]
     for slot in ("secret", "secret2"):
-        scene[slot] = "".join(rng.choices(lexicon.SYLLABLES, k=3))
+        scene[slot] = "".join(rng.choices(WORDS["syllables"], k=3))
 
 
 def _person(rng: random.Random, *taken: str) -> tuple[str, str, str]:
     """(name, kind, "she" or "he") of a child or, one time in four, of an animal with a name not yet taken."""
     pronoun = "she" if rng.random() < 0.55 else "he"
     if rng.random() < 0.25:
-        kind, name = draw(rng, lexicon.CREATURES)
+        kind, name = draw(rng, CREATURES)
     else:
-        kind, names = ("girl", lexicon.GIRLS) if pronoun == "she" else ("boy", lexicon.BOYS)
+        kind, names = ("girl", WORDS["girls"]) if pronoun == "she" else ("boy", WORDS["boys"])
         name = draw(rng, names)
     return _person(rng, *taken) if name in taken else (name, kind, pronoun)
