@@ -175,7 +175,7 @@ def _manifest(
         model=spec,
         source=checkpoint.source,
         revision=checkpoint.revision,
-        options=replace(options, opset=options.opset or default_opset(options)),
+        options=replace(options, opset=options.opset or default_opset(options, graphs[DECODE].spec)),
         weights=tuple(file_entry(folder, folder / name) for name in locations),
         graphs=graphs,
         files=files,

@@ -266,7 +266,6 @@ FAMILIES: tuple[Family, ...] = (
     *(Family(name, name) for name in _UNIFORM),
     Family("mamba", "mamba", refused="linear_attention"),
     Family("jamba", "jamba", refused="linear_attention"),
-    Family("qwen3_next", "qwen3_next", refused="linear_attention"),
     Family("llama4_text", "llama4_text", refused="chunked_attention"),
     Family(
         "gemma4, bidirectional", "gemma4_text", {**_GEMMA4, "use_bidirectional_attention": "all"}, refused="looks ahead"
@@ -274,7 +273,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("llama with a stray window", "llama", {"sliding_window": WINDOW}, refused="remove sliding_window"),
     Family("recurrent_gemma", "recurrent_gemma", refused="linear_attention"),
     Family("deepseek_v32", "deepseek_v32", refused="indexed_attention"),
-    Family("falcon_h1", "falcon_h1", refused="hybrid"),
     Family("mpt", "mpt", refused="position_ids"),
     Family("falcon", "falcon", refused="attention interface"),
     Family("bloom", "bloom", refused="position_ids"),

@@ -15,11 +15,46 @@ import numpy.typing as npt
 
 __all__ = ["STATES", "plain_errors"]
 
-C, F = "conv", "full_attention"
+C, F, L = "conv", "full_attention", "linear_attention"
+_DELTA = {
+    "layer_types": [L, F, L],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+    "max_position_embeddings": 256,
+}
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_d_conv": 4}
+_MAMBA2 |= {"mamba_expand": 2, "mamba_chunk_size": 16, "max_position_embeddings": 256}
 STATES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", {"layer_types": [C, F, C], "conv_L_cache": 3, "max_position_embeddings": 256}),
     "lfm2_moe": ("lfm2_moe", {"layer_types": [C, F, C], "conv_L_cache": 4, "num_dense_layers": 1}),
     "lfm3": ("lfm3", {"layer_types": [C, F, C]}),
+    "qwen3_next": ("qwen3_next", _DELTA),
+    "qwen3_5": ("qwen3_5_text", _DELTA),
+    "qwen3_5_moe": ("qwen3_5_moe_text", _DELTA),
+    "olmo_hybrid": ("olmo_hybrid", {**_DELTA, "linear_num_value_heads": 2}),
+    "lara_mini": ("lara_mini", _DELTA),
+    "kimi_linear": (
+        "kimi_linear",
+        {"num_key_value_heads": 4, "layer_types": [L, F, L], "linear_num_heads": 2, "linear_head_dim": 8},
+    ),
+    "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 16}),
+    "bamba": ("bamba", {**_MAMBA2, "attn_layer_indices": [1]}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {**_MAMBA2, "layer_types": [L, F, L], "shared_intermediate_size": 24, "position_embedding_type": "rope"},
+    ),
+    "falcon_h1": ("falcon_h1", {**_MAMBA2, "mamba_d_ssm": 64}),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            **{"mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8, "chunk_size": 16},
+            **{"layers_block_type": ["mamba", "mlp", "attention", "mamba"], "max_position_embeddings": 256},
+            "num_hidden_layers": 4,
+        },
+    ),
 }
 CALLS = (70, 1, 1, 7, 64, 1, 6)  # 150 tokens: past every edge of a chunk of 64 and of a convolution
 PADS = (0, 5)

@@ -10,13 +10,13 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
-from kvparity.runners.diff.records import Report
+from kvparity.runners.report.report import Report
 from tests.families import save_checkpoint, small_config
 from tests.states import STATES, plain_errors
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
-QUICK = ("lfm2",)
+QUICK = ("lfm2", "mamba2", "olmo_hybrid")
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STATES]
 
 

@@ -9,13 +9,19 @@ import copy
 from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.modules import cache_argument
 from kvparity.exporter.contract.spec import StateSpec
 
 __all__ = ["Observed", "observe_cache"]
 
+_SSM = ("mamba2_chunk_scan", "mamba_selective_scan")  # functions of a modelling file with state-space models
+
 
 class Observed:
     """A cache that holds nothing and notes what it is given.
+
+    Args:
+        ssm: Whether the model's recurrences are state-space models.
 
     Attributes:
         rows: (kv_heads, head_dim, value_head_dim) of every layer that writes keys and values.
@@ -26,7 +32,8 @@ class Observed:
     is_sliding: tuple[bool, ...] = ()
     layers: tuple[Any, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, *, ssm: bool) -> None:
+        self._ssm = ssm
         self.rows: dict[int, tuple[int, int, int]] = {}
         self.states: dict[int, tuple[StateSpec, ...]] = {}
 
@@ -46,6 +53,15 @@ class Observed:
         """Columns of a convolution."""
         self._note(layer_idx, StateSpec("conv_state", (int(new.shape[1]), conv_kernel_size - 1)))
         return new
+
+    def update_recurrent_state(self, state: Any, layer_idx: int, **_: Any) -> Any:
+        """The state of a recurrence; Mamba-2's is turned to the contract's order."""
+        shape = tuple(int(size) for size in state.shape[1:])
+        if not self._ssm:
+            self._note(layer_idx, StateSpec("recurrent_state", shape))
+        else:
+            self._note(layer_idx, StateSpec("ssm_state", (shape[0], *shape[:0:-1])))
+        return state
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing came before."""
@@ -68,15 +84,16 @@ def observe_cache(model: Any) -> Observed:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from kvparity.exporter.model.experts import choose_experts
+    from kvparity.exporter.model.states import modelling_files
 
-    cache = Observed()
+    cache = Observed(ssm=any(hasattr(file, name) for file in modelling_files(model) for name in _SSM))
     clone = copy.deepcopy(model)
     choose_experts(clone, "prefill")
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             _fill(clone)
             tokens = torch.zeros(1, 3, dtype=torch.int64)
-            name = "cache" if "cache" in clone.forward.__code__.co_varnames else "past_key_values"
+            name = cache_argument(clone)
             clone(input_ids=tokens, position_ids=tokens, use_cache=True, **{name: cache})
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

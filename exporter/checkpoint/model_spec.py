@@ -16,11 +16,19 @@ from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.features import features_of
 from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec, StateSpec
 from kvparity.exporter.model.rope import rope_specs
+from kvparity.exporter.model.states import RULES, modelling_files
 
 __all__ = ["model_spec"]
 
-_PLAIN_CACHES = {"DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer"}
-_LAYER_TYPES = {"full_attention", "sliding_attention", "conv"}
+_PLAIN_CACHES = {
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+}
+_RECURRENT = {"linear_attention", "hybrid", "hybrid_sliding"}
+_LAYER_TYPES = {"full_attention", "sliding_attention", "conv", "moe", "mlp", *_RECURRENT}
 
 
 def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
@@ -42,7 +50,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         architecture=type(model).__name__,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
+        heads=int(getattr(config, "num_attention_heads", 0) or 0),
         layers=layers,
         slots=slots,
         max_position=max_position,
@@ -134,7 +142,14 @@ def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> 
 
 
 def _refuse_unsupported(config: Any, model: Any) -> None:
-    for kind in getattr(config, "layer_types", None) or ():
+    kinds, files = getattr(config, "layer_types", None) or (), modelling_files(model)
+    known = any(hasattr(file, name) for file in files for name in RULES)
+    for kind in kinds:
+        if kind in _RECURRENT and not known:
+            raise ExportError(
+                f"{config.model_type}: the recurrence of its {kind!r} layers is none that is known "
+                f"({', '.join(sorted(RULES))})"
+            )
         if kind not in _LAYER_TYPES:
             raise ExportError(
                 f"{config.model_type}: layer type {kind!r} is none of {', '.join(sorted(_LAYER_TYPES))}; "
@@ -153,7 +168,7 @@ def _refuse_unsupported(config: Any, model: Any) -> None:
     if any(getattr(module, "is_causal", True) is False for module in model.modules() if hasattr(module, "layer_idx")):
         raise ExportError(f"{config.model_type}: attends in both directions (is_decoder is false); not a decoder")
     accepted = inspect.signature(model.forward).parameters
-    if "position_ids" not in accepted or not accepted.keys() & {"cache", "past_key_values"}:
+    if ("position_ids" not in accepted and not known) or not accepted.keys() & {"cache", "past_key_values"}:
         raise ExportError(
             f"{config.model_type}: {type(model).__name__}.forward takes no position_ids or no cache; "
             "positions and caches must be inputs"
@@ -167,7 +182,7 @@ def _sizes(config: Any, model: Any) -> tuple[list[tuple[int, int, int] | None], 
     """
     count = config.num_hidden_layers
     attentions = _attention_modules(model)
-    if attentions.keys() >= set(range(count)):
+    if attentions.keys() >= set(range(count)) and not _RECURRENT & set(getattr(config, "layer_types", None) or ()):
         return [
             None if getattr(attentions[index], "is_kv_shared_layer", False) else _head_sizes(attentions[index])
             for index in range(count)

@@ -76,10 +76,11 @@ def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
         raise ExportError(f"--layout shared is for ONNX Runtime: it needs --profile ort, not {options.profile}")
     if options.profile == "bare" and options.layout != "dynamic":
         raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
-    if model.has_states and (options.layout != "dynamic" or options.profile == "bare"):
+    if model.has_states and (options.layout == "shared" or options.profile == "bare"):
+        states = sorted({state.part for slot in model.slots for state in slot.states})
         raise ExportError(
-            f"{model.model_type} keeps states ({', '.join(sorted({p for s in model.slots for p in s.parts}))}): its "
-            "graphs have the dynamic layout, in the profiles portable, modern and ort"
+            f"{model.model_type} keeps {' and '.join(states)}: its graphs have the layouts dynamic and static, in the "
+            "profiles portable, modern and ort"
         )
     oldest = 23 if options.layout == "dynamic" else 24
     if options.profile in ("modern", "ort") and options.opset is not None and options.opset < oldest:

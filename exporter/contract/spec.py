@@ -269,6 +269,11 @@ class ModelSpec:
         """Whether any slot has a part beside keys and values."""
         return any(slot.states for slot in self.slots)
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether any slot has the state of a recurrence, which every call rewrites."""
+        return any(part in ("recurrent_state", "ssm_state") for _, part in self.cache_names())
+
     def cache_names(self) -> tuple[tuple[SlotSpec, Part], ...]:
         """Every (slot, part) pair in port order."""
         return tuple((slot, part) for slot in self.slots for part in slot.parts)
@@ -290,6 +295,11 @@ class GraphSpec:
     kind: GraphKind
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it hands out the state of a recurrence."""
+        return any(port.name.endswith(("recurrent_state", "ssm_state")) for port in self.outputs)
 
     def input(self, name: str) -> Port | None:
         """The input of that name, if there is one."""

@@ -152,12 +152,13 @@ def linked(manifest: dict[str, Any], folder: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One run of a graph: which tokens of a case it carries, and its inputs but for the caches."""
+    """One run of a graph: its tokens, the step of the case that it ends, if any, and its inputs but for the caches."""
 
     index: int
     graph: str
     start: int
     stop: int
+    step: int | None
     feeds: dict[str, Any]
 
 
@@ -258,7 +259,8 @@ def calls(options: dict[str, Any], case: dict[str, Any], data: dict[str, Any]) -
             feeds = {name: padded(feeds[name], size if name in tokens else options["max_len"]) for name in feeds}
             place = np.arange(start, start + size)
             feeds["cache_position"] = np.where(place < stop, place, -1)
-        yield Call(index, graph, start, stop, feeds)
+        ends = [sum(case["chunks"][: step + 1]) for step in range(len(case["chunks"]))]
+        yield Call(index, graph, start, stop, ends.index(stop) if stop in ends else None, feeds)
 
 
 def cuts(options: dict[str, Any], case: dict[str, Any]) -> Iterator[tuple[str, int, int, int]]:
@@ -347,7 +349,7 @@ def expectations(
             wanted = data[f"cache.{slot['slot']}.{part}"][:, :, kept]
             live = (mask[:, kept] == 1) & data.get("recorded", mask)[:, kept].astype(bool)
             yield f"present.{slot['slot']}.{part}", wanted, live, kept % rows if fixed else None, None
-        for state in slot["states"]:
+        for state in slot["states"] if call.step is not None else ():
             wanted = state_after(data[f"cache.{slot['slot']}.{state['part']}"], state, call)
             yield f"present.{slot['slot']}.{state['part']}", wanted, None, None, None
 
@@ -357,7 +359,7 @@ def state_after(recorded: Any, state: dict[str, Any], call: Call) -> Any:
     import numpy as np
 
     if state["part"] != "conv_state":
-        return recorded[:, call.index]
+        return recorded[:, call.step]
     columns = state["shape"][1]
     newest = recorded[:, :, max(call.stop - columns, 0) : call.stop]
     return np.pad(newest, ((0, 0), (0, 0), (columns - newest.shape[2], 0)))

@@ -8,7 +8,7 @@ hooks (probes: names for values at module borders).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.float64 import lifted
-from kvparity.exporter.contract.modules import cache_argument, decoder_stack, named_parts
+from kvparity.exporter.contract.modules import accepted, cache_argument, decoder_stack, named_parts
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
 from kvparity.exporter.model.attention import Masks, Spelling, takes_few, use
 from kvparity.exporter.model.layouts.base import open_cache
@@ -46,6 +46,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.model = model
         self._spec, self._options, self._lift = spec, options, lift
+        self._takes_positions = "position_ids" in accepted(model)  # models without attention may not
         self._cache_argument = cache_argument(model)
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -63,7 +64,8 @@ class Decoder(nn.Module):
         spelling = Spelling.of(self._spec, self._options, inputs)
         states: AbstractContextManager[None] = nullcontext()
         if self._spec.has_states:
-            states = use_states(self.model, _live(inputs), few=takes_few(self._spec, self._options, inputs))
+            few = takes_few(self._spec, self._options, inputs)
+            states = use_states(self.model, cache, few=few)
         with lifted(self._lift), use(masks, spelling), use_tables(inputs), states:
             arguments = {self._cache_argument: cache, "use_cache": True}
             if self._options.logits == "last":
@@ -71,16 +73,12 @@ class Decoder(nn.Module):
             ids, positions = inputs["input_ids"], inputs.get("position_ids")
             if positions is None:
                 positions = probe(torch.zeros_like(ids), NO_POSITIONS)
-            logits = self.model(input_ids=ids, position_ids=positions, **arguments).logits
+            if self._takes_positions:
+                arguments["position_ids"] = positions
+            logits = self.model(input_ids=ids, **arguments).logits
         masks.check()
         presents = [cache.present[slot.slot, part] for slot, part in self._spec.cache_names()]
         return [logits if self._lift else logits.float(), *presents]
-
-
-def _live(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Which tokens of the call are no padding: (batch, sequence), the last columns of the mask."""
-    mask, tokens = inputs["attention_mask"], inputs["input_ids"].shape[1]
-    return mask[:, mask.shape[1] - tokens : mask.shape[1]]
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:

@@ -14,18 +14,22 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["causal_conv", "use_states"]
+if TYPE_CHECKING:
+    from kvparity.exporter.model.layouts.base import LayoutCache
+
+__all__ = ["RULES", "causal_conv", "linear_attention", "modelling_files", "use_states"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """The call that is traced: which tokens are live, and whether there are few."""
+    """The call that is traced: its cache, which of its tokens are live, whether there are few."""
 
+    cache: LayoutCache
     live: Tensor
     few: bool
 
@@ -70,25 +74,189 @@ def _live_tokens(*_: Any, **__: Any) -> Tensor:
     return _CALL.get().live
 
 
+@torch.library.custom_op("kvparity::linear_attention", mutates_args=())
+def linear_attention(
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor, decay: Tensor, beta: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor]:
+    """ONNX's LinearAttention with scale 1: gated where there is no ``beta``, the gated delta rule where there is.
+
+    Args:
+        query: (batch, sequence, heads x key_dim).
+        key: As query.
+        value: (batch, sequence, heads x value_dim).
+        state: (batch, heads, key_dim, value_dim) before the call.
+        decay: (batch, sequence, heads), or heads x key_dim: the logarithm of what a token leaves of the state.
+        beta: (batch, sequence, heads): how much of its value a token puts in the place of what its key reads.
+        heads: Of all of them.
+
+    Returns:
+        Output (batch, sequence, heads x value_dim), and the state after the call.
+    """
+    parts = [None if x is None else x.unflatten(2, (heads, -1)) for x in (query, key, value, decay, beta)]
+    outputs, state = [], state.clone()
+    for token in range(query.shape[1]):
+        q, k, v, g, b = (None if x is None else x[:, token, :, :, None] for x in parts)
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        assert g is not None
+        state, v = state * g.exp(), v.transpose(2, 3)
+        if b is not None:
+            v = (v - k.transpose(2, 3) @ state) * b
+        state = state + k * v
+        outputs.append((q.transpose(2, 3) @ state).flatten(1))
+    return torch.stack(outputs, 1), state
+
+
+@linear_attention.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor, decay: Tensor, beta: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(state)
+
+
+@torch.library.custom_op("kvparity::clamp_several", mutates_args=())
+def clamp_several(values: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
+    """(batch, sequence, …) clamped, but left as it is where the call is one token that follows others.
+
+    Args:
+        values: What to clamp.
+        mask: (batch, total): its columns say how many tokens there are, the call's included.
+        low: Least value.
+        high: Largest value.
+    """
+    return values.clone() if values.shape[1] == 1 and mask.shape[1] > 1 else values.clamp(low, high)
+
+
+@clamp_several.register_fake
+def _(values: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
+    return torch.empty_like(values)
+
+
+def _gated_delta(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """``torch_chunk_gated_delta_rule``, and ``chunk_kimi_delta_attention`` where ``g`` has a column per key column.
+
+    Args:
+        query: (batch, sequence, key heads, key_dim).
+        key: As query.
+        value: (batch, sequence, heads, value_dim).
+        g: (batch, sequence, heads) or (batch, sequence, heads, key_dim).
+        beta: (batch, sequence, heads).
+        use_qk_l2norm_in_kernel: Whether queries and keys are made unit vectors first.
+
+    Returns:
+        (batch, sequence, heads, value_dim), and the state after the call.
+    """
+    dtype, heads = query.dtype, value.shape[2]
+    query, key, value, g, beta = (x.to(torch.float32) for x in (query, key, value, g, beta))
+    if use_qk_l2norm_in_kernel:
+        query, key = (x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + 1e-6) for x in (query, key))
+    query, key = (_repeated(x, heads) for x in (query * query.shape[-1] ** -0.5, key))
+    output, state = _run(query, key, value, g if g.ndim == 3 else g.flatten(2), beta)
+    return output.unflatten(2, (heads, value.shape[3])).to(dtype), state
+
+
+def _mamba2(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """``mamba2_chunk_scan`` as gated linear attention: C asks, B is the key, dt x the value, dt A the decay.
+
+    transformers clamps dt in this form only; it computes single tokens that follow others in another.
+
+    Args:
+        hidden_states: x, (batch, sequence, heads, value_dim).
+        dt: (batch, sequence, heads).
+        A: (heads,), negative.
+        B: (batch, sequence, groups, key_dim).
+        C: As B.
+        D: (heads,): the share of x that passes by.
+        dt_bias: (heads,).
+        dt_softplus: Whether dt is made positive.
+        dt_limit: Clamp of dt.
+
+    Returns:
+        (batch, sequence, heads, value_dim), and the state after the call.
+    """
+    heads = hidden_states.shape[2]
+    dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
+    dt = torch.nn.functional.softplus(dt) if dt_softplus else dt
+    low, high = (float(limit) for limit in dt_limit)
+    dt = (
+        dt
+        if (low, high) == (0.0, float("inf"))
+        else clamp_several(dt, _CALL.get().cache.inputs["attention_mask"], low, high)
+    )
+    dt, inputs = dt.float(), hidden_states.float()
+    query, key = (_repeated(x.float(), heads) for x in (C, B))
+    value = inputs * dt[..., None]
+    output, state = _run(query, key, value, dt * A.float(), None)
+    output = output.unflatten(2, (heads, value.shape[3]))
+    return (output if D is None else output + D[:, None] * inputs), state
+
+
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    """(batch, sequence, groups, size) with every group as often as heads share it."""
+    share = heads // x.shape[2]
+    return x if share == 1 else x[:, :, :, None].expand(-1, -1, -1, share, -1).flatten(2, 3)
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`linear_attention` on (batch, sequence, heads, size), from the state that the layer asked the cache for.
+
+    Tokens after a call's end, which graphs of fixed size have, neither decay a state nor write to it.
+    """
+    cache = _CALL.get().cache
+    state, real = cache.asked, cache.real()
+    if state is None:
+        state = key.new_zeros((key.shape[0], key.shape[2], key.shape[3], value.shape[3]))
+    if real is not None:
+        real = real.to(decay.dtype)[None, :, None]
+        decay, value = decay * real, value * real[..., None]
+        beta = None if beta is None else beta * real
+    return linear_attention(*(x.flatten(2) for x in (query, key, value)), state, decay, beta, value.shape[2])
+
+
+RULES: dict[str, Callable[..., Any]] = {
+    "chunk_kimi_delta_attention": _gated_delta,
+    "mamba2_chunk_scan": _mamba2,
+    "torch_chunk_gated_delta_rule": _gated_delta,
+}
 _OURS: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": _convolve,
     "create_recurrent_attention_mask": _live_tokens,
+    **RULES,
 }
 
 
 @contextmanager
-def use_states(model: Any, live: Tensor, *, few: bool) -> Iterator[None]:
+def use_states(model: Any, cache: LayoutCache, *, few: bool) -> Iterator[None]:
     """Put our functions into the modelling files of a model, and take them out again.
 
     Args:
         model: transformers' model.
-        live: (batch, sequence) int64: 0 on padding, which must leave no trace in a state.
+        cache: Holds the states, and knows which tokens are padding, which must leave no trace in them.
         few: Whether a call has mostly one token.
     """
-    replaced = [
-        (module, name, getattr(module, name)) for module in _files(model) for name in _OURS if hasattr(module, name)
-    ]
-    token = _CALL.set(_Call(live, few))
+    files = modelling_files(model)
+    replaced = [(file, name, getattr(file, name)) for file in files for name in _OURS if hasattr(file, name)]
+    token = _CALL.set(_Call(cache, cache.live(), few))
     try:
         for module, name, _ in replaced:
             setattr(module, name, _OURS[name])
@@ -99,7 +267,7 @@ def use_states(model: Any, live: Tensor, *, few: bool) -> Iterator[None]:
         _CALL.reset(token)
 
 
-def _files(model: Any) -> list[ModuleType]:
+def modelling_files(model: Any) -> list[ModuleType]:
     """The Python modules that a model's modules are written in, transformers' own only."""
     names = dict.fromkeys(type(module).__module__ for module in model.modules())
     return [sys.modules[name] for name in names if name.startswith("transformers.")]

@@ -31,7 +31,7 @@ __all__ = ["tidy"]
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _LAYER = re.compile(r"[^/]*?\.\d+(?![^.])")  # a path up to its first number
 _DEFAULTS = {"keepdims": 1, "noop_with_empty_axes": 0}  # the same in every opset and engine
-IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
+IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13}
 
 
 @graph_pass(ensures=[unique_names, digits_round])

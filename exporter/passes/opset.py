@@ -16,8 +16,8 @@ from kvparity.exporter.passes.conditions import graph_pass
 
 __all__ = ["NEWEST", "OLDEST", "to_opset"]
 
-OLDEST, NEWEST = 17, 26
-_CHANGED = {"DFT", "GridSample", "GroupNormalization", "Scan"}  # mean something else after 18
+OLDEST, NEWEST = 17, 27
+_CHANGED = {"DFT", "GridSample", "GroupNormalization"}  # mean something else after 18
 _REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"}
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.exporter.contract.spec import DECODE, ExportOptions
 from kvparity.exporter.passes.cancel_reshapes import drop_reshapes
 from kvparity.exporter.passes.constant_shapes import constant_targets
 from kvparity.exporter.passes.expand_as_concat import repeat_by_concat
@@ -20,6 +20,7 @@ from kvparity.exporter.passes.float64_to_float32 import lower_to_float32
 from kvparity.exporter.passes.fold_constants import drop_casts, simplify
 from kvparity.exporter.passes.group_query_attention import group_queries
 from kvparity.exporter.passes.half_type_constants import keep_digits
+from kvparity.exporter.passes.linear_attention import spell_linear_attention, use_runtime_kernel
 from kvparity.exporter.passes.matmul_nbits import quantize_products
 from kvparity.exporter.passes.node_names import tidy
 from kvparity.exporter.passes.opset import to_opset
@@ -30,7 +31,7 @@ from kvparity.exporter.passes.rotary_embedding import fuse_rotary
 from kvparity.exporter.passes.skip_normalization import fuse_skips
 from kvparity.exporter.passes.slice_bounds import vector_lengths
 from kvparity.exporter.trace.capture import Captured, name_ports
-from kvparity.exporter.trace.onnx_translations import default_opset
+from kvparity.exporter.trace.onnx_translations import LINEAR_ATTENTION, default_opset
 
 __all__ = ["PASSES", "Pass", "finish"]
 
@@ -54,6 +55,20 @@ class _Export:
         """Whether the profile has the operators of opset 23."""
         return self.options.profile in ("modern", "ort")
 
+    @property
+    def opset(self) -> int:
+        return self.options.opset or default_opset(self.options, self.captured.graph)
+
+    @property
+    def few(self) -> bool:
+        """Whether a call has mostly one token."""
+        return self.captured.graph.kind == DECODE
+
+    @property
+    def plain_recurrences(self) -> bool:
+        """Whether recurrences are spelled out: LinearAttention is ONNX Runtime's own, or too young for the opset."""
+        return self.options.profile != "ort" and not (self.fused and self.opset >= LINEAR_ATTENTION)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -75,6 +90,8 @@ PASSES = (
     Pass(fuse_rotary, lambda export: export.fused, lambda export: (export.options.profile == "ort",)),
     Pass(group_queries, lambda export: export.options.groups_queries),
     Pass(lower_to_float32, lambda export: export.captured.lifted),
+    Pass(use_runtime_kernel, lambda export: export.options.profile == "ort"),
+    Pass(spell_linear_attention, lambda export: export.plain_recurrences, lambda export: (export.few,)),
     Pass(plain_shapes),
     Pass(repeat_one_head),
     Pass(constant_targets),
@@ -84,7 +101,7 @@ PASSES = (
     Pass(vector_lengths, lambda export: export.options.profile == "bare"),
     Pass(repeat_by_concat, lambda export: export.options.profile == "bare"),
     Pass(quantize_products, None, lambda export: (export.placements, export.options)),
-    Pass(to_opset, None, lambda export: (export.options.opset or default_opset(export.options),)),
+    Pass(to_opset, None, lambda export: (export.opset,)),
     Pass(name_ports, None, lambda export: (export.captured.graph,)),  # others may stand in a port's place by now
     Pass(tidy, None, lambda export: (export.version, {*export.captured.weights, *export.placements})),
 )

@@ -41,4 +41,7 @@ def make_examples(graph: GraphSpec, spec: ModelSpec, dtype: torch.dtype) -> list
 
 def _zeros(port: Port, sizes: dict[str, int], dtype: torch.dtype) -> Tensor:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
-    return torch.zeros(shape, dtype=torch.int64 if port.dtype == "int64" else dtype)
+    if port.dtype == "int64":
+        return torch.zeros(shape, dtype=torch.int64)
+    wide = dtype == torch.float64  # then every port is, and lowered later
+    return torch.zeros(shape, dtype=dtype if wide else getattr(torch, port.dtype))

@@ -12,11 +12,12 @@ import onnx_ir as ir
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
-from kvparity.exporter.contract.spec import ExportOptions
+from kvparity.exporter.contract.spec import ExportOptions, GraphSpec
 
-__all__ = ["PROBE", "default_opset", "translation_table"]
+__all__ = ["LINEAR_ATTENTION", "PROBE", "default_opset", "translation_table"]
 
 PROBE = "kvparity.probe"
+LINEAR_ATTENTION = 27  # opset that LinearAttention came with
 _OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 23}
 _SQRT_2_OVER_PI = 0.7978845608028653558798921198687
 _SQRT_1_OVER_2 = 0.7071067811865475244008443621048
@@ -147,8 +148,10 @@ def _dropout(input: Any, p: float, train: bool) -> Any:
     return op.Identity(input)
 
 
-def default_opset(options: ExportOptions) -> int:
-    """Default-domain opset of a profile; TensorScatter, which writes into buffers, came with 24."""
+def default_opset(options: ExportOptions, graph: GraphSpec) -> int:
+    """Default-domain opset of a graph: its profile's, or that of TensorScatter or LinearAttention where it has them."""
+    if options.profile == "modern" and graph.recurrent:
+        return LINEAR_ATTENTION
     scatters = (options.profile, options.layout) in (("modern", "static"), ("ort", "shared"))
     return 24 if scatters else _OPSETS[options.profile]
 
@@ -159,12 +162,15 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
 
     import kvparity.exporter.model.probe
     import kvparity.exporter.model.states
-    from kvparity.exporter.trace.onnx_states import causal_conv
+    from kvparity.exporter.trace import onnx_states
 
     aten = torch.ops.aten
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.kvparity.probe.default: _probe,
-        torch.ops.kvparity.causal_conv.default: causal_conv,
+        torch.ops.kvparity.causal_conv.default: onnx_states.causal_conv,
+        torch.ops.kvparity.linear_attention.default: onnx_states.linear_attention,
+        torch.ops.kvparity.clamp_several.default: onnx_states.clamp_several,
+        aten.softplus.default: onnx_states.softplus,
         aten.linear.default: _linear,
         aten.pow.Tensor_Scalar: _pow_scalar,
         aten.rsqrt.default: _rsqrt,

@@ -27,10 +27,12 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
 
-    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: int | list[int]) -> Any:
+    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: int | list[int] | ir.Graph) -> Any:
         return self.several(op_type, 1, *inputs, **attributes)[0]
 
-    def several(self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: int | list[int]) -> Any:
+    def several(
+        self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: int | list[int] | ir.Graph
+    ) -> Any:
         node = ir.node(op_type, list(inputs), attributes=attributes, num_outputs=count)
         self.nodes.append(node)
         return node.outputs
@@ -47,6 +49,7 @@ def spell_out(model: ir.Model) -> None:
     _part_skips(model)
     _dequantise(model)
     _ungroup(model)
+    _step_recurrences(model)
     digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
     for node in list(model.graph):
         spell = _SPELLED.get(node.op_type) if node.domain == "" else None
@@ -175,6 +178,46 @@ def _ungroup(model: ir.Model) -> None:
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             if old.name:
                 new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
+        model.graph.remove(node, safe=True)
+
+
+def _step_recurrences(model: ir.Model) -> None:
+    """LinearAttention token by token: ONNX Runtime has no float64 kernel of it.
+
+    S = exp(g) S + k (beta (v - k^T exp(g) S))^T, without beta S = exp(g) S + k v^T; the output is q^T S.
+    """
+    for node in list(model.graph):
+        if node.op_type != "LinearAttention":
+            continue
+        build, body = _Builder(), _Builder()
+        query, key, value, past, decay, beta = [*node.inputs, None][:6]
+        shape = build.constant(np.asarray([0, 0, node.attributes["q_num_heads"].as_int(), 1, -1], np.int64))
+        across, along = [1, 0, 2, 3, 4], [1, 0, 2, 4, 3]  # (sequence, batch, heads, 1, size), or size before 1
+        given = {"q": (query, across), "k": (key, along), "v": (value, across), "g": (decay, along)}
+        if beta is not None:
+            given["b"] = (beta, across)
+        rows = [build("Transpose", build("Reshape", x, shape), perm=perm) for x, perm in given.values()]
+        state, *parts = (ir.Value(name=f"{node.name}/{name}") for name in ("s", *given))
+        q, k, v, g, *b = parts
+        kept = body("Mul", state, body("Exp", g))
+        if b:
+            read = body("MatMul", body("Transpose", k, perm=[0, 1, 3, 2]), kept)
+            v = body("Mul", body("Sub", v, read), b[0])
+        after = body("Add", kept, body("Mul", k, v))
+        outputs = [after, body("MatMul", q, after)]
+        for part, made in enumerate(body.nodes):
+            made.name = f"{node.name}/step/{made.op_type}_{part}"
+            made.outputs[0].name = f"{made.name}.0"
+        graph = ir.Graph([state, *parts], outputs, nodes=body.nodes, name="step")
+        present, output = build.several("Scan", 2, past, *rows, body=graph, num_scan_inputs=len(rows))
+        turned = build("Transpose", output, perm=[1, 0, 3, 2, 4])
+        flat = build("Reshape", turned, build.constant(np.asarray([0, 0, -1], np.int64)))
+        for part, made in enumerate(build.nodes):
+            made.name = f"{node.name}/{made.op_type}_{part}"
+        model.graph.insert_before(node, build.nodes)
+        for old, new in zip(node.outputs, (flat, present), strict=True):
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
         model.graph.remove(node, safe=True)
 
 

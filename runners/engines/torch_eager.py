@@ -187,6 +187,7 @@ class TorchSession:
     ) -> None:
         self._model, self._spec, self._bounded, self._last = model, spec, bounded, last
         parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters  # models without attention may not
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._dtype = (
             dtype or model.get_input_embeddings().weight.dtype
@@ -214,7 +215,7 @@ class TorchSession:
         arguments = {
             "input_ids": ids,
             "attention_mask": torch.from_numpy(inputs["attention_mask"]),
-            "position_ids": torch.from_numpy(inputs["position_ids"]),
+            **({"position_ids": torch.from_numpy(inputs["position_ids"])} if self._takes_positions else {}),
             self._cache_argument: watched.cache,
             "use_cache": True,
         }

@@ -37,6 +37,7 @@ class LayoutCache(ABC):
 
     Attributes:
         present: What to hand out, by slot and part; filled while the model runs.
+        asked: The state that a layer asked for last; None where the graph takes none.
     """
 
     is_compileable = False
@@ -48,6 +49,7 @@ class LayoutCache(ABC):
     ) -> None:
         self.spec, self.options, self.inputs, self.dtype = spec, options, inputs, dtype
         self.present: dict[tuple[int, str], Tensor] = {}
+        self.asked: Tensor | None = None
         self._slot_of = {slot.layer: slot for slot in spec.slots}
 
     @abstractmethod
@@ -78,8 +80,36 @@ class LayoutCache(ABC):
         past = self.inputs.get(past_name(slot.slot, "conv_state"))
         columns = slot.shape("conv_state", 1, 0)[-1]
         joined = torch.nn.functional.pad(new, (columns, 0)) if past is None else torch.cat([past, new], dim=2)
-        self.present[slot.slot, "conv_state"] = joined[:, :, new.shape[2] : joined.shape[2]]
+        self.present[slot.slot, "conv_state"] = self.newest(joined, columns)
         return joined
+
+    def newest(self, joined: Tensor, columns: int) -> Tensor:
+        """The last columns of (batch, channels, columns + sequence) that a convolution keeps."""
+        return joined[:, :, joined.shape[2] - columns : joined.shape[2]]
+
+    def live(self) -> Tensor:
+        """Which of the call's tokens are no padding: (batch, sequence) int64."""
+        mask, tokens = self.inputs["attention_mask"], self.inputs["input_ids"].shape[1]
+        return mask[:, mask.shape[1] - tokens : mask.shape[1]]
+
+    def real(self) -> Tensor | None:
+        """Which of a call's tokens are not beyond its end: (sequence,) bool; None where all are its own."""
+        return None
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """Called by a layer for its state before the call.
+
+        None, so that it takes its form for many tokens, which is ours; that finds the state in ``asked``.
+        """
+        slot = self._slot_of[layer_idx]
+        self.asked = self.inputs.get(past_name(slot.slot, slot.states[-1].part))
+        return None
+
+    def update_recurrent_state(self, state: Tensor, layer_idx: int, **_: Any) -> Tensor:
+        """Called by a layer with its state after the call, in the contract's shape."""
+        slot = self._slot_of[layer_idx]
+        self.present[slot.slot, slot.states[-1].part] = state
+        return state
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Never used for positions: those are an input."""

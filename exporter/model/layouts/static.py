@@ -91,6 +91,23 @@ class Cache(LayoutCache):
         live = attention_mask.index_select(1, _at_least_0(rows.keys)) != 0
         return additive(torch.logical_and(seen[None], live[:, None, :]), self.dtype)
 
+    def newest(self, joined: Tensor, columns: int) -> Tensor:
+        """The columns up to the call's last token, which padding may follow."""
+        if self._position.shape[0] == 1:
+            return joined[:, :, 1:]
+        count = (self._last - self._first).reshape(1) + 1
+        return joined.index_select(2, count + torch.arange(columns, device=joined.device))
+
+    def live(self) -> Tensor:
+        """Looked up by slot; tokens beyond the call's end are padding too."""
+        live = self.inputs["attention_mask"].index_select(1, _at_least_0(self._position))
+        real = self.real()
+        return live if real is None else live * real.to(live.dtype)[None]
+
+    def real(self) -> Tensor | None:
+        """All of one token are."""
+        return None if self._position.shape[0] == 1 else self._position >= 0
+
     def _rows(self, slot: SlotSpec) -> _Rows:
         capacity = self.options.capacity(slot)
         ring = slot.window if self.options.is_ring(slot) else None

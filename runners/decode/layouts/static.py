@@ -17,6 +17,7 @@ from kvparity.exporter.contract.spec import (
     GraphKind,
     ModelSpec,
     SlotSpec,
+    part_dtype,
     past_name,
     present_name,
 )
@@ -37,7 +38,7 @@ class Player:
     """
 
     def __init__(self, model: ModelSpec, options: ExportOptions, *, poison: bool = False) -> None:
-        self._model, self._options, self._dtype = model, options, numpy_dtype(options.dtype)
+        self._model, self._options = model, options
         self._max_len, self._chunk, self._batch = options.max_len or 0, options.chunk or 1, options.batch or 1
         self._unused = np.nan if poison else 0.0
         self._poison = poison
@@ -63,6 +64,9 @@ class Player:
         for first in range(0, outputs["logits"].shape[0], self._batch):
             for slot, part in self._model.cache_names():
                 rows = _fill(outputs[present_name(slot.slot, part)][first : first + self._batch], self._batch)
+                if part not in ("key", "value"):
+                    self._buffers.setdefault(first, {})[past_name(slot.slot, part)] = rows
+                    continue
                 buffer = np.full(self._shape(slot, part), self._unused, rows.dtype)
                 slots = np.arange(step.stop - rows.shape[2], step.stop)
                 buffer[:, :, self._row_of(slot, slots)] = rows
@@ -73,7 +77,11 @@ class Player:
         rows = {name: _fill(array[first : first + self._batch], self._batch) for name, array in inputs.items()}
         if step.start == 0:
             self._buffers[first] = {
-                past_name(slot.slot, part): np.full(self._shape(slot, part), self._unused, self._dtype)
+                past_name(slot.slot, part): np.full(
+                    self._shape(slot, part),
+                    self._unused if part in ("key", "value") else 0,
+                    numpy_dtype(part_dtype(part, self._options.dtype)),
+                )
                 for slot, part in self._model.cache_names()
             }
         logits: list[Array] = []
@@ -120,7 +128,7 @@ class Player:
         for slot, part in self._model.cache_names():
             buffer = outputs.get(present_name(slot.slot, part))
             if buffer is not None and buffer.shape == self._shape(slot, part):
-                if self._poison:
+                if self._poison and part in ("key", "value"):
                     kept = slot.kept_rows(total, self._options.is_ring(slot))
                     unused = np.ones(buffer.shape[2], bool)
                     unused[self._row_of(slot, np.arange(total - kept, total))] = False
@@ -135,7 +143,7 @@ class Player:
 
     def _newest(self, slot: SlotSpec, part: str, buffer: Array, total: int) -> Array:
         """The rows that the dynamic layout's present holds; a buffer of the wrong shape is given as it is."""
-        if buffer.shape != self._shape(slot, part):
+        if part not in ("key", "value") or buffer.shape != self._shape(slot, part):
             return buffer
         kept = slot.kept_rows(total, self._options.bounded)
         return buffer[:, :, self._row_of(slot, np.arange(total - kept, total))]
