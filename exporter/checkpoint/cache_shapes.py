@@ -6,6 +6,7 @@ Multi-head latent attention, for one, has no key projection of a head's size: on
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
@@ -14,6 +15,7 @@ from kvparity.exporter.contract.spec import StateSpec
 
 __all__ = ["Observed", "observe_cache"]
 
+_CHUNK = 64  # tokens of a chunk where a module has no size of its own
 _SSM = ("mamba2_chunk_scan", "mamba_selective_scan")  # functions of a modelling file with state-space models
 
 
@@ -63,6 +65,17 @@ class Observed:
             self._note(layer_idx, StateSpec("ssm_state", (shape[0], *shape[:0:-1])))
         return state
 
+    def note_chunks(self, model: Any) -> None:
+        """Say of each recurrence in which chunks transformers computes it: a size of its module, or the function's."""
+        sizes = {
+            x.layer_idx: x.chunk_size for x in model.modules() if hasattr(x, "layer_idx") and hasattr(x, "chunk_size")
+        }
+        for layer, states in self.states.items():
+            chunk = int(sizes.get(layer) or _CHUNK)
+            self.states[layer] = tuple(
+                state if state.part == "conv_state" else replace(state, chunk=chunk) for state in states
+            )
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing came before."""
         return 0
@@ -101,6 +114,7 @@ def observe_cache(model: Any) -> Observed:
             f"{model.config.model_type}: does not run with a key-value cache alone "
             f"({type(error).__name__}: {lines[0][:200] if lines else ''})"
         ) from error
+    cache.note_chunks(clone)
     return cache
 
 

@@ -167,6 +167,11 @@ def _refuse_unsupported(config: Any, model: Any) -> None:
         )
     if any(getattr(module, "is_causal", True) is False for module in model.modules() if hasattr(module, "layer_idx")):
         raise ExportError(f"{config.model_type}: attends in both directions (is_decoder is false); not a decoder")
+    if any(getattr(module, "layer_idx", 0) == -1 for module in model.modules() if hasattr(module, "q_proj")):
+        raise ExportError(
+            f"{config.model_type}: its layers share attention modules (layer_idx -1), so a module does not tell whose "
+            "mask and cache it uses"
+        )
     accepted = inspect.signature(model.forward).parameters
     if ("position_ids" not in accepted and not known) or not accepted.keys() & {"cache", "past_key_values"}:
         raise ExportError(

@@ -229,6 +229,7 @@ def default_cases(
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)
     _chunk_cases(plan, window)
+    _state_cases(plan)
     _batch_cases(plan, window)
     _token_cases(plan)
     _text_cases(plan, window, text)
@@ -264,6 +265,19 @@ def _prefill_cases(plan: _Schedule, window: int, limit: int) -> None:
         if length >= 1:
             plan.add("prefill", [length], f"one prefill of {length} tokens, window {window}")
     plan.add("prefill", [limit], "one long prefill, near the last position")
+
+
+def _state_cases(plan: _Schedule) -> None:
+    """Edges of convolutions and of the chunks that recurrences are computed in, for models that have them."""
+    states = [state for slot in plan.spec.slots for state in slot.states]
+    for kernel in sorted({state.shape[-1] + 1 for state in states if state.part == "conv_state"}):
+        for length in range(max(kernel - 2, 1), kernel + 2):
+            plan.add("prefill", [length], f"one prefill of {length} tokens, convolutions of {kernel}")
+        plan.add("chunk", [max(kernel - 2, 1)] * 3, f"chunks that fill no convolution of {kernel}", of=1)
+    for chunk in sorted({state.chunk for state in states if state.chunk}):
+        for length in (chunk - 1, chunk, chunk + 1, 2 * chunk + 3):
+            plan.add("prefill", [length], f"one prefill of {length} tokens, chunks of {chunk}")
+        plan.add("chunk", [chunk + 1, chunk - 1, chunk, 1], f"calls around chunks of {chunk}", of=1)
 
 
 def _decode_cases(plan: _Schedule, window: int) -> None:

@@ -103,10 +103,12 @@ class StateSpec:
             model's state.
         shape: Axes after the batch: (channels, kernel - 1); (heads, key_dim, value_dim), for Mamba-2 the key is B and
             the value x; (channels, state) for Mamba-1; (channels,) for RG-LRU.
+        chunk: Tokens that transformers computes a recurrence in at a time, where cases have an edge; 0 for none.
     """
 
     part: StatePart
     shape: tuple[int, ...]
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
