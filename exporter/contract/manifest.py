@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kvparity.exporter.contract.foreign import Foreign
 from kvparity.exporter.contract.head import HeadRule
 from kvparity.exporter.contract.quantization import Quantization
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, GraphSpec, HostInput, ModelSpec
@@ -155,6 +156,7 @@ class Manifest:
         noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
         quantization: Which weights are quantised, and what that cost; None where none is.
         checkpoint: The checkpoint's files, which references are recorded from.
+        foreign: Of an adopted bundle: whose graphs they are, and how ours are played by them.
         host_inputs: Inputs beyond the contract's that the host computes, with their formulas (profile ``bare``).
     """
 
@@ -174,6 +176,7 @@ class Manifest:
     host_inputs: tuple[HostInput, ...] = ()
     quantization: Quantization | None = None
     checkpoint: CheckpointEntry | None = None
+    foreign: Foreign | None = None
 
     def all_files(self) -> Iterator[FileEntry]:
         """Every file that the manifest vouches for."""

@@ -22,7 +22,7 @@ from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, GraphKind
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._wide import folder, wide_weight
 
-__all__ = ["INSTALL", "ExactSession", "describe", "open_model", "open_session", "widen"]
+__all__ = ["INSTALL", "ExactSession", "bundle_graph", "describe", "open_model", "open_session", "widen"]
 
 INSTALL = "pip install onnx onnx-ir onnxruntime"
 TAKES = "the dynamic and static layouts, every profile, evaluated in float64"
@@ -67,9 +67,17 @@ class ExactSession:
         self._graphs.clear()
 
 
-def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], Evaluate]:
+def bundle_graph(bundle: Bundle, kind: GraphKind) -> Any:
+    """A graph of a bundle as an onnx_ir model; somebody else's in the ports of our contract."""
+    if bundle.manifest.foreign is None:
+        return load_graph_file(bundle.graph_path(kind))
+    from kvparity.runners.adopt.translate import contract_graph
 
-    model = load_graph_file(bundle.graph_path(graph))
+    return contract_graph(bundle, kind)
+
+
+def _open(bundle: Bundle, graph: GraphKind, evaluator: str) -> tuple[list[str], Evaluate]:
+    model = bundle_graph(bundle, graph)
     widen(model)
     return open_model(model, evaluator, f"{graph}.onnx")
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.probes import kept_probes
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array
-from kvparity.runners.engines.exact import open_model, widen
+from kvparity.runners.engines.exact import bundle_graph, open_model, widen
 
 __all__ = [
     "GIVEN",
@@ -33,7 +32,7 @@ GIVEN = "/given"  # suffix of the input that stands in for a cut value
 
 def open_graph(bundle: Bundle, kind: GraphKind) -> Any:
     """A graph of a bundle as an onnx_ir model."""
-    return load_graph_file(bundle.graph_path(kind))
+    return bundle_graph(bundle, kind)
 
 
 def load_graph(bundle: Bundle, kind: GraphKind, *, wide: bool = True) -> Any:

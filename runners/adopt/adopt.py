@@ -1,0 +1,193 @@
+"""Makes a bundle of a foreign package: its files untouched and hashed, and a manifest that says what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from kvparity.exporter.contract.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    CheckpointEntry,
+    GraphEntry,
+    Manifest,
+    file_entry,
+    inside,
+    write_manifest,
+)
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.errors import BundleError, KvparityError
+from kvparity.exporter.contract.files import copy_file
+from kvparity.exporter.contract.foreign import Foreign, ForeignGraph
+from kvparity.exporter.contract.spec import (
+    DECODE,
+    PREFILL,
+    ExportOptions,
+    GraphKind,
+    GraphSpec,
+    ModelSpec,
+    Port,
+    past_name,
+    present_name,
+)
+from kvparity.runners.adopt.graph import GraphFile, read_graph
+from kvparity.runners.adopt.measure import BATCH, CHUNKS, MASK, Measured, measure
+from kvparity.runners.adopt.package import Package
+from kvparity.runners.adopt.ports import extra_input, recognise_inputs, recognise_outputs
+from kvparity.runners.base import Array, RunnerSpec, Session
+
+__all__ = ["FOLDER", "adopt", "playable"]
+
+FOLDER = "package"  # of the foreign files inside the bundle
+_DTYPES = ("float16", "bfloat16")
+
+
+def adopt(
+    package: Package,
+    model: ModelSpec,
+    folder: Path,
+    opener: Callable[[Bundle, RunnerSpec], Session],
+    *,
+    source: str = "",
+    checkpoint: CheckpointEntry | None = None,
+    revision: str | None = None,
+) -> Manifest:
+    """Copy a package into a folder and describe it; cases and references are not there yet.
+
+    Args:
+        package: What was found.
+        model: What the checkpoint is that it is judged against.
+        folder: The bundle being written.
+        opener: Opens ONNX Runtime on a bundle, in a process of its own: a foreign graph is untrusted.
+        source: The checkpoint's name.
+        checkpoint: Its files.
+        revision: Its hub revision.
+
+    Raises:
+        BundleError: A graph cannot be read, its ports are not those of such a model, or it does not run.
+    """
+    files = {kind: read_graph(inside(package.root, name), package.root) for kind, name in package.graphs.items()}
+    merged = len(set(package.graphs.values())) == 1
+    places = {DECODE: files[DECODE]} if merged else files
+    for graph in places.values():
+        _copy(package, graph, folder)
+    foreign = Foreign(package.kind, {kind: _foreign(kind, graph, model, merged) for kind, graph in files.items()})
+    entries = {kind: _entry(kind, graph, package, folder) for kind, graph in places.items()}
+    dtype = _dtype(foreign, files[DECODE])
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=replace(model, dtype=dtype),
+        source=source,
+        revision=revision,
+        options=ExportOptions(dtype=dtype),  # type: ignore[arg-type]
+        weights=tuple(file_entry(folder, path) for path in _data(files.values(), package, folder)),
+        graphs=entries,
+        checkpoint=checkpoint,
+        foreign=foreign,
+    )
+    write_manifest(folder, manifest)  # what runs it now reads it from there
+    ports = {kind: {port.name: port for port in graph.inputs} for kind, graph in places.items()}
+    with _running(Bundle(folder, manifest), opener) as run:
+        measured = measure(foreign, ports, model, run)
+    return replace(manifest, foreign=measured.foreign, options=_options(dtype, measured))
+
+
+def playable(cases: Sequence[Case], foreign: Foreign) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """The cases that a package can play, and why the others are left out."""
+    kept: list[Case] = []
+    reasons: dict[str, None] = {}
+    for case in cases:
+        lacks = [
+            name
+            for name, asked in (
+                (BATCH, case.batch > 1),
+                (MASK, not case.mask.all()),
+                (CHUNKS, any(tokens > 1 for tokens in case.chunks[1:]) or (case.first == DECODE and case.chunks[0] > 1)),
+            )
+            if asked and not foreign.offers_it(name)
+        ]
+        if lacks:
+            reasons.update(dict.fromkeys(lacks))
+        else:
+            kept.append(case)
+    return tuple(kept), tuple(reasons)
+
+
+def _options(dtype: str, measured: Measured) -> ExportOptions:
+    sliding = "bounded" if measured.bounded else "full"
+    return ExportOptions(dtype=dtype, logits=measured.logits, sliding_cache=sliding)  # type: ignore[arg-type]
+
+
+def _copy(package: Package, graph: GraphFile, folder: Path) -> None:
+    """The graph and its data files, at the places that they have in the package."""
+    for path in (graph.path, *(graph.path.parent / name for name in graph.data_files)):
+        target = folder / FOLDER / path.relative_to(package.root)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(path, target)
+
+
+def _data(files: Sequence[GraphFile] | object, package: Package, folder: Path) -> tuple[Path, ...]:
+    found: dict[Path, None] = {}
+    for graph in files:  # type: ignore[attr-defined]
+        for name in graph.data_files:
+            found[folder / FOLDER / (graph.path.parent / name).relative_to(package.root)] = None
+    return tuple(found)
+
+
+def _entry(kind: GraphKind, graph: GraphFile, package: Package, folder: Path) -> GraphEntry:
+    place = folder / FOLDER / graph.path.relative_to(package.root)
+    return GraphEntry(file_entry(folder, place), GraphSpec(kind, graph.inputs, graph.outputs), graph.opset, graph.ir_version)
+
+
+def _foreign(kind: GraphKind, graph: GraphFile, model: ModelSpec, merged: bool) -> ForeignGraph:
+    """Whose port is which, by names and shapes.
+
+    Raises:
+        BundleError: Names the graph and what it lacks.
+    """
+    try:
+        inputs, outputs = recognise_inputs(graph.inputs, model), recognise_outputs(graph.outputs, model)
+        extra = tuple(extra_input(port, model) for port in inputs.others)
+    except BundleError as error:
+        raise BundleError(f"{graph.path.name}: {error}") from error
+    wanted = [(slot.slot, part) for slot, part in model.cache_names()]
+    taken = [name for name in wanted if past_name(*name) in inputs.names]
+    if kind == DECODE and not taken:
+        raise BundleError(
+            f"{graph.path.name}: takes no past, so only whole prompts can be judged; expected inputs such as "
+            f"{past_name(*wanted[0])}"
+        )
+    if taken and len(taken) != len(wanted):
+        missing = next(name for name in wanted if name not in taken)
+        raise BundleError(f"{graph.path.name}: takes {len(taken)} caches, and none for {past_name(*missing)}")
+    if kind == DECODE and not all(present_name(*name) in outputs.names for name in wanted):
+        missing = next(name for name in wanted if present_name(*name) not in outputs.names)
+        raise BundleError(f"{graph.path.name}: returns no {present_name(*missing)}")
+    return ForeignGraph(DECODE if merged else kind, inputs.names, outputs.names, extra)
+
+
+def _dtype(foreign: Foreign, graph: GraphFile) -> str:
+    """The dtype of its caches, which is what it computes in."""
+    names = {name for ours, name in foreign.graphs[DECODE].inputs.items() if ours.startswith("past_key_values.")}
+    found = {port.dtype for port in graph.inputs if port.name in names}
+    return next((dtype for dtype in _DTYPES if dtype in found), "float32")
+
+
+@contextmanager
+def _running(
+    bundle: Bundle, opener: Callable[[Bundle, RunnerSpec], Session]
+) -> Iterator[Callable[[GraphKind, Mapping[str, Array]], dict[str, Array]]]:
+    try:
+        session = opener(bundle, RunnerSpec("ort"))
+    except KvparityError as error:
+        raise BundleError(f"ONNX Runtime does not load it: {error}") from error
+    try:
+        yield session.run
+    finally:
+        session.close()
+
+
+_ = (PREFILL, Port)

@@ -1,0 +1,195 @@
+"""Names for the values of a graph that has none of ours: each is paired with a module output of PyTorch by its numbers.
+
+A value that holds what a module returns, in any order of axes, is that module's. From where a graph is wrong nothing
+holds the right numbers any more: there, the nearest value of the same size stands for a module's output, so that the
+search for the first wrong one (:mod:`runners.locate.search`) has a name for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.probes import keep_probes
+from kvparity.runners.base import Array
+from kvparity.runners.locate.graphs import evaluate, expose, load_graph, open_graph
+from kvparity.runners.locate.probe_diff import Call
+
+__all__ = ["Pair", "name_probes", "pair_values"]
+
+_SAME = 1e-8  # of the largest number; float64 values of a right graph are within 1e-12
+_NEAR = 0.9  # of a tensor's own size: beyond it, two tensors have nothing in common
+_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One value of a graph that stands for a module's output.
+
+    Attributes:
+        probe: The module's path, or another name that PyTorch's side gives.
+        value: The value's name.
+        turn: Axes that bring the value into PyTorch's order; empty where they are the same.
+        shape: PyTorch's shape, with 0 where the value's turned axis is taken over and -1 for what is left.
+        same: Whether it holds the same numbers; the nearest there is otherwise.
+    """
+
+    probe: str
+    value: str
+    turn: tuple[int, ...]
+    shape: tuple[int, ...]
+    same: bool
+
+
+def pair_values(bundle: Bundle, call: Call, reference: Mapping[str, Array]) -> list[Pair]:
+    """Pair the values of a graph with PyTorch's.
+
+    Args:
+        bundle: The bundle.
+        call: A call; one that crosses what is suspected.
+        reference: PyTorch's values of that call in float64, in execution order.
+    """
+    model = load_graph(bundle, call.step.graph)
+    names = [str(value.name) for node in model.graph for value in node.outputs if value.name]
+    ports = {str(value.name) for value in model.graph.outputs}
+    expose(model, names)
+    found = evaluate(model, call.feeds, f"{call.step.graph}.onnx")
+    values = {
+        name: array
+        for name in names
+        if name not in ports and (array := np.asarray(found[name])).dtype.kind == "f" and array.size > 1
+    }
+    return list(_pairs(values, {name: array for name, array in reference.items() if name not in ports}))
+
+
+def _pairs(values: Mapping[str, Array], reference: Mapping[str, Array]) -> Iterator[Pair]:
+    by_size: dict[int, list[str]] = {}
+    for name, array in values.items():
+        by_size.setdefault(array.size, []).append(name)
+    order = {name: index for index, name in enumerate(values)}
+    taken: set[str] = set()
+    last = -1
+    for probe, want in reference.items():
+        if want.size < 2 or not np.isfinite(want).all():
+            continue
+        near = []
+        for name in by_size.get(want.size, ()):
+            if name not in taken:
+                near += [(distance, order[name], name, way) for distance, way in _distances(values[name], want)]
+        if not near:
+            continue
+        distance, place, name, way = min(near)
+        same = distance <= _SAME
+        if not same:
+            later = [item for item in near if item[1] > last and item[0] <= _NEAR]
+            if not later:
+                continue
+            distance, place, name, way = min(later)
+        last = max(last, place) if same else last
+        taken.add(name)
+        yield Pair(probe, name, *way, same)
+
+
+Way = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _distances(value: Array, want: Array) -> Iterator[tuple[float, Way]]:
+    """How far a value is from a tensor of the same size, in every order of axes that exporters use."""
+    for turn, shape, view in _views(value, want):
+        a, b = _sample(view), _sample(want)
+        scale = float(np.abs(b).max(initial=0)) or 1.0
+        if float(np.abs(a - b).max(initial=0)) <= _SAME * scale:
+            yield (0.0 if np.abs(view - want).max() <= _SAME * scale else 1e-6), (turn, shape)
+            continue
+        size = float(b @ b)
+        yield (float(np.sqrt(float((a - b) @ (a - b)) / size)) if size else float("inf")), (turn, shape)
+
+
+def _views(value: Array, want: Array) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Array]]:
+    turns: list[tuple[int, ...]] = [()]
+    if value.ndim == 4:
+        turns.append((0, 2, 1, 3))
+    if value.ndim == 3:
+        turns.append((1, 0, 2))
+    seen: set[tuple[int, ...]] = set()
+    for turn in turns:
+        turned = value.transpose(turn) if turn else value
+        if turned.shape == want.shape:
+            yield turn, (), turned
+        elif want.ndim == 4 and turned.ndim == 3 and turned.shape[:2] == (want.shape[0], want.shape[2]):
+            # (batch, sequence, heads x head_dim) for (batch, heads, sequence, head_dim)
+            heads = turned.reshape(want.shape[0], want.shape[2], want.shape[1], want.shape[3])
+            yield (), (0, 0, want.shape[1], -1), heads.swapaxes(1, 2)
+        elif turned.shape not in seen and turned.shape[0] == want.shape[0]:
+            yield turn, (0, *(want.shape[1:-1] if want.ndim > 2 else ()), -1), turned.reshape(want.shape)
+        seen.add(turned.shape)
+
+
+def _sample(array: Array) -> Any:
+    flat = np.asarray(array).reshape(-1)
+    return np.asarray(flat[:: max(1, flat.size // _SAMPLE)], np.float64)
+
+
+def name_probes(model: Any, pairs: list[Pair]) -> None:
+    """Put a value with the probe's name, in PyTorch's order of axes, in the place of each paired value, in place.
+
+    What read the value reads it turned there and back again, so that a probe can be cut and fed like any other.
+
+    Args:
+        model: The graph, with our contract's ports.
+        pairs: What :func:`pair_values` found in it.
+    """
+    values = {str(value.name): value for node in model.graph for value in node.outputs if value.name}
+    for pair in pairs:
+        if pair.value in values:
+            _insert(model, values[pair.value], pair)
+    keep_probes(model, {pair.probe: pair.probe for pair in pairs})
+
+
+def _insert(model: Any, value: Any, pair: Pair) -> None:
+    import onnx_ir as ir
+
+    made: list[Any] = []
+
+    def node(name: str, inputs: list[Any], **attributes: Any) -> Any:
+        made.append(ir.node(name, inputs, attributes or None, name=f"{pair.probe}/{name}_{len(made)}"))
+        made[-1].outputs[0].name = f"{pair.probe}/{len(made)}"
+        return made[-1].outputs[0]
+
+    def constant(numbers: tuple[int, ...]) -> Any:
+        tensor = ir.tensor(np.asarray(numbers, np.int64))
+        held = ir.Value(name=f"{pair.probe}/shape_{len(made)}", const_value=tensor)
+        model.graph.register_initializer(held)
+        return held
+
+    uses = tuple(value.uses())
+    shape = node("Shape", [value])
+    probe = value
+    if pair.turn:
+        probe = node("Transpose", [probe], perm=list(pair.turn))
+    if pair.shape:
+        probe = node("Reshape", [probe, constant(pair.shape)])
+        if len(pair.shape) == 4 and not pair.turn:
+            probe = node("Transpose", [probe], perm=[0, 2, 1, 3])
+    probe = node("Identity", [probe])
+    probe.name = pair.probe
+    back = probe
+    if pair.shape and len(pair.shape) == 4 and not pair.turn:
+        back = node("Transpose", [back], perm=[0, 2, 1, 3])
+    if pair.turn:
+        if pair.shape:
+            back = node("Reshape", [back, node("Shape", [made[1].outputs[0]])])
+        back = node("Transpose", [back], perm=[int(axis) for axis in np.argsort(pair.turn)])
+    elif pair.shape:
+        back = node("Reshape", [back, shape])
+    for use in uses:
+        use.node.replace_input_with(use.idx, back)
+    model.graph.insert_after(value.producer(), made)
+
+
+Open = Callable[[Bundle, Any], Any]
+_ = open_graph
