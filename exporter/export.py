@@ -44,7 +44,7 @@ from kvparity.exporter.quantize.stage import held_blocks, quantize_weights
 from kvparity.exporter.trace.onnx_translations import default_opset
 from kvparity.exporter.trace.process import Job, Tracer
 
-__all__ = ["Stage", "export"]
+__all__ = ["Stage", "copy_files", "export", "origin", "versions"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def export(
             ]
         with _stage("check", report):
             manifest = _manifest(checkpoint, folder, found, placements, quantization)
-            manifest = replace(manifest, checkpoint=_origin(checkpoint, target))
+            manifest = replace(manifest, checkpoint=origin(checkpoint, target))
         with _stage("vectors", report):
             manifest = _with_vectors(folder, manifest, checkpoint.files(), record, limit)
         write_manifest(folder, manifest)
@@ -168,7 +168,7 @@ def _manifest(
     """Check the graphs and describe everything but the cases."""
     spec, options = found.spec, found.options
     graphs = _graphs(folder, spec, options)
-    files = _copy_files(checkpoint, folder)
+    files = copy_files(checkpoint, folder)
     locations = sorted({place.location for place in placements.values()})
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -179,13 +179,13 @@ def _manifest(
         weights=tuple(file_entry(folder, folder / name) for name in locations),
         graphs=graphs,
         files=files,
-        versions=_versions(),
+        versions=versions(),
         host_inputs=host_inputs(spec, options),
         quantization=quantization,
     )
 
 
-def _origin(checkpoint: Checkpoint, target: Path) -> CheckpointEntry:
+def origin(checkpoint: Checkpoint, target: Path) -> CheckpointEntry:
     """The checkpoint's config and weights, hashed: by them a comparison recognises it later."""
     names = {"config.json", *(tensor.file.name for tensor in checkpoint.stored().values())}
     if checkpoint.gguf:
@@ -261,7 +261,7 @@ def _graphs(folder: Path, spec: ModelSpec, options: ExportOptions) -> dict[Graph
     return graphs
 
 
-def _copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
+def copy_files(checkpoint: Checkpoint, folder: Path) -> tuple[FileEntry, ...]:
     """Generation config beside config and tokenizer, so that the bundle is a model folder of its own."""
     if checkpoint.gguf is None and (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
@@ -277,6 +277,6 @@ def _own_version() -> str:
         return "0"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     names = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
     return {"kvparity": _own_version(), **{name: version(name) for name in names}}

@@ -7,28 +7,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kvparity.exporter.contract.bundle import (
-    SCHEMA_VERSION,
-    Bundle,
-    CheckpointEntry,
-    GraphEntry,
-    Manifest,
-    file_entry,
-    inside,
-    write_manifest,
-)
+from kvparity.exporter.contract.bundle import SCHEMA_VERSION, Bundle, file_entry, inside, write_manifest
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import BundleError, KvparityError
 from kvparity.exporter.contract.files import copy_file
 from kvparity.exporter.contract.foreign import Foreign, ForeignGraph
+from kvparity.exporter.contract.manifest import GraphEntry, Manifest
 from kvparity.exporter.contract.spec import (
     DECODE,
-    PREFILL,
     ExportOptions,
     GraphKind,
     GraphSpec,
     ModelSpec,
-    Port,
     past_name,
     present_name,
 )
@@ -49,10 +39,6 @@ def adopt(
     model: ModelSpec,
     folder: Path,
     opener: Callable[[Bundle, RunnerSpec], Session],
-    *,
-    source: str = "",
-    checkpoint: CheckpointEntry | None = None,
-    revision: str | None = None,
 ) -> Manifest:
     """Copy a package into a folder and describe it; cases and references are not there yet.
 
@@ -61,9 +47,6 @@ def adopt(
         model: What the checkpoint is that it is judged against.
         folder: The bundle being written.
         opener: Opens ONNX Runtime on a bundle, in a process of its own: a foreign graph is untrusted.
-        source: The checkpoint's name.
-        checkpoint: Its files.
-        revision: Its hub revision.
 
     Raises:
         BundleError: A graph cannot be read, its ports are not those of such a model, or it does not run.
@@ -79,12 +62,11 @@ def adopt(
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model=replace(model, dtype=dtype),
-        source=source,
-        revision=revision,
+        source="",
+        revision=None,
         options=ExportOptions(dtype=dtype),  # type: ignore[arg-type]
-        weights=tuple(file_entry(folder, path) for path in _data(files.values(), package, folder)),
+        weights=(),
         graphs=entries,
-        checkpoint=checkpoint,
         foreign=foreign,
     )
     write_manifest(folder, manifest)  # what runs it now reads it from there
@@ -127,14 +109,6 @@ def _copy(package: Package, graph: GraphFile, folder: Path) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             copy_file(path, target)
-
-
-def _data(files: Sequence[GraphFile] | object, package: Package, folder: Path) -> tuple[Path, ...]:
-    found: dict[Path, None] = {}
-    for graph in files:  # type: ignore[attr-defined]
-        for name in graph.data_files:
-            found[folder / FOLDER / (graph.path.parent / name).relative_to(package.root)] = None
-    return tuple(found)
 
 
 def _entry(kind: GraphKind, graph: GraphFile, package: Package, folder: Path) -> GraphEntry:
@@ -189,5 +163,3 @@ def _running(
     finally:
         session.close()
 
-
-_ = (PREFILL, Port)

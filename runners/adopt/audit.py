@@ -7,16 +7,17 @@ holds its numbers as they are, transposed, joined with others along its rows, wi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.runners.adopt.stored import Stored
+from kvparity.runners.adopt.stored import Stored, scalar_constants, stored_weights
 
-__all__ = ["Audit", "ConstantRow", "WeightRow", "audit_weights"]
+__all__ = ["Audit", "ConstantRow", "WeightRow", "audit_package", "audit_weights"]
 
 Array = npt.NDArray[Any]
 State = Literal["exact", "rounded", "differs", "missing"]
@@ -279,4 +280,26 @@ def _rounded(scalars: Mapping[str, float], numbers: Mapping[str, float]) -> Iter
             yield ConstantRow(name, numbers[name], found, value)
 
 
-Numbers = Callable[[Any], dict[str, float]]
+def audit_package(graphs: Sequence[Path], model: Any) -> Audit:
+    """Audit the graphs of a package.
+
+    Args:
+        graphs: Its ``.onnx`` files.
+        model: The checkpoint as transformers loads it (a ``torch.nn.Module``).
+    """
+    weights = {name: parameter.detach().float().numpy() for name, parameter in model.named_parameters()}
+    numbers = {f"{path}.{key}".lstrip("."): value for path, key, value in _model_numbers(model)}
+    stored = [item for path in graphs for item in stored_weights(path)]
+    scalars = {name: value for path in graphs for name, value in scalar_constants(path).items()}
+    return audit_weights(weights, stored, scalars, numbers)
+
+
+def _model_numbers(model: Any) -> Iterator[tuple[str, str, float]]:
+    """Single numbers that a model computes with: factors on its modules, and buffers of one element."""
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, float) and value not in (0.0, 1.0):
+                yield path, key, value
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.numel() == 1 and buffer.is_floating_point():
+                yield path, key, float(buffer)

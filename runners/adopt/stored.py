@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvparity.exporter.contract.blocks import Blocks, dequantize
+from kvparity.exporter.contract.graph_file import load_graph_file
 
 __all__ = ["Stored", "scalar_constants", "stored_weights"]
 
@@ -45,9 +46,7 @@ def stored_weights(path: Path) -> Iterator[Stored]:
     Args:
         path: The ``.onnx`` file; external data is mapped, not read.
     """
-    import onnx_ir as ir
-
-    model = ir.load(path)
+    model = load_graph_file(path)
     first: dict[str, int] = {}
     parts: set[str] = set()
     for index, node in enumerate(model.graph):
@@ -70,9 +69,7 @@ def stored_weights(path: Path) -> Iterator[Stored]:
 
 def scalar_constants(path: Path) -> dict[str, float]:
     """Single floating-point numbers that a graph holds, by the name of their value."""
-    import onnx_ir as ir
-
-    model = ir.load(path)
+    model = load_graph_file(path)
     found: dict[str, float] = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ __all__ = [
 ]
 
 ROOT = Path(kvparity.__file__).resolve().parents[1]
-OURS = ("env", "python", "limit")
+OURS = ("env", "python", "limit", "memory_mb")
 IN_PROCESS = ("exact", "ort", "torch_eager", "trace_file")
+_OUR_PORTS = ("exact", "torch_eager", "trace_file")  # they read no graph, or translate it themselves
 LIMIT = 120.0
 LOAD_LIMIT = 1800.0
 _HANGS = 2
@@ -74,6 +76,7 @@ class Launch:
         limit: Seconds that a call may take.
         load_limit: Seconds that starting and loading may take; compilers need minutes.
         environment: Variables beside the inherited ones.
+        memory_mb: Most address space that it may take; 0 for any.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Launch:
     limit: float = LIMIT
     load_limit: float = LOAD_LIMIT
     environment: Mapping[str, str] | None = None
+    memory_mb: int = 0
 
 
 class Process:
@@ -97,6 +101,7 @@ class Process:
                 stderr=self._log,
                 env=_environment(launch),
                 start_new_session=True,
+                preexec_fn=partial(_limit_memory, launch.memory_mb) if launch.memory_mb else None,
             )
         except OSError as error:
             self._log.close()
@@ -185,6 +190,13 @@ def _environment(launch: Launch) -> dict[str, str]:
     """Variables of an engine's process: where modules are searched is for this interpreter, not for another one."""
     ours = {"PYTHONPATH", "PYTHONHOME"} if launch.command[0] != sys.executable else set()
     return {name: value for name, value in os.environ.items() if name not in ours} | dict(launch.environment or {})
+
+
+def _limit_memory(megabytes: int) -> None:
+    """Bound the address space of the process that is being started."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
 
 def _rebuilt(error: Mapping[str, str]) -> KvparityError:
@@ -329,7 +341,10 @@ def launch_of(spec: RunnerSpec) -> Launch:
     """
     python = interpreter(spec.name, spec.options)
     words = command("kvparity.runners.isolation.worker", spec.name, python=python)
-    return Launch(spec.name, words, limit_of(spec.name, spec.options))
+    memory = spec.options.get("memory_mb", "0")
+    if not memory.isdigit():
+        raise EngineUnavailableError(f"{spec.name}: memory_mb {memory!r} is not a number of megabytes")
+    return Launch(spec.name, words, limit_of(spec.name, spec.options), memory_mb=int(memory))
 
 
 def open_isolated(bundle: Bundle, spec: RunnerSpec) -> IsolatedSession:
@@ -347,11 +362,20 @@ def open_runner(bundle: Bundle, spec: RunnerSpec) -> Session:
     """Open a runner the way it should run: our own references here, every other engine in its own process."""
     elsewhere = any(key in spec.options for key in OURS)
     engine = load_engine(spec.name)
-    if spec.name not in ("exact", "torch_eager", "trace_file"):  # these read links themselves, or no graph
+    if spec.name not in _OUR_PORTS:  # these read links themselves, or no graph
         bundle = plain_folder(bundle)
     if getattr(engine, "OWN_PROCESS", False) or (spec.name in IN_PROCESS and not elsewhere):
-        return engine.open_session(bundle, spec.options)
-    return open_isolated(bundle, spec)
+        return _played(bundle, spec, engine.open_session(bundle, spec.options))
+    return _played(bundle, spec, open_isolated(bundle, spec))
+
+
+def _played(bundle: Bundle, spec: RunnerSpec, session: Session) -> Session:
+    """A session on somebody else's graphs takes and returns the ports of our contract."""
+    if bundle.manifest.foreign is None or spec.name in _OUR_PORTS:
+        return session
+    from kvparity.runners.adopt.session import AdoptedSession
+
+    return AdoptedSession(bundle, session)
 
 
 def describe_isolated(spec: RunnerSpec) -> RunnerInfo:
