@@ -24,6 +24,7 @@ from kvparity.runners.decode.sampling import Sampling
 EXIT_CODES = {"match": 0, "mismatch": 1, "error": 2}
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
+OF_A_BUNDLE = ("identities", "checkpoint", "live", "save_trace", "outputs", "allow_modified")  # what judge does not ask
 CASES = {"flags": ("-c", "--case"), "metavar": "PATTERN"}
 
 
@@ -132,6 +133,40 @@ def compare(bundle: Path, runners: tuple[str, ...], model_explorer: Path | None,
         from kvparity.runners.report.model_explorer import save_model_explorer
 
         save_model_explorer(report, kvparity.open_bundle(bundle, allow_modified=True), model_explorer)
+    print_report(report, as_json=files["json"] == "-")
+    return EXIT_CODES[report.verdict]
+
+
+@command("judge model-onnx/ --against model/", "judge model.onnx --against model.gguf -o judged --html report.html")
+@click.argument("package", type=FILE)
+@options_of(
+    api.judge,
+    leave=("package", "say", "runners"),
+    against={"flags": ("-a", "--against"), "type": str, "metavar": "CHECKPOINT"},
+    output={"flags": ("-o", "--output"), "type": FILE},
+    limit_seconds={"type": click.FloatRange(min=0, min_open=True)},
+    limit_mb={"type": click.IntRange(min=0)},
+)
+@RUNNERS
+@options_of(
+    JudgeOptions,
+    leave=(*OF_A_BUNDLE, "runners", "shown_bundle", "program", "timed"),
+    cases=CASES,
+    tol={"type": Tolerance()},
+    budget={"type": click.FloatRange(min=0, min_open=True)},
+    exact_tol={"type": click.FloatRange(min=0)},
+)
+@reports
+def judge(package: Path, runners: tuple[str, ...], against: str | None, output: Path | None, **given: Any) -> int:
+    """Judge PACKAGE, an ONNX decoder that somebody else exported, against the checkpoint that it is of."""
+    from kvparity.runners.compare.console import print_report, progress
+
+    files = {form: given.pop(form) for form in REPORTS}
+    with progress() as say:
+        report = kvparity.judge(package, against, output, runners, say=say, program=_program(), **given)
+    for form, path in files.items():
+        if path not in (None, "-"):
+            report.save(path, form)
     print_report(report, as_json=files["json"] == "-")
     return EXIT_CODES[report.verdict]
 

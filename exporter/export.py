@@ -278,5 +278,6 @@ def _own_version() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Of the packages that make a bundle."""
     names = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
     return {"kvparity": _own_version(), **{name: version(name) for name in names}}

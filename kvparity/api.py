@@ -6,7 +6,7 @@ Every function takes paths as ``str`` or ``Path``, and bundles opened or as a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "export",
     "inspect",
+    "judge",
     "open_bundle",
     "package",
     "probes",
@@ -183,6 +184,58 @@ def compare(
         return judge(opened, settings, say, opener_of(makers))
     finally:  # files were hashed meanwhile: one that differs is what there is to say, whatever it led to
         opened.verified()
+
+
+def judge(
+    package: PathLike,
+    against: PathLike | None = None,
+    output: PathLike | None = None,
+    runners: Candidates = (),
+    *,
+    variant: str = "",
+    subfolder: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    limit_seconds: float = 120.0,
+    limit_mb: int = 0,
+    say: Say = _quiet,
+    **options: Any,
+) -> Report:
+    """Judge a package that somebody else exported against the checkpoint that it is of.
+
+    Args:
+        package: An ``.onnx`` file, or a folder of Optimum, transformers.js, ONNX Runtime GenAI, mobius or transformers.
+        against: Checkpoint folder, GGUF file or hub id; the shipped tiny checkpoint where not given.
+        output: Folder that keeps the package as a bundle, with its references, for every other command.
+        runners: As :func:`compare` takes them.
+        variant: Which of several graphs of the package, such as ``q4f16``.
+        subfolder: Folder inside the checkpoint that holds the model.
+        revision: Hub revision.
+        limit: Longest case in tokens.
+        limit_seconds: Most seconds that one call of a graph may take.
+        limit_mb: Most megabytes that a graph's process may take; 0 for any.
+        say: Takes a line of progress at a time.
+        **options: Fields of ``JudgeOptions``; without ``exact`` and ``locate``, what differs is located all the same.
+
+    Returns:
+        The report; its ``package`` says what the package offers, and what it stores of every weight.
+
+    Raises:
+        KvparityError: The package cannot be read or does not run, or the checkpoint cannot be read.
+
+    Example:
+        >>> report = kvparity.judge("model-onnx/", "model/", output="judged")  # doctest: +SKIP
+    """
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.judging import Limits, judge_package
+
+    def compared(bundle: Bundle, asked: Mapping[str, Any]) -> Report:
+        return compare(bundle, runners, say=say, **{"shown_bundle": str(output or "BUNDLE"), **asked})
+
+    checkpoint = resolve(str(against or SHIPPED / "hf"), subfolder=subfolder, revision=revision)
+    limits = Limits(limit, limit_seconds, limit_mb)
+    target = None if output is None else Path(output)
+    return judge_package(Path(package), checkpoint, target, variant, limits, compared, options, say)
 
 
 def run(

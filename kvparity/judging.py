@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,124 +13,155 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvparity.exporter.checkpoint.source import Checkpoint
     from kvparity.exporter.contract.bundle import Bundle
-    from kvparity.runners.adopt.audit import Audit
     from kvparity.runners.adopt.package import Package
+    from kvparity.runners.report.report import Report
 
-__all__ = ["Adopted", "adopted_bundle"]
+__all__ = ["Limits", "judge_package"]
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """A package, adopted.
+class Limits:
+    """What a foreign graph may use, and how long cases may be.
 
     Attributes:
-        bundle: Its graphs with references from the checkpoint.
-        audit: Its weights against the checkpoint's.
-        left_out: What the package does not offer, for which cases were left out.
+        limit: Longest case in tokens; None takes the model's schedule.
+        seconds: Most that one call may take.
+        megabytes: Most address space of the process that runs the graph; 0 for any.
     """
 
-    bundle: Bundle
-    audit: Audit
-    left_out: tuple[str, ...]
+    limit: int | None = None
+    seconds: float = 120.0
+    megabytes: int = 0
+
+    def settings(self) -> dict[str, str]:
+        """The same as settings of a runner."""
+        return {"limit": f"{self.seconds:g}", **({"memory_mb": str(self.megabytes)} if self.megabytes else {})}
 
 
-@contextmanager
-def adopted_bundle(
+def judge_package(
     path: Path,
     checkpoint: Checkpoint,
     output: Path | None,
-    *,
     variant: str,
-    limit: int | None,
-    seconds: float,
-    megabytes: int | None,
+    limits: Limits,
+    compare: Callable[[Bundle, Mapping[str, Any]], Report],
+    asked: Mapping[str, Any],
     say: Say,
-) -> Iterator[Adopted]:
-    """A bundle of a foreign package, kept in ``output`` or gone at the end.
+) -> Report:
+    """Adopt, audit and compare; what differs is evaluated in float64 and located without being asked.
 
     Args:
         path: The package.
         checkpoint: What it is judged against.
-        output: Folder that keeps the bundle; its references are taken again where package and checkpoint are the same.
+        output: Folder that keeps the adopted bundle; None keeps none.
         variant: Which of several graphs of the package.
-        limit: Longest case in tokens.
-        seconds: Most that one call of a graph may take.
-        megabytes: Most memory that a graph's process may take.
+        limits: Of the package's graphs.
+        compare: Compares a bundle: :func:`kvparity.compare` with these options.
+        asked: Options of the comparison that were given.
         say: Takes a line of progress at a time.
     """
-    from kvparity.exporter.contract.files import new_folder
-    from kvparity.exporter.contract.bundle import MANIFEST
     from kvparity.runners.adopt.package import find_package
 
     package = find_package(path, variant)
+    with _adopted(package, checkpoint, output, limits, say) as adopted:
+        bundle, record = adopted
+        report = compare(bundle, asked)
+        if outputs := _comparable(report, asked):
+            record = replace(record, left_out=(*record.left_out, "keys, which it stores in a convention of its own"))
+            report = compare(bundle, {**asked, "outputs": outputs})
+        first = report.first_divergence
+        if first is not None and not asked.get("locate") and not asked.get("exact"):
+            say("evaluating in float64 and locating")
+            closer = compare(bundle, {**asked, "cases": (first.case,), "exact": True, "locate": True})
+            questions = (*report.questions, *(item for item in closer.questions if item.question == "exact"))
+            cases = (*report.cases, *(item for item in closer.cases if item.question == "exact"))
+            report = replace(report, questions=questions, cases=cases, locations=closer.locations)
+        verdict = "mismatch" if record.audit.faults else report.verdict
+        return replace(report, package=record, verdict=verdict)
+
+
+def _comparable(report: Report, asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """Outputs that are compared where every key differs and nothing else does: keys stored before rotation, say."""
+    wrong = {result.tensor for result in report.results if result.verdict == "mismatch"}
+    keys = {result.tensor for result in report.results if result.tensor.endswith(".key")}
+    return ("logits", "present.*.value") if wrong and wrong == keys and not asked.get("outputs") else ()
+
+
+@contextmanager
+def _adopted(
+    package: Package, checkpoint: Checkpoint, output: Path | None, limits: Limits, say: Say
+) -> Iterator[tuple[Bundle, Any]]:
+    """A bundle of a package with its record, kept in ``output`` or gone at the end."""
+    from kvparity.exporter.contract.bundle import MANIFEST
+    from kvparity.exporter.contract.files import new_folder
+
     if output is None:
         with tempfile.TemporaryDirectory(prefix="kvparity-judge-") as name:
             folder = Path(name) / "bundle"
             folder.mkdir()
-            yield _adopt(package, checkpoint, folder, folder, limit, seconds, megabytes, say)
+            yield _adopt(package, checkpoint, folder, folder, limits, say)
         return
     with new_folder(output, MANIFEST) as folder:
-        made = _adopt(package, checkpoint, folder, output, limit, seconds, megabytes, say)
-    yield replace(made, bundle=replace(made.bundle, root=output))
+        bundle, record = _adopt(package, checkpoint, folder, output, limits, say)
+    yield replace(bundle, root=output), record
 
 
 def _adopt(
-    package: Package,
-    checkpoint: Checkpoint,
-    folder: Path,
-    target: Path,
-    limit: int | None,
-    seconds: float,
-    megabytes: int | None,
-    say: Say,
-) -> Adopted:
+    package: Package, checkpoint: Checkpoint, folder: Path, target: Path, limits: Limits, say: Say
+) -> tuple[Bundle, Any]:
+    """Copy, measure, audit, and record references."""
     from kvparity.exporter.adopted import describe_checkpoint
-    from kvparity.exporter.contract.bundle import Bundle, file_entry, write_manifest
-    from kvparity.exporter.contract.bundle import MANIFEST
-    from kvparity.runners.adopt.adopt import FOLDER, adopt, playable
+    from kvparity.exporter.contract.bundle import Bundle, write_manifest
+    from kvparity.runners.adopt.adopt import adopt, listed_files, playable
     from kvparity.runners.adopt.audit import audit_package
     from kvparity.runners.adopt.head import write_head
+    from kvparity.runners.adopt.rounded import rounded_reference, rounding_cost
+    from kvparity.runners.diff.audit import OfferRecord, PackageRecord
     from kvparity.runners.isolation.process import open_isolated
     from kvparity.runners.reference.model import load_reference
     from kvparity.runners.reference.record import record_cases
 
     def opener(bundle: Bundle, spec: Any) -> Any:
-        limits = {"limit": f"{seconds:g}", **({"memory_mb": str(megabytes)} if megabytes else {})}
-        return open_isolated(bundle, replace(spec, options={**spec.options, **limits}))
+        return open_isolated(bundle, replace(spec, options={**spec.options, **limits.settings()}))
 
-    side = describe_checkpoint(checkpoint, folder, target, limit)
-    say(f"measuring {package.kind}")
+    side = describe_checkpoint(checkpoint, folder, target, limits.limit)
+    say(f"running {package.kind}")
     manifest = adopt(package, side.model, folder, opener)
     assert manifest.foreign is not None
     cases, left_out = playable(side.cases, manifest.foreign)
     say("auditing weights")
     reference = load_reference(checkpoint.files(), "float32", folder)
-    audit = audit_package([folder / entry.file.path for entry in manifest.graphs.values()], reference)
-    weights = write_head(folder, reference)
-    del reference
+    graphs = [folder / entry.file.path for entry in manifest.graphs.values()]
+    audit = audit_package(graphs, reference)
+    rounded = rounded_reference(graphs, audit, reference, manifest, checkpoint.files(), folder)
+    cost = rounding_cost(reference, rounded, cases[0]) if rounded else ""
+    origin = side.origin
+    if folder == target:  # a bundle that goes again may name any place
+        origin = replace(origin, path=os.path.relpath(checkpoint.folder, folder))
     manifest = replace(
         manifest,
         source=checkpoint.source,
         revision=checkpoint.revision,
-        checkpoint=side.origin,
+        checkpoint=None if rounded else origin,
         versions=side.versions,
-        weights=weights,
+        weights=write_head(folder, rounded("float32").model if rounded else reference),
     )
+    del reference
     say("recording references")
-    recording = record_cases(Bundle(folder, manifest), cases, checkpoint.files())
-    known = {entry.file.path for entry in manifest.graphs.values()} | {MANIFEST}
-    others = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.relative_to(folder).parts[0] not in ("vectors", "cases")]
-    files = tuple(file_entry(folder, p) for p in others if p.relative_to(folder).as_posix() not in known)
+    recording = record_cases(Bundle(folder, manifest), cases, checkpoint.files(), opener=rounded)
     manifest = replace(
         manifest,
         cases=recording.cases,
         noise=recording.noise,
         sequences=recording.sequences,
         head=recording.head,
-        files=tuple(entry for entry in files if entry not in weights),
     )
+    manifest = replace(manifest, files=listed_files(folder, manifest))
     write_manifest(folder, manifest)
-    assert (folder / FOLDER).is_dir()
-    return Adopted(Bundle(folder, manifest), audit, left_out)
+    assert manifest.foreign is not None
+    offers = tuple(OfferRecord(offer.name, offer.offered, offer.found) for offer in manifest.foreign.offers)
+    names = tuple(dict.fromkeys(package.graphs.values()))
+    record = PackageRecord(package.kind, names, package.settings, offers, left_out, audit, cost)
+    return Bundle(folder, manifest), record

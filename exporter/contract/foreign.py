@@ -1,4 +1,4 @@
-"""What a manifest says of graphs that somebody else exported: whose port stands for which of ours, and what was measured.
+"""Graphs that somebody else exported, in a manifest: whose port stands for which of ours, and what was measured.
 
 An *adopted* bundle holds another exporter's files untouched. Its graphs keep their own port names; this is how a call
 in the names and shapes of :mod:`exporter.contract.ports` becomes a call of such a graph, and back.
@@ -22,9 +22,9 @@ class ExtraInput:
 
     Attributes:
         name: The graph's own name.
-        kind: ``constant``; ``cache_position``: slots of this call's tokens, (sequence,); ``past_lengths``: tokens before
-            this call, per row; ``last_slots``: tokens so far less one, per row (GroupQueryAttention's ``seqlens_k``);
-            ``total``: tokens so far.
+        kind: ``constant``; ``cache_position``: slots of this call's tokens, (sequence,); ``past_lengths``: tokens
+            before this call, per row; ``last_slots``: tokens so far less one, per row (GroupQueryAttention's
+            ``seqlens_k``); ``total``: tokens so far.
         dtype: numpy's name.
         shape: Of a constant; of the others, the axes that the graph declares: ``batch``, ``sequence`` or a number.
         value: Of a constant.

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kvparity.exporter.contract.bundle import SCHEMA_VERSION, Bundle, file_entry, inside, write_manifest
+from kvparity.exporter.contract.bundle import MANIFEST, SCHEMA_VERSION, Bundle, file_entry, inside, write_manifest
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import BundleError, KvparityError
 from kvparity.exporter.contract.files import copy_file
 from kvparity.exporter.contract.foreign import Foreign, ForeignGraph
-from kvparity.exporter.contract.manifest import GraphEntry, Manifest
+from kvparity.exporter.contract.manifest import FileEntry, GraphEntry, Manifest
 from kvparity.exporter.contract.spec import (
     DECODE,
     ExportOptions,
@@ -28,7 +28,7 @@ from kvparity.runners.adopt.package import Package
 from kvparity.runners.adopt.ports import extra_input, recognise_inputs, recognise_outputs
 from kvparity.runners.base import Array, RunnerSpec, Session
 
-__all__ = ["FOLDER", "adopt", "playable"]
+__all__ = ["FOLDER", "adopt", "listed_files", "playable"]
 
 FOLDER = "package"  # of the foreign files inside the bundle
 _DTYPES = ("float16", "bfloat16")
@@ -86,7 +86,10 @@ def playable(cases: Sequence[Case], foreign: Foreign) -> tuple[tuple[Case, ...],
             for name, asked in (
                 (BATCH, case.batch > 1),
                 (MASK, not case.mask.all()),
-                (CHUNKS, any(tokens > 1 for tokens in case.chunks[1:]) or (case.first == DECODE and case.chunks[0] > 1)),
+                (
+                    CHUNKS,
+                    any(tokens > 1 for tokens in case.chunks[1:]) or (case.first == DECODE and case.chunks[0] > 1),
+                ),
             )
             if asked and not foreign.offers_it(name)
         ]
@@ -95,6 +98,13 @@ def playable(cases: Sequence[Case], foreign: Foreign) -> tuple[tuple[Case, ...],
         else:
             kept.append(case)
     return tuple(kept), tuple(reasons)
+
+
+def listed_files(folder: Path, manifest: Manifest) -> tuple[FileEntry, ...]:
+    """What lies in an adopted bundle and is not listed otherwise: data files, config and tokenizer."""
+    known = {entry.path for entry in manifest.all_files()} | {MANIFEST}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return tuple(file_entry(folder, path) for path in found if path.relative_to(folder).as_posix() not in known)
 
 
 def _options(dtype: str, measured: Measured) -> ExportOptions:
@@ -113,7 +123,9 @@ def _copy(package: Package, graph: GraphFile, folder: Path) -> None:
 
 def _entry(kind: GraphKind, graph: GraphFile, package: Package, folder: Path) -> GraphEntry:
     place = folder / FOLDER / graph.path.relative_to(package.root)
-    return GraphEntry(file_entry(folder, place), GraphSpec(kind, graph.inputs, graph.outputs), graph.opset, graph.ir_version)
+    return GraphEntry(
+        file_entry(folder, place), GraphSpec(kind, graph.inputs, graph.outputs), graph.opset, graph.ir_version
+    )
 
 
 def _foreign(kind: GraphKind, graph: GraphFile, model: ModelSpec, merged: bool) -> ForeignGraph:
@@ -162,4 +174,3 @@ def _running(
         yield session.run
     finally:
         session.close()
-

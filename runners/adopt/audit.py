@@ -7,82 +7,24 @@ holds its numbers as they are, transposed, joined with others along its rows, wi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kvparity.runners.adopt.stored import Stored, scalar_constants, stored_weights
+from kvparity.runners.diff.audit import Audit, ConstantRow, WeightRow, WeightState
 
-__all__ = ["Audit", "ConstantRow", "WeightRow", "audit_package", "audit_weights"]
+__all__ = ["audit_package", "audit_weights"]
 
 Array = npt.NDArray[Any]
-State = Literal["exact", "rounded", "differs", "missing"]
 _ALIKE = 0.4  # relative distance of a sample below which two tensors are the same weight, rounded to 4 bits at worst
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-22, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 _SAMPLE = 256
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class WeightRow:
-    """One weight of the checkpoint.
-
-    Attributes:
-        name: The checkpoint's.
-        state: ``exact``; ``rounded`` as its coding rounds; ``differs`` by more; ``missing``.
-        how: How it is stored: ``as it is``, ``transposed``, ``rows 0 to 159 of …``, ``times 12.6``, ``plus 1``.
-        coding: ``float32``, ``int4``, …; empty where it is missing.
-        stored: Names of the initializers that hold it; more than one where it is stored more than once.
-        error: Largest absolute difference.
-        note: What is wrong, in words.
-    """
-
-    name: str
-    state: State
-    how: str = ""
-    coding: str = ""
-    stored: tuple[str, ...] = ()
-    error: float = 0.0
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class ConstantRow:
-    """A number of the model that a graph holds rounded."""
-
-    name: str
-    expected: float
-    found: float
-    value: str
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the weights audit found.
-
-    Attributes:
-        weights: A row per weight of the checkpoint.
-        unknown: Stored tensors of the size of a weight that hold none of the checkpoint's.
-        constants: Numbers that were rounded.
-    """
-
-    weights: tuple[WeightRow, ...]
-    unknown: tuple[str, ...]
-    constants: tuple[ConstantRow, ...]
-
-    @property
-    def faults(self) -> tuple[WeightRow, ...]:
-        """Weights that are missing, differ, or stand in another layer's place."""
-        return tuple(row for row in self.weights if row.state in ("missing", "differs") or row.note)
-
-    @property
-    def doubled_bytes(self) -> int:
-        """How many weights are stored more than once."""
-        return sum(len(row.stored) > 1 for row in self.weights)
 
 
 @dataclass(frozen=True)
@@ -125,9 +67,19 @@ def audit_weights(
 
 
 def _matches(item: Stored, weights: Mapping[str, Array]) -> Iterator[_Match]:
+    for name, how, view in _found(item, weights):
+        yield _compared(name, item, how, view, weights[name])
+
+
+def _held(item: Stored, weights: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    yield from ((name, view) for name, _, view in _found(item, weights))
+
+
+def _found(item: Stored, weights: Mapping[str, Array]) -> Iterator[tuple[str, str, Array]]:
+    """Weights that a stored tensor holds: name, how, and its values in the weight's shape."""
     values = item.values()
     size = values.size
-    best = None
+    best: tuple[float, str, str, Array] | None = None
     for name, weight in weights.items():
         if weight.size != size:
             continue
@@ -137,7 +89,7 @@ def _matches(item: Stored, weights: Mapping[str, Array]) -> Iterator[_Match]:
             if best is None or distance < best[0]:
                 best = (distance, name, how, view)
     if best is not None and best[0] <= _ALIKE:
-        yield _compared(best[1], item, best[2], best[3], weights[best[1]])
+        yield best[1:]
         return
     if values.ndim == 2:
         yield from _joined(item, values, weights)
@@ -191,11 +143,11 @@ def _alike_names(stored: str, weight: str) -> bool:
     return weight in stored or stored in weight or weight.removeprefix("model.") in stored
 
 
-def _joined(item: Stored, values: Array, weights: Mapping[str, Array]) -> Iterator[_Match]:
+def _joined(item: Stored, values: Array, weights: Mapping[str, Array]) -> Iterator[tuple[str, str, Array]]:
     """Weights whose rows lie one behind the other in a stored tensor, as packed projections do."""
     for turned in (False, True):
         view = values.T if turned else values
-        found: list[_Match] = []
+        found: list[tuple[str, str, Array]] = []
         start = 0
         while start < len(view):
             near = [
@@ -208,7 +160,7 @@ def _joined(item: Stored, values: Array, weights: Mapping[str, Array]) -> Iterat
                 break
             weight = weights[name]
             how = f"{'columns' if turned else 'rows'} {start} to {start + len(weight) - 1} of {item.name}"
-            found.append(_compared(name, item, how, view[start : start + len(weight)], weight))
+            found.append((name, how, view[start : start + len(weight)]))
             start += len(weight)
         if found and start == len(view):
             yield from found
@@ -244,7 +196,7 @@ def _row(name: str, weight: Array, matches: Sequence[_Match]) -> WeightRow:
     if not matches:
         return WeightRow(name, "missing", note="no stored tensor holds it")
     worst = max(matches, key=lambda match: (bool(match.note), match.error))
-    state: State = "differs" if worst.note else "exact" if worst.error == 0 else "rounded"
+    state: WeightState = "differs" if worst.note else "exact" if worst.error == 0 else "rounded"
     stored = tuple(dict.fromkeys(match.stored.name for match in matches))
     return WeightRow(name, state, worst.how, worst.stored.coding, stored, worst.error, worst.note)
 
@@ -266,7 +218,9 @@ def _in_order(rows: list[WeightRow], matches: Mapping[str, Sequence[_Match]]) ->
             if here != there:
                 misplaced[there[2]] = f"stands in layer {here[0]}'s place"
     return tuple(
-        row if row.name not in misplaced else WeightRow(**{**vars(row), "state": "differs", "note": misplaced[row.name]})
+        row
+        if row.name not in misplaced
+        else WeightRow(**{**vars(row), "state": "differs", "note": misplaced[row.name]})
         for row in rows
     )
 
@@ -292,6 +246,17 @@ def audit_package(graphs: Sequence[Path], model: Any) -> Audit:
     stored = [item for path in graphs for item in stored_weights(path)]
     scalars = {name: value for path in graphs for name, value in scalar_constants(path).items()}
     return audit_weights(weights, stored, scalars, numbers)
+
+
+def stored_values(graphs: Sequence[Path], model: Any, names: Collection[str]) -> dict[str, Array]:
+    """What a package stores of some weights, in the checkpoint's shapes, float32."""
+    weights = {name: parameter.detach().float().numpy() for name, parameter in model.named_parameters()}
+    found: dict[str, Array] = {}
+    for item in (item for path in graphs for item in stored_weights(path)):
+        for name, view in _held(item, weights):
+            if name in names:
+                found.setdefault(name, np.asarray(view, np.float32))
+    return found
 
 
 def _model_numbers(model: Any) -> Iterator[tuple[str, str, float]]:

@@ -68,7 +68,9 @@ def read_graph(path: Path, root: Path) -> GraphFile:
     operators = _operators(proto, name)
     foreign = sorted({key.rpartition(".")[0] for key in operators} - _DOMAINS - {f.domain for f in proto.functions})
     if foreign:
-        raise BundleError(f"{name}: operators of domain {foreign[0]!r} need a library of their own, which is never loaded")
+        raise BundleError(
+            f"{name}: operators of domain {foreign[0]!r} need a library of their own, which is never loaded"
+        )
     weights = {tensor.name for tensor in proto.graph.initializer}
     inputs = tuple(_port(value, name) for value in proto.graph.input if value.name not in weights)
     outputs = tuple(_port(value, name) for value in proto.graph.output)

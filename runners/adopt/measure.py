@@ -1,4 +1,4 @@
-"""What a foreign graph does, measured by running it: a past of no rows, batches, chunks, logits, rows that caches keep."""
+"""What a foreign graph does, measured by running it: empty pasts, batches, chunks, logits, rows that caches keep."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ class _Trials:
         if len(shape) == 3 and shape[0] == 1 and shape[2] == self._model.vocab_size and shape[1] in (1, _TOKENS):
             self._offers.append(Offer("logits", True, "every position" if shape[1] > 1 else "the last position"))
             return "all" if shape[1] == _TOKENS else "last"
-        raise BundleError(f"logits of {_TOKENS} tokens are {list(shape)}, expected [1, 7 or 1, {self._model.vocab_size}]")
+        raise BundleError(
+            f"logits of {_TOKENS} tokens are {list(shape)}, expected [1, 7 or 1, {self._model.vocab_size}]"
+        )
 
     def _cache_axes(self, outputs: Mapping[str, Array]) -> None:
         """(batch, kv_heads, rows, head_dim), or rows before heads."""
@@ -125,7 +127,7 @@ class _Trials:
             return True
         graph = self._foreign.graphs[PREFILL]
         own = graph.outputs.get(f"present.{slot.slot}.key")
-        rows = outputs[own].shape[1 if graph.rows_first else 2] if own in outputs else total
+        rows = outputs[own].shape[1 if graph.rows_first else 2] if own is not None and own in outputs else total
         extra = rows - (slot.window - 1)
         bounded = rows < total
         self._foreign = replace(self._foreign, extra_rows=extra if bounded else 0)
@@ -148,7 +150,7 @@ class _Trials:
         for slot, part in self._model.cache_names():
             name = past_name(slot.slot, part)
             own = given.get(f"present.{slot.slot}.{part}")
-            if name in taken and own in outputs:
+            if name in taken and own is not None and own in outputs:
                 array = outputs[own]
                 found[name] = array.swapaxes(1, 2) if self._foreign.graphs[PREFILL].rows_first else array
         return found if len(found) == sum(name.startswith("past_key_values.") for name in taken) else {}

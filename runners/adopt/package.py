@@ -1,4 +1,4 @@
-"""A package as it lies on disk: which kind it is, and which of its graphs plays a prompt and which plays a decode call."""
+"""A package as it lies on disk: its kind, and which of its graphs plays a prompt and which a decode call."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def stored_weights(path: Path) -> Iterator[Stored]:
             continue
         shape = tuple(int(size) for size in tensor.shape.numpy())
         kind = tensor.dtype.numpy().name
-        yield Stored(name, lambda tensor=tensor: _floats(tensor.numpy()), shape, kind, first.get(name, -1))
+        yield Stored(name, partial(_floats, tensor), shape, kind, first.get(name, -1))
 
 
 def scalar_constants(path: Path) -> dict[str, float]:
@@ -76,13 +77,16 @@ def scalar_constants(path: Path) -> dict[str, float]:
         if tensor is not None and tensor.size == 1 and tensor.dtype.is_floating_point():
             found[name] = float(np.asarray(tensor.numpy(), np.float64).reshape(()))
     for node in model.graph:
-        tensor = node.attributes["value"].as_tensor() if node.op_type == "Constant" and "value" in node.attributes else None
+        tensor = (
+            node.attributes["value"].as_tensor() if node.op_type == "Constant" and "value" in node.attributes else None
+        )
         if tensor is not None and tensor.size == 1 and tensor.dtype.is_floating_point():
             found[str(node.outputs[0].name)] = float(np.asarray(tensor.numpy(), np.float64).reshape(()))
     return found
 
 
-def _floats(array: Array) -> Array:
+def _floats(tensor: Any) -> Array:
+    array = np.asarray(tensor.numpy())
     return array if array.dtype.itemsize > 2 else array.astype(np.float32)
 
 

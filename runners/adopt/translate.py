@@ -123,7 +123,9 @@ class _Ports:
             less = 1 if extra.kind == "last_slots" else 0
             made = self._node("Sub", [seen, self._constant(np.asarray(less, np.int64))])
             if not extra.shape:
-                made = self._node("Reshape", [self._node("Slice", [made, *map(self._ints, ([0], [1]))]), self._ints([])])
+                made = self._node(
+                    "Reshape", [self._node("Slice", [made, *map(self._ints, ([0], [1]))]), self._ints([])]
+                )
         return self._cast(made, self._ir().DataType.from_numpy(dtype))
 
     def _outputs(self) -> None:
@@ -145,7 +147,9 @@ class _Ports:
         assert foreign is not None
         value.name = f"{value.name}/"
         made: list[Any] = []
-        wanted = self._ir().DataType.from_numpy(np.dtype(port.dtype) if port.dtype != "bfloat16" else np.dtype("float32"))
+        wanted = self._ir().DataType.from_numpy(
+            np.dtype(port.dtype) if port.dtype != "bfloat16" else np.dtype("float32")
+        )
         if port.name == "logits":
             made.append(("Cast", [], {"to": int(wanted)}))
         elif self._foreign.rows_first and len(port.shape) == 4:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kvparity.exporter.contract.quantization import Quantization
+from kvparity.runners.diff.audit import PackageRecord
 from kvparity.runners.diff.budget import Budget
 from kvparity.runners.diff.location import Location, Number
 from kvparity.runners.diff.tensor import Reason
@@ -369,6 +370,7 @@ class ReportRecord:
             ``--logits last``, and in recordings that hold no more.
         covers: What the verdict covers.
         incomplete: Whether the verdict would be a match, but covers less than ``--require-complete`` asks for.
+        package: Of a judged foreign package: what it offers, and its weights.
     """
 
     schema_version: int
@@ -389,3 +391,4 @@ class ReportRecord:
     last_logits: bool = False
     covers: Covers = field(default_factory=Covers)
     incomplete: bool = False
+    package: PackageRecord | None = None

@@ -16,6 +16,7 @@ from kvparity.runners.diff.records import Divergence, ReportRecord
 from kvparity.runners.engines import trace_file
 from kvparity.runners.locate.engine_fault import engine_fault
 from kvparity.runners.locate.export_fault import ExportFault, Watcher, export_fault
+from kvparity.runners.locate.foreign import named_copy
 from kvparity.runners.locate.graphs import evaluate, load_graph
 from kvparity.runners.locate.probe_diff import Call, diff_probe
 from kvparity.runners.locate.records import paragraph
@@ -109,8 +110,15 @@ class Locator:
                 from kvparity.runners.locate.pytorch import WatchedModel
 
                 self.watcher = WatchedModel(self.bundle)
-            self.known[key] = export_fault(self.bundle, call, self.watcher)
+            self.known[key] = self._fault(call, self.watcher)
         return self.known[key]
+
+    def _fault(self, call: Call, watcher: Watcher) -> ExportFault | None:
+        if self.bundle.manifest.foreign is None:
+            return export_fault(self.bundle, call, watcher)
+        bundle, folder = named_copy(self.bundle, call, watcher.run)
+        with folder:
+            return export_fault(bundle, call, watcher)
 
     def _engine(self, call: Call, divergence: Divergence, spec: RunnerSpec | None) -> Location | None:
         if spec is None:

@@ -7,7 +7,7 @@ search for the first wrong one (:mod:`runners.locate.search`) has a name for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.probes import keep_probes
 from kvparity.runners.base import Array
-from kvparity.runners.locate.graphs import evaluate, expose, load_graph, open_graph
+from kvparity.runners.locate.graphs import evaluate, expose, load_graph
 from kvparity.runners.locate.probe_diff import Call
 
 __all__ = ["Pair", "name_probes", "pair_values"]
@@ -103,7 +103,8 @@ def _distances(value: Array, want: Array) -> Iterator[tuple[float, Way]]:
         a, b = _sample(view), _sample(want)
         scale = float(np.abs(b).max(initial=0)) or 1.0
         if float(np.abs(a - b).max(initial=0)) <= _SAME * scale:
-            yield (0.0 if np.abs(view - want).max() <= _SAME * scale else 1e-6), (turn, shape)
+            whole = float(np.abs(np.asarray(view, np.float64) - np.asarray(want, np.float64)).max())
+            yield (0.0 if whole <= _SAME * scale else 1e-6), (turn, shape)
             continue
         size = float(b @ b)
         yield (float(np.sqrt(float((a - b) @ (a - b)) / size)) if size else float("inf")), (turn, shape)
@@ -189,7 +190,3 @@ def _insert(model: Any, value: Any, pair: Pair) -> None:
     for use in uses:
         use.node.replace_input_with(use.idx, back)
     model.graph.insert_after(value.producer(), made)
-
-
-Open = Callable[[Bundle, Any], Any]
-_ = open_graph

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.modules import decoder_stack, named_parts
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array
-from kvparity.runners.engines.torch_eager import TorchSession, open_session
+from kvparity.runners.engines.torch_eager import TorchSession, open_session, reference_session
 from kvparity.runners.locate.fingerprint import Fingerprint, fingerprint
+from kvparity.runners.reference.origin import find_checkpoint
 
 __all__ = ["WatchedModel"]
 
@@ -37,7 +39,7 @@ class WatchedModel:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._session: TorchSession = open_session(bundle, {"dtype": "float64"})
+        self._session: TorchSession = _open(bundle)
         self._kinds = {layer.index: layer.kind for layer in bundle.model.layers}
         self._seen: dict[str, Tensor] = {}
         self._hook(self._session.model)
@@ -115,6 +117,20 @@ class WatchedModel:
                     self._keep(f"{path}.{name}", value)
 
         return hook
+
+
+def _open(bundle: Bundle) -> TorchSession:
+    """The checkpoint's own model where the bundle's graphs are somebody else's; the bundle's weights elsewhere."""
+    if bundle.manifest.foreign is None:
+        return open_session(bundle, {"dtype": "float64"})
+    checkpoint = find_checkpoint(bundle).checkpoint
+    if checkpoint is None:
+        raise BundleError("PyTorch with the package's own rounded weights is not kept, so its inside is not known")
+    model = reference_session(bundle, "float64", checkpoint).model
+    options = bundle.options
+    return TorchSession(
+        model, bundle.model, bounded=options.bounded, last=options.logits == "last", dtype=torch.float64
+    )
 
 
 class _Recording(TorchDispatchMode):

@@ -18,6 +18,7 @@ from kvparity.runners.report.element import Element, clean
 from kvparity.runners.report.style import STYLE
 from kvparity.runners.report.words import (
     budget_cell,
+    package_lines,
     position_cell,
     short,
     smallest,
@@ -50,6 +51,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         short=short,
+        package_lines=package_lines,
         smallest=smallest,
         position_cell=position_cell,
         budget_cell=budget_cell,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from kvparity.runners.diff.records import CaseRecord, QuestionRecord, ReportRecord
 from kvparity.runners.report.words import (
     budget_cell,
+    package_lines,
     position_cell,
     short,
     smallest,
@@ -34,6 +35,11 @@ def _lines(report: ReportRecord) -> Iterator[str]:
         yield f"#### {_MARK[question.verdict]} {question.title}"
         yield ""
         yield from _question(report, question, records)
+    if report.package is not None:
+        yield ""
+        yield "#### The package"
+        yield ""
+        yield from (f"- {_text(line.strip())}" for line in package_lines(report.package))
     for location in report.locations:
         yield ""
         yield f"**Located, `{location.runner}`:** {_text(location.sentence)}"

@@ -19,7 +19,16 @@ from kvparity.runners.diff.records import (
     Verdict,
     worst_verdict,
 )
-from kvparity.runners.report.words import budget_cell, position_cell, short, smallest, times, top_cell, verdict_sentence
+from kvparity.runners.report.words import (
+    budget_cell,
+    package_lines,
+    position_cell,
+    short,
+    smallest,
+    times,
+    top_cell,
+    verdict_sentence,
+)
 
 __all__ = ["print_report"]
 
@@ -47,6 +56,10 @@ def print_report(report: ReportRecord, stream: IO[str]) -> None:
             console.print(Text(f"{record.runner}, {record.case}, call by call:", style="dim"))
             console.print(_step_table(report, record), soft_wrap=False)
         for line in _lines(report, question, records):
+            console.print(Text(line))
+    if report.package is not None:
+        console.print()
+        for line in package_lines(report.package):
             console.print(Text(line))
     for location in report.locations:
         console.print()

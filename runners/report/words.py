@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+from kvparity.runners.diff.audit import PackageRecord
 from kvparity.runners.diff.records import CaseRecord, Number, QuestionRecord, ReportRecord
 
 __all__ = [
     "budget_cell",
+    "package_lines",
     "position_cell",
     "round_up",
     "share",
@@ -17,6 +20,9 @@ __all__ = [
     "top_cell",
     "verdict_sentence",
 ]
+
+
+_FAULTS = 8  # weights that are named in full
 
 
 def short(value: Number | None, digits: int = 2) -> str:
@@ -80,10 +86,32 @@ def smallest(question: QuestionRecord) -> str:
     return f"Smallest passing tolerance: {needed} (asked: {question.tol:g})"
 
 
+def package_lines(package: PackageRecord) -> Iterator[str]:
+    """What a judged foreign package offers, and its weights, in lines."""
+    audit = package.audit
+    yield f"Package: {package.kind}, {', '.join(package.graphs)}"
+    for offer in package.offers:
+        yield f"  {offer.name}: {'' if offer.offered else 'not offered, '}{offer.found}"
+    rounded = f", {audit.count('rounded')} rounded ({', '.join(audit.codings)})" if audit.codings else ""
+    doubled = sum(len(row.stored) > 1 for row in audit.weights)
+    twice = f", {doubled} stored more than once" if doubled else ""
+    yield f"Weights: {audit.count('exact')} of {len(audit.weights)} as in the checkpoint{rounded}{twice}"
+    for row in audit.faults[:_FAULTS]:
+        yield f"  {row.name}: {row.note}" + (f" ({row.how}, off by up to {row.error:.2g})" if row.stored else "")
+    if len(audit.faults) > _FAULTS:
+        yield f"  and {len(audit.faults) - _FAULTS} more weights"
+    for constant in audit.constants:
+        yield f"  {constant.name} is {constant.expected!r}, the graph's {constant.value} is {constant.found!r}"
+    if package.cost:
+        yield f"Rounding: {package.cost}"
+
+
 def verdict_sentence(report: ReportRecord) -> str:
     """The answer in one sentence: the first divergence, what kept us from telling, or that all is well."""
     if report.first_divergence is not None:
-        return f"MISMATCH  {report.first_divergence.sentence}{_below(report)}"
+        return f"MISMATCH  {report.first_divergence.sentence}{_below(report)}{_weights(report)}"
+    if report.package is not None and report.package.audit.faults:
+        return f"MISMATCH  of weights{_weights(report)}"
     covered = _covered(report)
     if report.verdict == "match":
         runners = ", ".join(runner.name for runner in report.runners if runner.available)
@@ -102,12 +130,20 @@ def verdict_sentence(report: ReportRecord) -> str:
     return f"COULD NOT TELL  {absent or failed or 'nothing was compared'}"
 
 
+def _weights(report: ReportRecord) -> str:
+    """The first weight of a judged package that is not the checkpoint's."""
+    faults = report.package.audit.faults if report.package is not None else ()
+    return f"; {faults[0].name}: {faults[0].note}" if faults else ""
+
+
 def _covered(report: ReportRecord) -> str:
     """Cases that were judged, of how many, and which windows they pass."""
     covers = report.covers
     if report.questions[0].question == "self":
         return f"{len({record.case for record in report.cases})} cases"
     words = f"{covers.cases} of {covers.of_cases} cases"
+    if report.package is not None and report.package.left_out:
+        words += f" (not offered, and not judged: {', '.join(report.package.left_out)})"
     if covers.windows:
         words += f", past the window{'s' if len(covers.windows) > 1 else ''} of {_list(covers.windows)}"
     if covers.windows_not_crossed:

@@ -1,4 +1,4 @@
-"""A folder of Optimum: ``config.json`` beside ``model.onnx``, a merged decoder, or a decoder for prompts and one with past."""
+"""A folder of Optimum: ``config.json`` beside one merged decoder, or one for prompts and one with a past."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of transformers' own OnnxExporter: ``export.json`` beside one graph, or ``prefill.onnx`` and ``decode.onnx``."""
+"""A folder of transformers' own OnnxExporter: ``export.json`` beside one graph or two, for prompts and for decode."""
 
 from __future__ import annotations
 
