@@ -35,6 +35,8 @@ def contract_graph(bundle: Bundle, kind: GraphKind) -> Any:
     assert bundle.manifest.foreign is not None
     foreign = bundle.manifest.foreign.graphs[kind]
     model = load_graph_file(bundle.graph_path(foreign.run))
+    for key in [key for key in model.functions if key[0] == "com.microsoft"]:
+        del model.functions[key]  # a body for other engines; ONNX Runtime has the operator itself
     if model.functions:
         model = InlinePass()(model).model
     _name_all(model)

@@ -136,49 +136,152 @@ def _table(model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], col
 
 
 def _part_skips(model: ir.Model) -> None:
-    """ONNX Runtime's skip norm is an Add and an RMSNormalization."""
+    """ONNX Runtime's skip norm is an Add and an RMSNormalization; without a skip it is the norm alone."""
     for node in list(model.graph):
-        if node.op_type != "SkipSimplifiedLayerNormalization":
+        if node.op_type not in ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization"):
             continue
-        total = ir.node("Add", [node.inputs[0], node.inputs[1]], name=f"{node.name}/sum")
-        attributes = {"axis": -1, "epsilon": node.attributes["epsilon"].as_float()}
-        norm = ir.node("RMSNormalization", [total.outputs[0], node.inputs[2]], attributes=attributes, name=node.name)
-        model.graph.insert_before(node, [total, norm])
-        for old, new in ((node.outputs[0], norm.outputs[0]), (node.outputs[3], total.outputs[0])):
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            new.name, old.name = old.name, None
-        model.graph.remove(node, safe=True)
+        skips = node.op_type.startswith("Skip")
+        build = _Builder()
+        total = node.inputs[0]
+        for value in [*node.inputs[1:2], *node.inputs[3:4]] if skips else []:
+            total = build("Add", total, value) if value is not None else total
+        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        weight = node.inputs[2 if skips else 1]
+        norm = ir.node("RMSNormalization", [total, weight], attributes={"axis": -1, "epsilon": epsilon})
+        build.nodes.append(norm)
+        _put(model, node, build, (norm.outputs[0], None, None, total) if skips else (norm.outputs[0],))
 
 
 def _ungroup(model: ir.Model) -> None:
-    """ONNX Runtime's GroupQueryAttention with a bias is plain attention over past and new rows."""
+    """ONNX Runtime's GroupQueryAttention is plain attention over past and new rows.
+
+    Its contract (ONNX Runtime, ContribOperators.md): query (batch, sequence, heads x head_dim), packed with keys and
+    values where those are left out; ``seqlens_k`` + 1 rows of each batch row count; with ``do_rotary`` queries and
+    keys are turned first; a query sees the newest ``local_window_size`` keys, itself included.
+    """
     for node in list(model.graph):
-        if node.op_type != "GroupQueryAttention":
+        if node.op_type == "GroupQueryAttention":
+            build = _Builder()
+            _put(model, node, build, _grouped_attention(build, node))
+
+
+def _grouped_attention(build: _Builder, node: ir.Node) -> tuple[Any, ...]:
+    inputs = [*node.inputs, *[None] * 12]
+    heads, kv_heads = node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+    query, key, value = _projections(build, inputs, heads, kv_heads)
+    first = _past_rows(build, inputs[3])
+    if _int(node, "do_rotary", 0):
+        query, key = (_turned(build, node, item, inputs, first) for item in (query, key))
+    rows = [key, value]
+    if inputs[3] is not None:
+        rows = [build("Concat", old, new, axis=2) for old, new in zip(inputs[3:5], rows, strict=True)]
+    keys, values = (_repeated(build, row, heads, kv_heads) for row in rows)
+    scores = build("MatMul", query, build("Transpose", keys, perm=[0, 1, 3, 2]))
+    scores = build("Mul", scores, _scale(build, node, query))
+    cap = node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
+    if cap:
+        limit = build.constant(cap)
+        scores = build("Mul", build("Tanh", build("Div", scores, limit)), limit)
+    mask = inputs[10] if inputs[10] is not None else _causal(build, node, query, keys, inputs[5], first)
+    context = build("MatMul", build("Softmax", build("Add", scores, mask), axis=-1), values)
+    flat = build("Reshape", build("Transpose", context, perm=[0, 2, 1, 3]), _whole(build, [0, 0, -1]))
+    return flat, *rows
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def _whole(build: _Builder, numbers: Sequence[int]) -> Any:
+    return build.constant(np.asarray(numbers, np.int64))
+
+
+def _projections(build: _Builder, inputs: Sequence[Any], heads: int, kv_heads: int) -> tuple[Any, Any, Any]:
+    """(batch, heads, sequence, head_dim) of queries, keys and values, which may be packed in one tensor."""
+    if inputs[1] is not None:
+        return _heads(build, inputs[0], heads), *(_heads(build, value, kv_heads) for value in inputs[1:3])
+    packed = _heads(build, inputs[0], heads + 2 * kv_heads)
+    sizes = _whole(build, [heads, kv_heads, kv_heads])
+    query, key, value = build.several("Split", 3, packed, sizes, axis=1)
+    return query, key, value
+
+
+def _past_rows(build: _Builder, past: Any) -> Any:
+    """Rows of the past, shape (1,)."""
+    if past is None:
+        return _whole(build, [0])
+    return build("Slice", build("Shape", past), *(_whole(build, [number]) for number in (2, 3)))
+
+
+def _slots(build: _Builder, tensor: Any, start: Any) -> Any:
+    """Slots of the rows of (batch, heads, rows, head_dim) from ``start`` on: (rows,)."""
+    count = build("Slice", build("Shape", tensor), *(_whole(build, [number]) for number in (2, 3)))
+    scalar = _whole(build, [])
+    ends = (build("Reshape", item, scalar) for item in (start, build("Add", start, count)))
+    return build("Range", *ends, build.constant(np.asarray(1, np.int64)))
+
+
+def _turned(build: _Builder, node: ir.Node, tensor: Any, inputs: Sequence[Any], first: Any) -> Any:
+    """Queries or keys rotated by the operator's tables, by halves or in pairs; columns beyond the tables stay."""
+    slots = _slots(build, tensor, first)
+    positions = inputs[9] if inputs[9] is not None else build("Unsqueeze", slots, _whole(build, [0]))
+    cos, sin = (
+        build("Unsqueeze", build("Gather", table, positions, axis=0), _whole(build, [1])) for table in inputs[7:9]
+    )
+    table = inputs[7].const_value
+    half = int(table.shape.numpy()[-1]) if table is not None else int(inputs[7].shape[-1])
+    ends = _whole(build, [np.iinfo(np.int64).max])
+    rest = build("Slice", tensor, _whole(build, [2 * half]), ends, _whole(build, [3]))
+    part = build("Slice", tensor, _whole(build, [0]), _whole(build, [2 * half]), _whole(build, [3]))
+    if _int(node, "rotary_interleaved", 0):
+        steps = [_whole(build, [2])]
+        halves = [build("Slice", part, _whole(build, [at]), ends, _whole(build, [3]), *steps) for at in (0, 1)]
+    else:
+        halves = list(build.several("Split", 2, part, axis=-1, num_outputs=2))
+    real = build("Sub", build("Mul", cos, halves[0]), build("Mul", sin, halves[1]))
+    imaginary = build("Add", build("Mul", sin, halves[0]), build("Mul", cos, halves[1]))
+    if _int(node, "rotary_interleaved", 0):
+        pairs = (build("Unsqueeze", item, _whole(build, [-1])) for item in (real, imaginary))
+        turned = build("Reshape", build("Concat", *pairs, axis=-1), _whole(build, [0, 0, 0, 2 * half]))
+    else:
+        turned = build("Concat", real, imaginary, axis=-1)
+    return build("Concat", turned, rest, axis=-1)
+
+
+def _scale(build: _Builder, node: ir.Node, query: Any) -> Any:
+    """The factor on scores: the attribute, or 1 / sqrt(head_dim)."""
+    given = node.attributes["scale"].as_float() if "scale" in node.attributes else 0.0
+    if given:
+        return build.constant(given)
+    size = build("Slice", build("Shape", query), *(_whole(build, [number]) for number in (3, 4)))
+    return build("Reciprocal", build("Sqrt", build("Cast", size, to=int(ir.DataType.DOUBLE))))
+
+
+def _causal(build: _Builder, node: ir.Node, query: Any, keys: Any, lengths: Any, first: Any) -> Any:
+    """What is added to scores: 0 where slot k <= q, q - k < window, and k is one of the row's ``lengths`` + 1 slots."""
+    q = build("Unsqueeze", _slots(build, query, first), _whole(build, [1]))
+    k = build("Unsqueeze", _slots(build, keys, _whole(build, [0])), _whole(build, [0]))
+    seen = build("LessOrEqual", k, q)
+    window = _int(node, "local_window_size", -1)
+    if window > 0:
+        seen = build("And", seen, build("Less", build("Sub", q, k), build.constant(np.asarray(window, np.int64))))
+    last = build("Reshape", build("Cast", lengths, to=int(ir.DataType.INT64)), _whole(build, [-1, 1, 1, 1]))
+    seen = build("And", build("Unsqueeze", seen, _whole(build, [0, 1])), build("LessOrEqual", k, last))
+    return build("Where", seen, build.constant(0.0), build.constant(-1e9))
+
+
+def _put(model: ir.Model, node: ir.Node, build: _Builder, values: Sequence[Any]) -> None:
+    """Nodes in the place of one, their values in the place of its outputs that are read."""
+    for part, made in enumerate(build.nodes):
+        made.name = f"{node.name}/{made.op_type}_{part}"
+    model.graph.insert_before(node, build.nodes)
+    for old, new in zip(node.outputs, values, strict=False):
+        if new is None:
             continue
-        build = _Builder()
-        heads, kv_heads = node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
-        query = _heads(build, node.inputs[0], heads)
-        rows = [_heads(build, value, kv_heads) for value in node.inputs[1:3]]
-        if node.inputs[3] is not None:
-            rows = [build("Concat", old, new, axis=2) for old, new in zip(node.inputs[3:5], rows, strict=True)]
-        key, value = (_repeated(build, row, heads, kv_heads) for row in rows)
-        scores = build("MatMul", query, build("Transpose", key, perm=[0, 1, 3, 2]))
-        scores = build("Mul", scores, build.constant(node.attributes["scale"].as_float()))
-        cap = node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
-        if cap:
-            limit = build.constant(cap)
-            scores = build("Mul", build("Tanh", build("Div", scores, limit)), limit)
-        context = build("MatMul", build("Softmax", build("Add", scores, node.inputs[10]), axis=-1), value)
-        turned = build("Transpose", context, perm=[0, 2, 1, 3])
-        flat = build("Reshape", turned, build.constant(np.asarray([0, 0, -1], np.int64)))
-        for part, made in enumerate(build.nodes):
-            made.name = f"{node.name}/{made.op_type}_{part}"
-        model.graph.insert_before(node, build.nodes)
-        for old, new in zip(node.outputs, (flat, *rows), strict=True):
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            if old.name:
-                new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
-        model.graph.remove(node, safe=True)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        if old.name:
+            new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
+    model.graph.remove(node, safe=True)
 
 
 def _step_recurrences(model: ir.Model) -> None:

@@ -185,6 +185,9 @@ def widen(model: Any) -> None:
             elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in narrow:
                 wide = _wide(attribute.as_tensor().numpy(), None)
                 node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.tensor(wide))
+            elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                del node.attributes[attribute.name]
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.asarray(attribute.value, np.float64)))
     for value in values:
         if value.dtype in narrow:
             value.dtype = ir.DataType.DOUBLE

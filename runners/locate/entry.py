@@ -16,7 +16,7 @@ from kvparity.runners.diff.records import Divergence, ReportRecord
 from kvparity.runners.engines import trace_file
 from kvparity.runners.locate.engine_fault import engine_fault
 from kvparity.runners.locate.export_fault import ExportFault, Watcher, export_fault
-from kvparity.runners.locate.foreign import named_copy
+from kvparity.runners.locate.foreign import FLOAT32_CONSTANTS, named_copy
 from kvparity.runners.locate.graphs import evaluate, load_graph
 from kvparity.runners.locate.probe_diff import Call, diff_probe
 from kvparity.runners.locate.records import paragraph
@@ -118,7 +118,7 @@ class Locator:
             return export_fault(self.bundle, call, watcher)
         bundle, folder = named_copy(self.bundle, call, watcher.run)
         with folder:
-            return export_fault(bundle, call, watcher)
+            return export_fault(bundle, call, watcher, relative=FLOAT32_CONSTANTS)
 
     def _engine(self, call: Call, divergence: Divergence, spec: RunnerSpec | None) -> Location | None:
         if spec is None:

@@ -15,7 +15,7 @@ from kvparity.runners.locate.causes import Cause, Evidence, likely_cause
 from kvparity.runners.locate.evidence import layer_of
 from kvparity.runners.locate.fingerprint import Fingerprint
 from kvparity.runners.locate.operators import Inspection, inspect_segment
-from kvparity.runners.locate.probe_diff import Call, ProbeDiff
+from kvparity.runners.locate.probe_diff import RELATIVE, Call, ProbeDiff
 from kvparity.runners.locate.records import paragraph
 from kvparity.runners.locate.search import Found, search
 
@@ -51,7 +51,9 @@ class ExportFault:
     at_outputs: Mapping[str, float]
 
 
-def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "exact") -> ExportFault | None:
+def export_fault(
+    bundle: Bundle, call: Call, watcher: Watcher, runner: str = "exact", relative: float = RELATIVE
+) -> ExportFault | None:
     """Locate what is wrong with the graph in one call.
 
     Args:
@@ -59,12 +61,13 @@ def export_fault(bundle: Bundle, call: Call, watcher: Watcher, runner: str = "ex
         call: The call, with the reference's caches.
         watcher: The reference.
         runner: Label for the answer.
+        relative: Largest difference of a value that passes, as a share of its largest number.
 
     Returns:
         The fault, or None where the graph agrees with the reference at every probe.
     """
     reference = watcher.run(call.step.graph, call.feeds)
-    found = search(bundle, call, reference)
+    found = search(bundle, call, reference, relative)
     if not found.cascade:
         return None
     guilty = (found.isolated or found.cascade)[0]

@@ -24,8 +24,8 @@ def fingerprint(array: npt.NDArray[Any]) -> Fingerprint:
             float(flat.sum()),
             float(square.sum()),
             float((square * flat).sum()),
-            float(flat.min()),
-            float(flat.max()),
+            float(flat.min(initial=np.inf)),
+            float(flat.max(initial=-np.inf)),
         )
 
 

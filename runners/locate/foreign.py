@@ -17,7 +17,9 @@ from kvparity.runners.engines.exact import bundle_graph
 from kvparity.runners.locate.pairing import name_probes, pair_values
 from kvparity.runners.locate.probe_diff import Call
 
-__all__ = ["named_copy"]
+__all__ = ["FLOAT32_CONSTANTS", "named_copy"]
+
+FLOAT32_CONSTANTS = 2e-6  # relative: other exporters keep factors such as 1 / sqrt(2) and epsilons in float32
 
 
 def named_copy(

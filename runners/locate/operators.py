@@ -17,6 +17,8 @@ from kvparity.runners.locate.search import Found
 
 __all__ = ["Inspection", "inspect_segment"]
 
+OURS = "contract/"  # names of nodes that stand between a foreign graph and the ports of our contract
+
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
@@ -103,7 +105,8 @@ def _guilty(
         for node in segment.nodes
         if node in strange and not any(value is not None and str(value.name) in made for value in node.inputs)
     ]
-    return tuple(first) or segment.nodes[-1:]
+    own = [node for node in first if not str(node.name).startswith(OURS)]
+    return tuple(own or first) or segment.nodes[-1:]
 
 
 def _varying(segment: Segment) -> set[str]:

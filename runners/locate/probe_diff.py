@@ -12,11 +12,11 @@ import numpy.typing as npt
 from kvparity.exporter.contract.cases import Case, Step
 from kvparity.runners.diff.names import is_state
 
-__all__ = ["BLOCKED", "Array", "Call", "ProbeDiff", "diff_probe", "fill_padding", "position_axis", "settle_mask"]
+__all__ = ["BLOCKED", "RELATIVE", "Array", "Call", "ProbeDiff", "diff_probe", "fill_padding", "position_axis", "settle_mask"]
 
 BLOCKED = -1e9  # what a graph adds where a query may not look
 _MASKED = -1e8  # anything below is a blocked entry, whatever a library fills in
-_RELATIVE = 1e-11  # float64 PyTorch and a float64 graph differ by 1e-14 of the largest value
+RELATIVE = 1e-11  # float64 PyTorch and a float64 graph differ by 1e-14 of the largest value
 Array = npt.NDArray[Any]
 
 
@@ -91,7 +91,7 @@ def settle_mask(mask: Array) -> Array:
 
 
 def diff_probe(
-    call: Call, probe: str, value: str, want: Array, got: Array, relative: float = _RELATIVE
+    call: Call, probe: str, value: str, want: Array, got: Array, relative: float = RELATIVE
 ) -> ProbeDiff | None:
     """Compare one probe on live slots.
 

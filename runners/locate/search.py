@@ -14,7 +14,7 @@ from kvparity.exporter.contract.spec import DECODE, GraphKind, past_name
 from kvparity.exporter.contract.vectors import Vectors, cache_key, held
 from kvparity.runners.base import Array
 from kvparity.runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
-from kvparity.runners.locate.probe_diff import Call, ProbeDiff, diff_probe, settle_mask
+from kvparity.runners.locate.probe_diff import RELATIVE, Call, ProbeDiff, diff_probe, settle_mask
 
 __all__ = ["Found", "make_call", "search"]
 
@@ -61,20 +61,21 @@ def make_call(bundle: Bundle, vectors: Vectors, index: int) -> Call:
     return Call(case, step, feeds)
 
 
-def search(bundle: Bundle, call: Call, reference: Mapping[str, Array]) -> Found:
+def search(bundle: Bundle, call: Call, reference: Mapping[str, Array], relative: float = RELATIVE) -> Found:
     """Run one call in float64, as it is and cut at every probe.
 
     Args:
         bundle: The bundle.
         call: The call.
         reference: What every probe and output should be; see :class:`runners.locate.pytorch.WatchedModel`.
+        relative: Largest difference that passes, as a share of a value's largest number.
     """
     kind: GraphKind = call.step.graph
     model = load_graph(bundle, kind)
     probes = {name: value for name, value in probes_of(model).items() if name in reference}
     expose(model, probes.values())
     values = evaluate(model, call.feeds, f"{kind}.onnx")
-    cascade = _differing(call, probes, reference, values)
+    cascade = _differing(call, probes, reference, values, relative)
     if not cascade:
         return Found(probes, (), (), {}, {})
     cuts = {
@@ -91,11 +92,15 @@ def search(bundle: Bundle, call: Call, reference: Mapping[str, Array]) -> Found:
     expose(model, probes.values())
     cut(model, cuts)
     values = evaluate(model, {**call.feeds, **given}, f"{kind}.onnx, isolated")
-    return Found(probes, cascade, _differing(call, probes, reference, values), given, cuts)
+    return Found(probes, cascade, _differing(call, probes, reference, values, relative), given, cuts)
 
 
 def _differing(
-    call: Call, probes: Mapping[str, str], reference: Mapping[str, Array], values: Mapping[str, Array]
+    call: Call,
+    probes: Mapping[str, str],
+    reference: Mapping[str, Array],
+    values: Mapping[str, Array],
+    relative: float,
 ) -> tuple[ProbeDiff, ...]:
-    found = [diff_probe(call, name, value, reference[name], values[value]) for name, value in probes.items()]
+    found = (diff_probe(call, name, value, reference[name], values[value], relative) for name, value in probes.items())
     return tuple(diff for diff in found if diff is not None)
