@@ -74,7 +74,9 @@ def judge_package(
         first = report.first_divergence
         if first is not None and not asked.get("locate") and not asked.get("exact"):
             say("evaluating in float64 and locating")
-            closer = compare(bundle, {"exact_tol": 1e-4, **asked, "cases": (first.case,), "exact": True, "locate": True})
+            closer = compare(
+                bundle, {"exact_tol": 1e-4, **asked, "cases": (first.case,), "exact": True, "locate": True}
+            )
             questions = (*report.questions, *(item for item in closer.questions if item.question == "exact"))
             cases = (*report.cases, *(item for item in closer.cases if item.question == "exact"))
             report = replace(report, questions=questions, cases=cases, locations=closer.locations)

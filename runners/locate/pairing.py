@@ -16,14 +16,28 @@ import numpy as np
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.probes import keep_probes
 from kvparity.runners.base import Array
+from kvparity.runners.locate.fingerprint import Fingerprint, fingerprint, is_known
 from kvparity.runners.locate.graphs import evaluate, expose, load_graph
+from kvparity.runners.locate.operators import OURS
 from kvparity.runners.locate.probe_diff import Call
 
-__all__ = ["Pair", "name_probes", "pair_values"]
+__all__ = ["Change", "Pair", "name_probes", "pair_values"]
 
 _SAME = 1e-8  # of the largest number; float64 values of a right graph are within 1e-12
 _NEAR = 0.9  # of a tensor's own size: beyond it, two tensors have nothing in common
 _SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of layout: ``Transpose`` or ``Reshape`` to ``there``, and to ``back`` again."""
+
+    operator: str
+    there: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+Way = tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -33,15 +47,13 @@ class Pair:
     Attributes:
         probe: The module's path, or another name that PyTorch's side gives.
         value: The value's name.
-        turn: Axes that bring the value into PyTorch's order; empty where they are the same.
-        shape: PyTorch's shape, with 0 where the value's turned axis is taken over and -1 for what is left.
+        way: What brings the value into PyTorch's order of axes, in the sizes of the call.
         same: Whether it holds the same numbers; the nearest there is otherwise.
     """
 
     probe: str
     value: str
-    turn: tuple[int, ...]
-    shape: tuple[int, ...]
+    way: Way
     same: bool
 
 
@@ -72,62 +84,64 @@ def _pairs(values: Mapping[str, Array], reference: Mapping[str, Array]) -> Itera
         by_size.setdefault(array.size, []).append(name)
     order = {name: index for index, name in enumerate(values)}
     taken: set[str] = set()
+    seen: list[Fingerprint] = []
     last = -1
     for probe, want in reference.items():
-        if want.size < 2 or not np.isfinite(want).all():
-            continue
+        if want.size < 2 or not np.isfinite(want).all() or is_known(found := fingerprint(want), seen):
+            continue  # a module that hands on what another made
+        seen.append(found)
         near = []
         for name in by_size.get(want.size, ()):
             if name not in taken:
                 near += [(distance, order[name], name, way) for distance, way in _distances(values[name], want)]
         if not near:
             continue
-        distance, place, name, way = min(near)
+        distance, place, name, way = min(near, key=_first)
         same = distance <= _SAME
         if not same:
             later = [item for item in near if item[1] > last and item[0] <= _NEAR]
             if not later:
                 continue
-            distance, place, name, way = min(later)
+            distance, place, name, way = min(later, key=_first)
         last = max(last, place) if same else last
         taken.add(name)
-        yield Pair(probe, name, *way, same)
+        yield Pair(probe, name, way, same)
 
 
-Way = tuple[tuple[int, ...], tuple[int, ...]]
+def _first(item: tuple[float, int, str, Way]) -> tuple[float, int]:
+    return item[0], item[1]
 
 
 def _distances(value: Array, want: Array) -> Iterator[tuple[float, Way]]:
     """How far a value is from a tensor of the same size, in every order of axes that exporters use."""
-    for turn, shape, view in _views(value, want):
+    for way, view in _views(value, want):
         a, b = _sample(view), _sample(want)
         scale = float(np.abs(b).max(initial=0)) or 1.0
         if float(np.abs(a - b).max(initial=0)) <= _SAME * scale:
             whole = float(np.abs(np.asarray(view, np.float64) - np.asarray(want, np.float64)).max())
-            yield (0.0 if whole <= _SAME * scale else 1e-6), (turn, shape)
+            yield (0.0 if whole <= _SAME * scale else 1e-6), way
             continue
-        size = float(b @ b)
-        yield (float(np.sqrt(float((a - b) @ (a - b)) / size)) if size else float("inf")), (turn, shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            distance = float(np.sqrt(float((a - b) @ (a - b)) / float(b @ b))) if b.any() else float("inf")
+        yield (distance if np.isfinite(distance) else float("inf")), way
 
 
-def _views(value: Array, want: Array) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Array]]:
-    turns: list[tuple[int, ...]] = [()]
-    if value.ndim == 4:
-        turns.append((0, 2, 1, 3))
-    if value.ndim == 3:
-        turns.append((1, 0, 2))
-    seen: set[tuple[int, ...]] = set()
-    for turn in turns:
-        turned = value.transpose(turn) if turn else value
-        if turned.shape == want.shape:
-            yield turn, (), turned
-        elif want.ndim == 4 and turned.ndim == 3 and turned.shape[:2] == (want.shape[0], want.shape[2]):
-            # (batch, sequence, heads x head_dim) for (batch, heads, sequence, head_dim)
-            heads = turned.reshape(want.shape[0], want.shape[2], want.shape[1], want.shape[3])
-            yield (), (0, 0, want.shape[1], -1), heads.swapaxes(1, 2)
-        elif turned.shape not in seen and turned.shape[0] == want.shape[0]:
-            yield turn, (0, *(want.shape[1:-1] if want.ndim > 2 else ()), -1), turned.reshape(want.shape)
-        seen.add(turned.shape)
+def _views(value: Array, want: Array) -> Iterator[tuple[Way, Array]]:
+    """A value in the shape of another of the same size: as it is, two axes exchanged, axes joined or parted."""
+    if value.shape == want.shape:
+        yield (), value
+    if value.ndim == 4 and (turned := value.transpose(0, 2, 1, 3)).shape == want.shape:
+        yield (Change("Transpose", (0, 2, 1, 3), (0, 2, 1, 3)),), turned
+    if want.ndim == 4 and value.ndim == 3 and value.shape[:2] == (want.shape[0], want.shape[2]):
+        parted = (want.shape[0], want.shape[2], want.shape[1], want.shape[3])  # (batch, sequence, heads x head_dim)
+        way = (Change("Reshape", parted, value.shape), Change("Transpose", (0, 2, 1, 3), (0, 2, 1, 3)))
+        yield way, value.reshape(parted).transpose(0, 2, 1, 3)
+    elif value.shape != want.shape:
+        yield (Change("Reshape", want.shape, value.shape),), value.reshape(want.shape)
+        if value.ndim == 4:
+            turned = value.transpose(0, 2, 1, 3)
+            way = (Change("Transpose", (0, 2, 1, 3), (0, 2, 1, 3)), Change("Reshape", want.shape, turned.shape))
+            yield way, turned.reshape(want.shape)
 
 
 def _sample(array: Array) -> Any:
@@ -156,37 +170,25 @@ def _insert(model: Any, value: Any, pair: Pair) -> None:
 
     made: list[Any] = []
 
-    def node(name: str, inputs: list[Any], **attributes: Any) -> Any:
-        made.append(ir.node(name, inputs, attributes or None, name=f"{pair.probe}/{name}_{len(made)}"))
+    def node(operator: str, source: Any, numbers: tuple[int, ...] = ()) -> Any:
+        inputs, attributes = [source], {"perm": list(numbers)} if operator == "Transpose" else None
+        if operator == "Reshape":
+            tensor = ir.tensor(np.asarray(numbers, np.int64))
+            inputs.append(ir.Value(name=f"{pair.probe}/shape_{len(made)}", const_value=tensor))
+            model.graph.register_initializer(inputs[1])
+        made.append(ir.node(operator, inputs, attributes, name=f"{OURS}{pair.probe}/{operator}_{len(made)}"))
         made[-1].outputs[0].name = f"{pair.probe}/{len(made)}"
         return made[-1].outputs[0]
 
-    def constant(numbers: tuple[int, ...]) -> Any:
-        tensor = ir.tensor(np.asarray(numbers, np.int64))
-        held = ir.Value(name=f"{pair.probe}/shape_{len(made)}", const_value=tensor)
-        model.graph.register_initializer(held)
-        return held
-
     uses = tuple(value.uses())
-    shape = node("Shape", [value])
     probe = value
-    if pair.turn:
-        probe = node("Transpose", [probe], perm=list(pair.turn))
-    if pair.shape:
-        probe = node("Reshape", [probe, constant(pair.shape)])
-        if len(pair.shape) == 4 and not pair.turn:
-            probe = node("Transpose", [probe], perm=[0, 2, 1, 3])
-    probe = node("Identity", [probe])
+    for change in pair.way:
+        probe = node(change.operator, probe, change.there)
+    probe = node("Identity", probe)
     probe.name = pair.probe
     back = probe
-    if pair.shape and len(pair.shape) == 4 and not pair.turn:
-        back = node("Transpose", [back], perm=[0, 2, 1, 3])
-    if pair.turn:
-        if pair.shape:
-            back = node("Reshape", [back, node("Shape", [made[1].outputs[0]])])
-        back = node("Transpose", [back], perm=[int(axis) for axis in np.argsort(pair.turn)])
-    elif pair.shape:
-        back = node("Reshape", [back, shape])
+    for change in reversed(pair.way):
+        back = node(change.operator, back, change.back)
     for use in uses:
         use.node.replace_input_with(use.idx, back)
     model.graph.insert_after(value.producer(), made)

@@ -12,7 +12,17 @@ import numpy.typing as npt
 from kvparity.exporter.contract.cases import Case, Step
 from kvparity.runners.diff.names import is_state
 
-__all__ = ["BLOCKED", "RELATIVE", "Array", "Call", "ProbeDiff", "diff_probe", "fill_padding", "position_axis", "settle_mask"]
+__all__ = [
+    "BLOCKED",
+    "RELATIVE",
+    "Array",
+    "Call",
+    "ProbeDiff",
+    "diff_probe",
+    "fill_padding",
+    "position_axis",
+    "settle_mask",
+]
 
 BLOCKED = -1e9  # what a graph adds where a query may not look
 _MASKED = -1e8  # anything below is a blocked entry, whatever a library fills in
