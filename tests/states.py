@@ -32,6 +32,17 @@ STATES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2_moe": ("lfm2_moe", {"layer_types": [C, F, C], "conv_L_cache": 4, "num_dense_layers": 1}),
     "lfm3": ("lfm3", {"layer_types": [C, F, C]}),
     "qwen3_next": ("qwen3_next", _DELTA),
+    "qwen3_next, YaRN": (
+        "qwen3_next",
+        {
+            **_DELTA,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                **{"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64},
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
     "qwen3_5": ("qwen3_5_text", _DELTA),
     "qwen3_5_moe": ("qwen3_5_moe_text", _DELTA),
     "olmo_hybrid": ("olmo_hybrid", {**_DELTA, "linear_num_value_heads": 2}),

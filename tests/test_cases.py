@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvparity.exporter.contract.cases import Case, default_cases, left_padded, seeded_tokens
-from kvparity.exporter.contract.spec import DECODE, PREFILL, LayerSpec, ModelSpec
+from kvparity.exporter.contract.spec import DECODE, PREFILL, LayerSpec, ModelSpec, SlotSpec, StateSpec
 
 
 def model(window: int | None, vocab: int = 64, positions: int = 4096) -> ModelSpec:
@@ -146,3 +148,13 @@ def test_logits_of_one_call_of_a_large_vocabulary_stay_within_two_gigabytes() ->
     ragged = cases["batch-ragged"]
     assert (ragged.batch, ragged.pads) == (2, (3, 512))
     assert max(case.batch * max(case.chunks) * 262_144 * 4 for case in cases.values()) < 2.3e9
+
+
+def test_models_with_states_are_cut_at_the_edges_of_convolutions_and_chunks() -> None:
+    states = (StateSpec("conv_state", (8, 3)), StateSpec("ssm_state", (2, 4, 4), chunk=16))
+    kept = replace(model(None), slots=(SlotSpec(0, 0, "recurrent", None, 0, 0, 0, states=states),))
+    cases = {case.name: case for case in default_cases(kept, limit=150)}
+    lengths = {case.total for case in cases.values() if case.name.startswith("prefill-")}
+    assert lengths >= {1, 2, 3, 4, 5, 15, 16, 17, 35}
+    assert cases["chunk-2"].chunks == (2, 2, 2)
+    assert cases["chunk-17"].chunks == (17, 15, 16, 1)

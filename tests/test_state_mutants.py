@@ -12,7 +12,7 @@ from tests.mutants.trial import try_mutant
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 pytestmark = pytest.mark.slow
-CASES = ("prefill-2", "handoff-63", "chunk-7", "batch-ragged")
+CASES = ("prefill-2", "prefill-63", "handoff-49", "chunk-7", "batch-ragged")
 
 
 @pytest.fixture(scope="module")

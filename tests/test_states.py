@@ -82,3 +82,43 @@ def test_a_conversation_on_bound_buffers_is_the_played_one_and_can_start_again(m
         bound.reset()
         for call, logits in zip(calls, wanted, strict=True):
             assert np.abs(bound.feed(call) - logits).max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lfm2", "kimi_linear", "qwen3_5", "falcon_h1", "nemotron_h"])
+@pytest.mark.parametrize(
+    "options",
+    [{"profile": "modern"}, {"profile": "ort"}, {"layout": "static"}, {"layout": "static", "profile": "modern"}],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_states_in_other_profiles_and_layouts(name: str, options: dict[str, str], tmp_path: Path) -> None:
+    _, bundle = exported(name, tmp_path, **options)
+    report = judged(bundle, exact=True)
+    assert report.verdict == "match", report.first_divergence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_5", "mamba2"])
+def test_recurrent_states_are_float32_in_half_type_bundles(name: str, dtype: str, tmp_path: Path) -> None:
+    _, bundle = exported(name, tmp_path, dtype=dtype)
+    for port in bundle.manifest.graphs["decode"].spec.outputs[1:]:
+        assert port.dtype == ("float32" if port.name.endswith(("recurrent_state", "ssm_state")) else dtype), port
+    assert judged(bundle, exact=True).verdict == "match"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_quantised_weights_of_a_model_with_states(quantize: str, tmp_path: Path) -> None:
+    _, bundle = exported("qwen3_5", tmp_path, quantize=quantize, profile="ort")
+    assert judged(bundle, exact=True).verdict == "match"
+
+
+def test_a_recurrence_that_is_not_known_is_refused_by_its_layer_type(tmp_path: Path) -> None:
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.errors import ExportError
+    from kvparity.exporter.export import export
+
+    checkpoint = resolve(str(save_checkpoint(small_config("mamba"), tmp_path / "hf")))
+    with pytest.raises(ExportError, match="the recurrence of its 'linear_attention' layers is none that is known"):
+        export(checkpoint, tmp_path / "bundle", ExportOptions(), in_process=True)
