@@ -46,7 +46,8 @@ def judged(bundle: Bundle, **options: bool) -> Report:
 
 def test_a_model_with_states_computes_what_pytorch_computes(made: tuple[Path, Bundle]) -> None:
     _, bundle = made
-    report = judged(bundle, exact=True, identities=True)
+    clamps = bundle.model.model_type == "nemotron_h"  # single tokens are not clamped: other cuts give other numbers
+    report = judged(bundle, exact=True, identities=not clamps)
     assert report.verdict == "match", report.first_divergence
     kinds = {result.tensor.rpartition(".")[2] for result in report.results}
     assert kinds >= {part for slot in bundle.model.slots for part in slot.parts}

@@ -70,7 +70,9 @@ def _partial(config: Any, ropes: str) -> bool:
 def _module_features(model: Any) -> dict[str, bool]:
     attentions = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "q_proj")]
     parameters = [name for name, _ in model.named_parameters()]
+    limits = [tuple(module.time_step_limit) for module in model.modules() if hasattr(module, "time_step_limit")]
     return {
+        "time steps clamped in calls of several tokens only": any(limit != (0.0, float("inf")) for limit in limits),
         "mixture of experts": any(".experts." in name for name in parameters),
         "values from the key projection": any(getattr(a, "v_proj", a) is None for a in attentions),
         "query and key norms": any(hasattr(a, "q_norm") for a in attentions),

@@ -19,6 +19,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
+from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
@@ -219,7 +220,7 @@ class TorchSession:
             self._cache_argument: watched.cache,
             "use_cache": True,
         }
-        with torch.no_grad(), lifted(self._float64):
+        with torch.no_grad(), lifted(self._float64), quiet_transformers():
             logits = self._model(**arguments).logits
         outputs = {"logits": to_numpy(logits[:, -1:] if self._last else logits)}
         for slot, part in self._spec.cache_names():
