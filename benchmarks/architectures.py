@@ -95,15 +95,11 @@ def measure(name: str, group: str, folder: Path) -> Row:
     return _verdict(row, report)
 
 
-def _record(bundle: Any, cases: Any) -> Any:
-    from kvparity.exporter.contract.cases import Case, left_padded, seeded_tokens
+def _record(bundle: Any, cases: Any, files: Any) -> Any:
     from kvparity.runners.reference.record import record_cases
 
     chosen = [case for case in cases if case.name in CASES]
-    if not any(case.batch > 1 for case in chosen):
-        tokens = left_padded(bundle.model, seeded_tokens(bundle.model, 24, 7, batch=3), (0, 5, 15))
-        chosen.append(Case("batch-ragged", tokens, (12, 9, 1, 1, 1), (0, 5, 15)))
-    return record_cases(bundle, chosen)
+    return record_cases(bundle, chosen, files)
 
 
 def _verdict(row: Row, report: Any) -> Row:

@@ -20,6 +20,9 @@ _TEXT: dict[str, Any] = {
     "intermediate_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 128,
@@ -144,8 +147,6 @@ _PART: dict[str, Any] = {  # of towers that see or hear
 }
 S, F = "sliding_attention", "full_attention"
 SETTINGS: dict[str, dict[str, Any]] = {  # what a class needs beyond small sizes
-    "bart": {"decoder_ffn_dim": 48},
-    "blenderbot": {"decoder_layers": 3},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "cohere_compass_text": {"layer_types": [S, S, F]},
     "dbrx": {
@@ -176,7 +177,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what a class needs beyond small sizes
         "audio_config": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "num_blocks": 1}
     },
     "plbart": {"decoder_attention_heads": 4},
-    "whisper": {"decoder_attention_heads": 4, "decoder_layers": 2},
+    "whisper": {"decoder_attention_heads": 4},
     "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba"]},
     "zamba2": {
         "num_hidden_layers": 4,

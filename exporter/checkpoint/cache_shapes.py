@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.modules import cache_argument
+from kvparity.exporter.contract.modules import accepted, cache_argument
 from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.spec import StateSpec
 
@@ -98,6 +98,7 @@ def observe_cache(model: Any) -> Observed:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from kvparity.exporter.model.experts import choose_experts
+    from kvparity.exporter.model.mask_functions import calls_interface, mask_functions
     from kvparity.exporter.model.states import modelling_files
 
     cache = Observed(ssm=any(hasattr(file, name) for file in modelling_files(model) for name in _SSM))
@@ -107,8 +108,13 @@ def observe_cache(model: Any) -> Observed:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), quiet_transformers():
             _fill(clone)
             tokens = torch.zeros(1, 3, dtype=torch.int64)
-            name = cache_argument(clone)
-            clone(input_ids=tokens, position_ids=tokens, use_cache=True, **{name: cache})
+            arguments = {"position_ids": tokens, cache_argument(clone): cache, "use_cache": True}
+            known = {name: value for name, value in arguments.items() if name in accepted(clone)}
+            if calls_interface(clone):
+                clone(input_ids=tokens, **known)
+            else:
+                with mask_functions(clone, _no_mask):
+                    clone(input_ids=tokens, attention_mask=torch.ones_like(tokens), **known)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ExportError(
@@ -117,6 +123,12 @@ def observe_cache(model: Any) -> Observed:
         ) from error
     cache.note_chunks(clone)
     return cache
+
+
+def _no_mask(_kind: str) -> Any:
+    import torch
+
+    return torch.zeros(1, 1, 3, 3)
 
 
 def _fill(model: Any) -> None:

@@ -5,7 +5,6 @@ Which layers slide, and how far, is asked of transformers' own cache, so that it
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 from kvparity.exporter.checkpoint.cache_shapes import observe_cache
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.features import features_of
+from kvparity.exporter.contract.modules import accepted
 from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec, StateSpec
 from kvparity.exporter.model.rope import rope_specs
 from kvparity.exporter.model.states import RULES, modelling_files
@@ -44,7 +44,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
     """
     layers, slots = _layers_and_slots(config, model)
     features, missing = features_of(config, model, layers, slots)
-    max_position = int(getattr(config, "max_position_embeddings", None) or 2048)
+    max_position = _max_position(config)
     return ModelSpec(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -63,7 +63,23 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         features=features,
         not_exercised=missing,
         ropes=rope_specs(model, max_position),
+        position_by_slot="position_ids" not in accepted(model) and _has_position_table(model, max_position),
     )
+
+
+def _has_position_table(model: Any, max_position: int) -> bool:
+    """Whether a model has a table of positions beside its embeddings; one with ALiBi, which is relative, has none."""
+    from torch import nn
+
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    words = model.get_input_embeddings()
+    return any(table is not words and table.num_embeddings >= max_position for table in tables)
+
+
+def _max_position(config: Any) -> int:
+    """Positions that a model has, by the names that configs use for them."""
+    names = ("max_position_embeddings", "max_seq_len", "max_seq_length", "n_positions")
+    return int(next((value for name in names if (value := getattr(config, name, None))), 2048))
 
 
 def _as_tuple(ids: int | list[int] | None) -> tuple[int, ...]:
@@ -76,8 +92,8 @@ def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], t
     _refuse_unsupported(config, model)
     windows = _windows(config)
     _refuse_stray_window(config, model, windows)
-    sizes, states = _sizes(config, model)
-    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    sizes, states = _sizes(config, model, len(windows))
+    types = getattr(config, "layer_types", None) or ["full_attention"] * len(windows)
     layers: list[LayerSpec] = []
     slots: list[SlotSpec] = []
     owner: dict[str, int] = {}
@@ -111,9 +127,9 @@ def _windows(config: Any) -> list[int | None]:
     """
     from transformers import DynamicCache
 
-    kept = DynamicCache(config=config).layers or [None] * config.num_hidden_layers
+    kept = DynamicCache(config=config).layers
     windows: list[int | None] = []
-    for index in range(config.num_hidden_layers):
+    for index in range(len(kept) or config.num_hidden_layers):
         layer = kept[index] if index < len(kept) else None
         kind = type(layer).__name__
         if kind == "DummyLayer":  # of a layer that shares another's rows
@@ -165,27 +181,32 @@ def _refuse_unsupported(config: Any, model: Any) -> None:
             f"{config.model_type}: num_kv_shared_layers={config.num_kv_shared_layers} without per-layer inputs "
             "(hidden_size_per_layer_input=0) fails in transformers itself, so there is nothing to compare with"
         )
-    if any(getattr(module, "is_causal", True) is False for module in model.modules() if hasattr(module, "layer_idx")):
+    causal: dict[int, bool] = {}  # a layer may attend to an encoder's tokens as well, which nobody gives here
+    for module in model.modules():
+        if isinstance(index := getattr(module, "layer_idx", None), int):
+            looks_back = getattr(module, "is_causal", True) is not False or getattr(module, "is_decoder", False)
+            causal[index] = causal.get(index, False) or looks_back
+    if not all(causal.values()):
         raise ExportError(f"{config.model_type}: attends in both directions (is_decoder is false); not a decoder")
     if any(getattr(module, "layer_idx", 0) == -1 for module in model.modules() if hasattr(module, "q_proj")):
         raise ExportError(
             f"{config.model_type}: its layers share attention modules (layer_idx -1), so a module does not tell whose "
             "mask and cache it uses"
         )
-    accepted = inspect.signature(model.forward).parameters
-    if ("position_ids" not in accepted and not known) or not accepted.keys() & {"cache", "past_key_values"}:
+    if not accepted(model) & {"cache", "past_key_values"}:
         raise ExportError(
-            f"{config.model_type}: {type(model).__name__}.forward takes no position_ids or no cache; "
-            "positions and caches must be inputs"
+            f"{config.model_type}: {type(model).__name__} takes no key-value cache, so there is nothing that a decode "
+            "graph could hand on"
         )
 
 
-def _sizes(config: Any, model: Any) -> tuple[list[tuple[int, int, int] | None], Mapping[int, tuple[StateSpec, ...]]]:
+def _sizes(
+    config: Any, model: Any, count: int
+) -> tuple[list[tuple[int, int, int] | None], Mapping[int, tuple[StateSpec, ...]]]:
     """What each layer keeps: (kv_heads, head_dim, value_head_dim), None where it writes no keys, and states by layer.
 
     Read from the modules where they have a query and a key projection each, observed otherwise.
     """
-    count = config.num_hidden_layers
     attentions = _attention_modules(model)
     if attentions.keys() >= set(range(count)) and not _RECURRENT & set(getattr(config, "layer_types", None) or ()):
         return [

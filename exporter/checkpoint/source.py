@@ -124,17 +124,16 @@ class Checkpoint:
         from transformers import AutoModelForCausalLM
 
         register_attention()
+        arguments = {"attn_implementation": ATTENTION, "dtype": torch.float32, "trust_remote_code": False}
         try:
             with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(
-                    config, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
-                )
+                try:
+                    model = AutoModelForCausalLM.from_config(config, **arguments)
+                except KeyError as error:
+                    if ATTENTION not in str(error):
+                        raise
+                    model = AutoModelForCausalLM.from_config(config, **{**arguments, "attn_implementation": "eager"})
         except Exception as error:
-            if isinstance(error, KeyError) and ATTENTION in str(error):
-                raise ExportError(
-                    f"{self.source}: {config.model_type} has attention classes of its own and does not go through "
-                    "transformers' attention interface, so its layers cannot be given masks"
-                ) from error
             raise ExportError(
                 f"{self.source}: no causal language model for model_type {config.model_type!r} ({_first_line(error)})"
             ) from error

@@ -184,6 +184,8 @@ class _Schedule:
         rows = max(self.longest // max(chunks), 2)
         pads = pads if len(pads) <= rows else pads[1 : 1 + rows]
         pads = tuple(sorted({min(pad, total - 1) for pad in pads}))
+        if self.spec.position_by_slot:
+            pads, why = (0,) * len(pads), "rows of one length: this model counts positions by slot, padding included"
         tokens = np.stack([self._random[row % len(self._random)][:total] for row in range(len(pads))])
         self._keep(name, left_padded(self.spec, tokens, pads), chunks, why, pads=pads)
 

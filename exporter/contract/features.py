@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from kvparity.exporter.contract.spec import LayerSpec, ModelSpec, SlotSpec
@@ -89,6 +90,8 @@ def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
         totals: Tokens of each case that can be judged.
     """
     longest, window = max(totals, default=0), min(spec.windows, default=None)
+    if spec.position_by_slot:
+        spec = replace(spec, not_exercised=(*spec.not_exercised, "left-padded rows (positions are counted by slot)"))
     if window is None or longest > window:
         return spec.not_exercised
     return (*spec.not_exercised, f"anything beyond the window of {window} (longest case {longest})")

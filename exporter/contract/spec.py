@@ -219,7 +219,11 @@ class HostInput:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the exporter, the runners and the referee need to know of a model; read from its config."""
+    """What the exporter, the runners and the referee need to know of a model; read from its config.
+
+    ``position_by_slot`` says that the model counts positions by cache slot, padding included: left-padded rows are then
+    not what their tokens alone give, in transformers either.
+    """
 
     model_type: str
     architecture: str
@@ -238,6 +242,7 @@ class ModelSpec:
     features: tuple[str, ...] = ()
     not_exercised: tuple[str, ...] = ()
     ropes: tuple[RopeSpec, ...] = ()
+    position_by_slot: bool = False
 
     @property
     def windows(self) -> frozenset[int]:

@@ -92,6 +92,15 @@ class Masks(dict[int, Tensor]):
             self._bands[id(mask), window] = band_mask(mask, window)
         return self._bands[id(mask), window]
 
+    def of_kind(self, kind: str) -> Tensor:
+        """The mask of all layers of a kind (:func:`exporter.model.mask_functions.mask_functions`)."""
+        same = [layer.index for layer in self._spec.layers if layer.attends and layer.kind == kind]
+        if not same:
+            raise ExportError(f"{self._spec.model_type}: asks for a mask of {kind} layers, and has no such layer")
+        chosen = self[same[0]]
+        self._asked.update(same)
+        return chosen
+
     def check(self) -> None:
         """Raise ExportError where a layer ran without the mask that it was meant to have."""
         missing = sorted(self.keys() - self._asked)

@@ -21,6 +21,7 @@ from kvparity.exporter.contract.modules import accepted, cache_argument, decoder
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
 from kvparity.exporter.model.attention import Masks, Spelling, takes_few, use
 from kvparity.exporter.model.layouts.base import open_cache
+from kvparity.exporter.model.mask_functions import calls_interface, mask_functions
 from kvparity.exporter.model.probe import probe
 from kvparity.exporter.model.rope import use_tables
 from kvparity.exporter.model.states import use_states
@@ -40,14 +41,21 @@ class Decoder(nn.Module):
         spec: Its description.
         options: How it is exported.
         lift: Trace in float64 (see :mod:`exporter.contract.float64`).
+
+    Attributes:
+        bounded: Whether no call goes past the model's positions: what a model cuts out of a table of that many rows
+            then has the length that it asks for.
     """
 
     def __init__(self, model: Any, spec: ModelSpec, options: ExportOptions, *, lift: bool) -> None:
         super().__init__()
         self.model = model
-        self._spec, self._options, self._lift = spec, options, lift
-        self._takes_positions = "position_ids" in accepted(model)  # models without attention may not
-        self._cache_argument = cache_argument(model)
+        self._spec, self._options, self.lift = spec, options, lift
+        self._cache_argument, self._accepted = cache_argument(model), accepted(model)
+        attends = any(layer.attends for layer in spec.layers)
+        self._interface = not attends or calls_interface(model)
+        self._counts = attends and not (self._interface and "position_ids" in self._accepted)
+        self.bounded = self._counts and options.layout == "dynamic"
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Run one call.
@@ -59,6 +67,8 @@ class Decoder(nn.Module):
             logits (batch, sequence or 1, vocab), then every part of every slot.
         """
         dtype = next(self.model.parameters()).dtype
+        if self.bounded and "attention_mask" in inputs:
+            torch._check(inputs["attention_mask"].shape[1] <= self._spec.max_position)
         cache = open_cache(self._spec, self._options, inputs, dtype)
         masks = Masks(self._spec, self._options, cache.masks())
         spelling = Spelling.of(self._spec, self._options, inputs)
@@ -66,19 +76,23 @@ class Decoder(nn.Module):
         if self._spec.has_states:
             few = takes_few(self._spec, self._options, inputs)
             states = use_states(self.model, cache, few=few)
-        with lifted(self._lift), use(masks, spelling), use_tables(inputs), states:
-            arguments = {self._cache_argument: cache, "use_cache": True}
+        cache.counts = self._counts
+        own = nullcontext() if self._interface else mask_functions(self.model, masks.of_kind)
+        with lifted(self.lift), use(masks, spelling), use_tables(inputs), states, own:
+            arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True}
+            if not self._interface:  # distances of ALiBi are counted in it
+                arguments["attention_mask"] = inputs.get("attention_mask")
             if self._options.logits == "last":
                 arguments["logits_to_keep"] = cache.keep_logits
             ids, positions = inputs["input_ids"], inputs.get("position_ids")
             if positions is None:
                 positions = probe(torch.zeros_like(ids), NO_POSITIONS)
-            if self._takes_positions:
-                arguments["position_ids"] = positions
-            logits = self.model(input_ids=ids, **arguments).logits
+            arguments["position_ids"] = positions
+            known = {name: value for name, value in arguments.items() if name in self._accepted}
+            logits = self.model(input_ids=ids, **known).logits
         masks.check()
         presents = [cache.present[slot.slot, part] for slot, part in self._spec.cache_names()]
-        return [logits if self._lift else logits.float(), *presents]
+        return [logits if self.lift else logits.float(), *presents]
 
 
 def add_probes(model: Any, layers: Sequence[LayerSpec]) -> None:

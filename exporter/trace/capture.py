@@ -71,11 +71,17 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     add_probes(model, spec.layers)
     hook_tables(model)
     decoder = Decoder(model, spec, options, lift=lift).eval()
-    with mode:
-        examples = make_examples(graph, spec, dtype)
     try:
         with _quiet(), _default_dtype(dtype), torch.no_grad():
-            onnx, tracer = _trace(decoder, examples, graph, mode, options, spec)
+            try:
+                onnx, tracer = _trace(decoder, graph, mode, options, spec)
+            except ExportError:
+                raise
+            except Exception:
+                if options.layout != "dynamic" or decoder.bounded:
+                    raise
+                decoder.bounded = True  # it may cut masks or biases out of tables as long as its positions
+                onnx, tracer = _trace(decoder, graph, mode, options, spec)
     except ExportError:
         raise
     except Exception as error:
@@ -86,14 +92,12 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
 
 
 def _trace(
-    decoder: Decoder,
-    examples: list[dict[str, torch.Tensor]],
-    graph: GraphSpec,
-    mode: Any,
-    options: ExportOptions,
-    spec: ModelSpec,
+    decoder: Decoder, graph: GraphSpec, mode: Any, options: ExportOptions, spec: ModelSpec
 ) -> tuple[ir.Model, str]:
     """ONNX by the quick tracer (``trace.record``), or by torch.export where that does not apply; and which of them."""
+    dtype = torch.float64 if decoder.lift else getattr(torch, options.dtype)
+    with mode:
+        examples = make_examples(graph, spec, dtype, bounded=decoder.bounded)
     missing = missing_names()
     if missing:
         model = _export(decoder, examples[0], graph, mode, options, spec, directly=False)

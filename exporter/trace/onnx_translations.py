@@ -85,6 +85,25 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
+def _baddbmm(self: Any, batch1: Any, batch2: Any, beta: float = 1.0, alpha: float = 1.0) -> Any:
+    """Sum of beta S and alpha A B, factors in the operands' dtype; torch's translation rounds them to float32."""
+    product = op.MatMul(batch1, batch2)
+    scaled = product if alpha == 1 else _times(product, alpha, batch1)
+    return op.Add(self if beta == 1 else _times(self, beta, batch1), scaled)
+
+
+def _masked_fill(self: Any, mask: Any, value: float) -> Any:
+    """A number where the mask is; torch's translation makes the smallest float64 an infinite float32."""
+    return op.Where(mask, _constant(value, self), self)
+
+
+def _softplus(self: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    """log(1 + e^(beta x)) / beta, and x where beta x is beyond the threshold, as torch; torch's own leaves CastLike."""
+    inner = self if beta == 1 else _times(self, beta, self)
+    soft = op.Softplus(inner) if beta == 1 else _times(op.Softplus(inner), 1 / beta, self)
+    return op.Where(op.Greater(inner, _constant(threshold, self)), self, soft)
+
+
 def _softmax(self: Any, dim: int, dtype: int = -1) -> Any:
     """Softmax in the dtype asked for; torch's translation casts its result only, so that half types lose digits."""
     wide = self if dtype in (-1, self.dtype) else op.Cast(self, to=dtype)
@@ -178,6 +197,9 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.dropout.default: _dropout,
         aten.scalar_tensor.default: _scalar_tensor,
         aten.softmax.int: _softmax,
+        aten.baddbmm.default: _baddbmm,
+        aten.masked_fill.Scalar: _masked_fill,
+        aten.softplus.default: _softplus,
     }
     if profile in ("modern", "ort"):
         import kvparity.exporter.model.banded_attention  # registers kvparity::band_mask and kvparity::banded_attention

@@ -6,7 +6,6 @@ As a runner among others it is loaded from the bundle's own config and weights.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,11 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
+<<<<<<< HEAD
 from kvparity.exporter.contract.quiet import quiet_transformers
+=======
+from kvparity.exporter.contract.modules import accepted, cache_argument
+>>>>>>> 26e0c74 (Attention code of their own, ALiBi, learned and counted positions: bloom, mpt, falcon, gpt_neo, xglm, bart's decoder and their relatives export)
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
@@ -187,9 +190,7 @@ class TorchSession:
         dtype: torch.dtype | None = None,
     ) -> None:
         self._model, self._spec, self._bounded, self._last = model, spec, bounded, last
-        parameters = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in parameters  # models without attention may not
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._cache_argument, self._accepted = cache_argument(model), accepted(model)
         self._dtype = (
             dtype or model.get_input_embeddings().weight.dtype
         )  # single weights of half types may stay in float32
@@ -216,12 +217,18 @@ class TorchSession:
         arguments = {
             "input_ids": ids,
             "attention_mask": torch.from_numpy(inputs["attention_mask"]),
-            **({"position_ids": torch.from_numpy(inputs["position_ids"])} if self._takes_positions else {}),
+            "position_ids": torch.from_numpy(inputs["position_ids"]),
             self._cache_argument: watched.cache,
             "use_cache": True,
         }
+<<<<<<< HEAD
         with torch.no_grad(), lifted(self._float64), quiet_transformers():
             logits = self._model(**arguments).logits
+=======
+        known = {name: value for name, value in arguments.items() if name in self._accepted}
+        with torch.no_grad(), lifted(self._float64):
+            logits = self._model(**known).logits
+>>>>>>> 26e0c74 (Attention code of their own, ALiBi, learned and counted positions: bloom, mpt, falcon, gpt_neo, xglm, bart's decoder and their relatives export)
         outputs = {"logits": to_numpy(logits[:, -1:] if self._last else logits)}
         for slot, part in self._spec.cache_names():
             outputs[present_name(slot.slot, part)] = self._present(slot, part, inputs, watched.taken(slot, part), past)

@@ -43,6 +43,7 @@ class LayoutCache(ABC):
     is_compileable = False
     is_sliding: tuple[bool, ...] = ()
     layers: tuple[Any, ...] = ()
+    counts = False  # whether the model asks for the number of tokens before this call
 
     def __init__(
         self, spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tensor], dtype: torch.dtype
@@ -111,9 +112,16 @@ class LayoutCache(ABC):
         self.present[slot.slot, slot.states[-1].part] = state
         return state
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Never used for positions: those are an input."""
-        return 0
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """Tokens before this call, for models that count positions themselves; 0 where positions are an input."""
+        return self.tokens_before() if self.counts else 0
+
+    def tokens_before(self) -> Any:
+        """Tokens of earlier calls: a size or a tensor."""
+        return 0 if self.past(self.spec.slots[0]) is None else self._total() - self.inputs["input_ids"].shape[1]
+
+    def _total(self) -> Any:
+        return self.inputs["attention_mask"].shape[1]
 
     @property
     def keep_logits(self) -> int | Tensor:

@@ -72,6 +72,10 @@ class Cache(LayoutCache):
         """The last token that is no padding."""
         return (self._last - self._first).reshape(1) if self.options.logits == "last" else 0
 
+    def tokens_before(self) -> Tensor:
+        """The slot of the call's first token."""
+        return self._first
+
     def join(self, slot: SlotSpec, key: Tensor, value: Tensor) -> tuple[Pair, Pair]:
         """Read and write one slot's buffers; (batch, kv_heads, capacity, head_dim) is handed out."""
         past = self.past(slot)
