@@ -18,11 +18,8 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
-<<<<<<< HEAD
-from kvparity.exporter.contract.quiet import quiet_transformers
-=======
 from kvparity.exporter.contract.modules import accepted, cache_argument
->>>>>>> 26e0c74 (Attention code of their own, ALiBi, learned and counted positions: bloom, mpt, falcon, gpt_neo, xglm, bart's decoder and their relatives export)
+from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
@@ -221,14 +218,9 @@ class TorchSession:
             self._cache_argument: watched.cache,
             "use_cache": True,
         }
-<<<<<<< HEAD
-        with torch.no_grad(), lifted(self._float64), quiet_transformers():
-            logits = self._model(**arguments).logits
-=======
         known = {name: value for name, value in arguments.items() if name in self._accepted}
-        with torch.no_grad(), lifted(self._float64):
+        with torch.no_grad(), lifted(self._float64), quiet_transformers():
             logits = self._model(**known).logits
->>>>>>> 26e0c74 (Attention code of their own, ALiBi, learned and counted positions: bloom, mpt, falcon, gpt_neo, xglm, bart's decoder and their relatives export)
         outputs = {"logits": to_numpy(logits[:, -1:] if self._last else logits)}
         for slot, part in self._spec.cache_names():
             outputs[present_name(slot.slot, part)] = self._present(slot, part, inputs, watched.taken(slot, part), past)
