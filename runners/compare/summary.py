@@ -240,7 +240,7 @@ def _sources(bundle: Bundle, answer: Answer, records: Sequence[CaseRecord]) -> I
         strides = sorted({sequence.stride for sequence in bundle.manifest.sequences if sequence.stride > 1})
         yield (
             f"Cache rows: {judged:,} of {there:,} judged: those around slot 0, the windows, the calls' edges and the "
-            f"end, and every {' or '.join(map(str, strides))}th between; logits at every position."
+            f"end, and one in {' or '.join(map(str, strides))} between; logits at every position."
         )
 
 

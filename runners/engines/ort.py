@@ -62,6 +62,9 @@ def _provider(name: str, known: list[str], version: str) -> str:
     return short[wanted]
 
 
+_LARGE = 256 << 20  # bytes of logits from which a call gives its memory back: the arena grows by powers of two
+
+
 class OrtSession:
     """Both graphs of a bundle in ONNX Runtime; a graph is loaded when it is first called."""
 
@@ -78,6 +81,8 @@ class OrtSession:
         self._own = {key.removeprefix(_OWN): value for key, value in options.items() if key.startswith(_OWN)}
         self.low_memory = one_of("ort", options, "memory", "all", "low") == "low"
         self._sessions: dict[GraphKind, Any] = {}
+        self._shrink = onnxruntime.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         settings = {"provider": self._provider, "level": level, "threads": str(threads or "default")}
         settings |= {f"{_OWN}{key}": value for key, value in self._own.items()}
         self.info = RunnerInfo("ort", version, settings)
@@ -89,7 +94,8 @@ class OrtSession:
         feeds = {item.name: np.ascontiguousarray(inputs[item.name]) for item in session.get_inputs()}
         if self._bundle.options.layout == "shared":
             return _run_in_place(session, feeds, names)
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        size = 4 * feeds["input_ids"].size * self._bundle.model.vocab_size if "input_ids" in feeds else 0
+        return dict(zip(names, session.run(names, feeds, self._shrink if size > _LARGE else None), strict=True))
 
     def native(self, graph: GraphKind) -> Any:
         """The ``onnxruntime.InferenceSession`` of a graph, loaded now if it was not."""
