@@ -136,7 +136,7 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     spec = model_spec(models[1].config, models[1], "float32")
     options = resolve_options(options, spec)
     case = make_case(spec, given_case)
-    reference = TorchSession(models[0].double(), spec, bounded=False)
+    reference = TorchSession(models[0].double(), spec)
     wanted = reference_arrays(reference, spec, replace(case, chunks=(case.total,), first=PREFILL))
     choose_experts(models[1], PREFILL)
     hook_tables(models[1])
@@ -146,7 +146,7 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     last = options.logits == "last"
     for step in case.steps():
         outputs = player.run(session, step, case.inputs(step))
-        expected = expected_outputs(wanted, step, spec.slots, bounded=options.bounded, last=last)
+        expected = expected_outputs(wanted, step, spec.slots, options, last=last)
         for name, array in expected.items():
             start = step.stop - 1 if last else step.start
             _close(name, step.index, array, outputs[name], case, start if name == "logits" else None)

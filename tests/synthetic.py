@@ -103,7 +103,7 @@ class Decoder:
         for slot in self.model.slots:
             rows = {part: self._rows(slot, part, hidden, inputs, graph) for part in ("key", "value")}
             contexts.append(self._context(slot, rows, mask, ids.shape[1]))
-            kept = slot.kept_rows(mask.shape[1], self.options.bounded)
+            kept = self.options.kept_rows(slot, mask.shape[1])
             for part, array in rows.items():
                 array = array.astype(self.dtype)
                 outputs[present_name(slot.slot, part)] = array[:, :, array.shape[2] - kept :]

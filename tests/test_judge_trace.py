@@ -229,7 +229,7 @@ def test_zeros_in_place_of_caches_neither_help_nor_count(bundle: Bundle, tmp_pat
     arrays = logits_of(bundle, "handoff-6")
     for step in bundle.vectors("handoff-6").case.steps():
         for slot, part in bundle.model.cache_names():
-            rows = slot.kept_rows(step.stop, bundle.options.bounded)
+            rows = bundle.options.kept_rows(slot, step.stop)
             shape = slot.shape(part, 1, rows)
             arrays[f"handoff-6/step_{step.index}/present.{slot.slot}.{part}"] = np.zeros(shape, np.float32)
     np.savez(tmp_path / "zeros.npz", **arrays)

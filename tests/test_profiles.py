@@ -79,7 +79,7 @@ def worst(bundle: Bundle, engine: str, *, poison: bool = False) -> float:
         vectors = bundle.vectors(entry.name)
         arrays, live = vectors.float64() if engine == "exact" else vectors.arrays, vectors.case.mask == 1
         for result in play(bundle, session, vectors.case, poison=poison):
-            expected = expected_outputs(arrays, result.step, bundle.model.slots)
+            expected = expected_outputs(arrays, result.step, bundle.model.slots, bundle.options)
             for name, values in expected.items():
                 actual, axis = result.outputs[name], 1 if name == "logits" else 2
                 assert actual.shape == values.shape, (entry.name, name)

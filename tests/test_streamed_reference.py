@@ -74,7 +74,7 @@ def test_widening_one_module_at_a_time_changes_no_bit(bundle: Bundle) -> None:
     case, wide = _case(bundle), reference_session(bundle, "float64")
     model = _load(bundle, "float32")
     widen_as_called(model)
-    found = reference_arrays(TorchSession(model, bundle.model, bounded=False, dtype=torch.float64), bundle.model, case)
+    found = reference_arrays(TorchSession(model, bundle.model, dtype=torch.float64), bundle.model, case)
     wanted = reference_arrays(wide, bundle.model, case)
     assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

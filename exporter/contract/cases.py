@@ -30,17 +30,24 @@ class Step:
         graph: Which graph is called.
         start: First slot of this call; equally the number of slots before it.
         stop: One past the last slot.
+        reached: Slots that calls before this one came to; more than ``start`` where this one goes back.
     """
 
     index: int
     graph: GraphKind
     start: int
     stop: int
+    reached: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens that this call carries."""
         return self.stop - self.start
+
+    @property
+    def peak(self) -> int:
+        """Slots that the calls so far came to, this one included."""
+        return max(self.reached, self.stop)
 
 
 @dataclass(frozen=True, eq=False)

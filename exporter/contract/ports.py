@@ -48,6 +48,7 @@ def resolve_options(options: ExportOptions, model: ModelSpec) -> ExportOptions:
         ExportError: Options that contradict each other or the model.
     """
     _check_profile(options, model)
+    _check_rewind(options, model)
     if options.layout != "static":
         if given := [name for name in _STATIC_ONLY if getattr(options, name) is not None]:
             raise ExportError(f"--{given[0].replace('_', '-')} belongs to --layout static, not {options.layout}")
@@ -89,6 +90,16 @@ def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
         raise ExportError(
             f"--profile bare: the rotary embedding of {model.model_type} is not a table of cos and sin of position "
             "times frequency, so a host can't compute it; use --profile portable"
+        )
+
+
+def _check_rewind(options: ExportOptions, model: ModelSpec) -> None:
+    if not 0 <= options.rewind < model.max_position:
+        raise ExportError(f"--rewind {options.rewind}: expected 0 to {model.max_position - 1} tokens")
+    if options.rewind and model.has_states:
+        raise ExportError(
+            f"--rewind {options.rewind}: {model.model_type} keeps states, which hold no token by itself that could be "
+            "dropped; keep the states of before the call, and replay the accepted tokens"
         )
 
 
@@ -158,13 +169,12 @@ def _static(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphS
 def _shared(kind: GraphKind, model: ModelSpec, options: ExportOptions) -> GraphSpec:
     """Both graphs take whole buffers and return them written; decode takes one token, prefill any number.
 
-    ``capacity`` is the host's choice: at least the tokens so far, and at least every window.
+    ``capacity`` is the host's choice: at least the tokens so far, and at least every ring.
     """
     tokens: int | str = 1 if kind == DECODE else "sequence"
 
     def buffer(slot: SlotSpec, part: str) -> tuple[int | str, ...]:
-        rows = slot.window if slot.window is not None and options.is_ring(slot) else "capacity"
-        return slot.shape(part, "batch", rows)
+        return slot.shape(part, "batch", options.ring(slot) or "capacity")
 
     names = model.cache_names()
     inputs = [

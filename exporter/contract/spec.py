@@ -161,11 +161,9 @@ class SlotSpec:
         """Bytes of all states of one batch row."""
         return sum(prod(state.shape) * _BYTES[part_dtype(state.part, dtype)] for state in self.states)
 
-    def kept_rows(self, total: int, bounded: bool = True) -> int:
-        """Rows that the slot holds once ``total`` tokens were seen."""
-        if self.window is None or not bounded:
-            return total
-        return min(total, self.window - 1)
+    def kept_rows(self, total: int) -> int:
+        """Rows that the next token may see once ``total`` tokens were seen."""
+        return total if self.window is None else min(total, self.window - 1)
 
 
 @dataclass(frozen=True)
@@ -322,6 +320,7 @@ class ExportOptions:
             written in place (``shared``).
         profile: Which operators the graphs may use.
         sliding_cache: ``bounded`` keeps window - 1 rows in sliding layers, ``full`` keeps them all.
+        rewind: Rows that bounded sliding caches keep beyond that, so that a host may drop as many of the newest tokens.
         dtype: Of weights and caches; logits are always float32.
         opset: Default-domain opset; the profile's where not given.
         logits: Of every position, or only of the last of each call.
@@ -340,6 +339,7 @@ class ExportOptions:
     layout: Literal["dynamic", "static", "shared"] = "dynamic"
     profile: Literal["bare", "portable", "modern", "ort"] = "portable"
     sliding_cache: Literal["bounded", "full"] = "bounded"
+    rewind: int = 0
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     opset: int | None = None
     logits: Literal["all", "last"] = "all"
@@ -370,17 +370,28 @@ class ExportOptions:
 
     def held_rows(self, slot: SlotSpec, total: int) -> int:
         """Rows of memory that a slot takes once ``total`` tokens were seen."""
-        if self.layout == "shared" and slot.window is not None and self.is_ring(slot):
-            return slot.window
-        return self.capacity(slot) if self.layout == "static" else slot.kept_rows(total, self.bounded)
+        return (self.ring(slot) or self.max_len or total) if self.layout != "dynamic" else self.kept_rows(slot, total)
 
-    def is_ring(self, slot: SlotSpec) -> bool:
-        """Whether the static or shared layout keeps a slot as a ring of its window's size."""
-        if not self.bounded or slot.window is None:
-            return False
-        return self.layout == "shared" or slot.window < (self.max_len or 0)
+    def kept_rows(self, slot: SlotSpec, total: int, peak: int = 0) -> int:
+        """Rows that a slot holds once ``total`` tokens were seen.
+
+        Args:
+            slot: The slot.
+            total: Tokens that were seen and not taken back.
+            peak: The most that they ever were: a sliding slot dropped its oldest rows then.
+        """
+        if slot.window is None or not self.bounded:
+            return total
+        return max(total - max(max(total, peak) - (slot.window - 1 + self.rewind), 0), 0)
+
+    def ring(self, slot: SlotSpec) -> int | None:
+        """Rows of the ring that the static or shared layout keeps a sliding slot in; None for a buffer of every row."""
+        if self.layout == "dynamic" or not self.bounded or slot.window is None:
+            return None
+        rows = slot.window + self.rewind
+        return rows if self.layout == "shared" or rows < (self.max_len or 0) else None
 
     def capacity(self, slot: SlotSpec) -> int:
         """Rows of a slot's buffer in the static layout."""
         assert self.max_len is not None
-        return slot.window if slot.window is not None and self.is_ring(slot) else self.max_len
+        return self.ring(slot) or self.max_len

@@ -20,7 +20,7 @@ from kvparity.exporter.contract.cases import Case, IntArray, Step
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.head import Head
 from kvparity.exporter.contract.npz import read_npz, write_npz
-from kvparity.exporter.contract.spec import SlotSpec, present_name
+from kvparity.exporter.contract.spec import ExportOptions, SlotSpec, present_name
 
 __all__ = [
     "LARGEST",
@@ -320,7 +320,7 @@ def deltas_of(wide: Mapping[str, Array], arrays: Mapping[str, Array], *, coarse:
 
 
 def expected_outputs(
-    arrays: Mapping[str, Array], step: Step, slots: tuple[SlotSpec, ...], *, bounded: bool = True, last: bool = False
+    arrays: Mapping[str, Array], step: Step, slots: tuple[SlotSpec, ...], options: ExportOptions, *, last: bool = False
 ) -> dict[str, Array]:
     """What a graph must return for one step, as views of whole-case arrays.
 
@@ -328,7 +328,7 @@ def expected_outputs(
         arrays: ``logits`` and ``cache.N.*`` of the whole case; those that are there are given.
         step: The call.
         slots: Cache slots of the model.
-        bounded: Whether sliding slots keep at most window - 1 rows.
+        options: Say how many rows sliding slots keep.
         last: Whether the graph returns the logits of the last position only.
 
     Returns:
@@ -342,11 +342,15 @@ def expected_outputs(
         for part in slot.parts:
             if cache_key(slot.slot, part) in arrays:
                 array = arrays[cache_key(slot.slot, part)]
-                outputs[present_name(slot.slot, part)] = held(array, slot, part, step.stop, step.index + 1, bounded)
+                outputs[present_name(slot.slot, part)] = held(
+                    array, slot, part, step.stop, step.index + 1, options, step.peak
+                )
     return outputs
 
 
-def held(array: Array, slot: SlotSpec, part: str, stop: int, calls: int, bounded: bool = True) -> Array:
+def held(
+    array: Array, slot: SlotSpec, part: str, stop: int, calls: int, options: ExportOptions, peak: int = 0
+) -> Array:
     """What a part of a slot holds after some calls, from its array of the whole case.
 
     Args:
@@ -355,10 +359,11 @@ def held(array: Array, slot: SlotSpec, part: str, stop: int, calls: int, bounded
         part: The part.
         stop: Token slots after those calls.
         calls: How many calls they were.
-        bounded: Whether a sliding slot keeps at most window - 1 rows.
+        options: Say how many rows a sliding slot keeps.
+        peak: The most token slots that there ever were.
     """
     if part in ("key", "value"):
-        return array[:, :, stop - slot.kept_rows(stop, bounded) : stop]
+        return array[:, :, stop - options.kept_rows(slot, stop, peak) : stop]
     if part != "conv_state":
         return array[:, calls - 1] if calls else np.zeros_like(array[:, 0])
     columns = slot.shape(part, 1, 0)[-1]

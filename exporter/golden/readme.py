@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvparity.exporter.contract.bundle import Manifest
+from kvparity.exporter.contract.spec import ExportOptions
 
 __all__ = ["LAYOUTS", "readme"]
 
@@ -45,7 +46,7 @@ _HOST = (
     "Feed `input_ids[:, start:stop]`, and what `host_inputs` in `../manifest.json` makes of\n"
     "   `attention_mask[:, :stop]` and `position_ids[:, start:stop]`."
 )
-_ROWS = "`max(stop - (W - 1), 0)` in a slot with window W and from `0` in others"
+_ROWS = "`max(stop - {kept}, 0)` in a slot with window W and from `0` in others"
 _REPLAY = (
     "`python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell."
 )
@@ -58,15 +59,17 @@ def readme(manifest: Manifest) -> str:
     if manifest.head is not None:
         values = "the 64 largest logits (`top_logits` at `top_ids`) and 256 more (`column_logits` at `column_ids`)"
     slides = options.bounded and any(slot.window is not None for slot in model.slots)
-    small = slides and any(options.is_ring(slot) for slot in model.slots)
+    small = slides and any(options.ring(slot) for slot in model.slots)
     words = {
         "values": values,
         "first": "`stop - 1` (the graphs return each call's last position alone)"
         if options.logits == "last"
         else "`start`",
         "feeds": _HOST if manifest.host_inputs else _FEEDS,
-        "kept": _ROWS if slides else "`0`",
-        "capacity": f"a sliding slot's window, else {options.max_len}" if small else str(options.max_len),
+        "kept": _ROWS.format(kept=_kept(options)) if slides else "`0`",
+        "capacity": f"a sliding slot's window{f' + {options.rewind}' if options.rewind else ''}, else {options.max_len}"
+        if small
+        else str(options.max_len),
         "chunk": options.chunk,
         "batch": f" A call takes {options.batch} rows; the last row stands in where a case has fewer."
         if (options.batch or 1) > 1
@@ -74,6 +77,10 @@ def readme(manifest: Manifest) -> str:
         "replay": _replay(manifest),
     }
     return LAYOUTS[options.layout].format(**words)
+
+
+def _kept(options: ExportOptions) -> str:
+    return f"(W - 1 + {options.rewind})" if options.rewind else "(W - 1)"
 
 
 def _replay(manifest: Manifest) -> str:

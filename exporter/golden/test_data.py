@@ -140,7 +140,7 @@ def _calls(
             if not past and port.name.startswith("past_key_values."):
                 inputs[port.name] = verify.empty_cache(list(port.shape), port.dtype, data)
         if manifest.host_inputs:
-            rows = {s.window: s.kept_rows(call.start, options.bounded) + call.stop - call.start for s in slots}
+            rows = {s.window: options.kept_rows(s, call.start) + call.stop - call.start for s in slots}
             inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
         shapes = {port.name: port.shape for port in ports.outputs}
         outputs: dict[str, Array] = {}

@@ -295,8 +295,9 @@ def empty_cache(shape: list[Any], dtype: str, data: dict[str, Any]) -> Any:
 
 def capacity(options: dict[str, Any], slot: dict[str, Any]) -> int:
     """Rows of a slot's buffer in the static layout; slot s of the history lies in row s modulo this."""
-    window = slot["window"] if options["sliding_cache"] == "bounded" else None
-    return int(min(window or options["max_len"], options["max_len"]))
+    if slot["window"] is None or options["sliding_cache"] != "bounded":
+        return int(options["max_len"])
+    return int(min(slot["window"] + options.get("rewind", 0), options["max_len"]))
 
 
 def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +344,7 @@ def expectations(
     for slot in manifest["model"]["slots"]:
         rows = capacity(options, slot) if fixed else stop
         if not fixed and slot["window"] is not None and options["sliding_cache"] == "bounded":
-            rows = slot["window"] - 1
+            rows = slot["window"] - 1 + options.get("rewind", 0)
         kept = np.arange(max(stop - rows, 0), stop)
         for part in ("key", "value") if slot["kv_heads"] else ():
             wanted = data[f"cache.{slot['slot']}.{part}"][:, :, kept]

@@ -66,8 +66,8 @@ def takes_few(spec: ModelSpec, options: ExportOptions, inputs: Mapping[str, Tens
 class Masks(dict[int, Tensor]):
     """Additive masks (batch, 1, sequence, rows) by layer; knows which layers asked.
 
-    ``windows`` has the layers whose rows end with the call's own, after at most a window of others: what the blocks of
-    :mod:`exporter.model.banded_attention` take. Sliding layers with a buffer of every row do not.
+    ``windows`` has the layers whose rows end with the call's own, after at most a window of others, or a ring: what
+    the blocks of :mod:`exporter.model.banded_attention` take. Sliding layers with a buffer of every row do not.
     """
 
     def __init__(self, spec: ModelSpec, options: ExportOptions, masks: Mapping[int, Tensor]) -> None:
@@ -76,9 +76,9 @@ class Masks(dict[int, Tensor]):
         self._asked: set[int] = set()
         self._bands: dict[tuple[int, int], Tensor] = {}
         self.windows = {
-            layer.index: layer.window
+            layer.index: options.ring(spec.slot_of(layer)) or layer.window
             for layer in spec.layers
-            if layer.window is not None and (options.layout == "dynamic" or options.is_ring(spec.slot_of(layer)))
+            if layer.window is not None and (options.layout == "dynamic" or options.ring(spec.slot_of(layer)))
         }
 
     def __getitem__(self, index: int) -> Tensor:

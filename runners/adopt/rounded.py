@@ -61,7 +61,7 @@ def rounded_reference(
         with torch.no_grad():
             for name, array in values.items():
                 parameters[name].copy_(torch.from_numpy(np.array(array)).to(parameters[name].dtype))
-        return TorchSession(model, manifest.model, bounded=False)
+        return TorchSession(model, manifest.model)
 
     return opened
 

@@ -96,9 +96,9 @@ def step_expectations(
     if missing := sorted(known - vectors.arrays.keys()):
         raise TraceError(f"case {vectors.case.name}: reference vectors lack {missing[0]}; export again")
     last = wanted.last or bundle.options.logits == "last"
-    slots, bounded = bundle.model.slots, bundle.options.bounded
-    values = expected_outputs(vectors.arrays, step, slots, bounded=bounded, last=last)
-    deltas = expected_outputs(vectors.deltas, step, slots, bounded=bounded, last=last) if vectors.has_float64 else {}
+    slots, options = bundle.model.slots, bundle.options
+    values = expected_outputs(vectors.arrays, step, slots, options, last=last)
+    deltas = expected_outputs(vectors.deltas, step, slots, options, last=last) if vectors.has_float64 else {}
     mask = vectors.case.mask.astype(bool)
     sampled = np.ones_like(mask) if vectors.known is None else vectors.known
     expectations = []

@@ -173,7 +173,7 @@ def _expectations(
     tensors: list[tuple[str, Array, Array]] = [("logits", values[None], live[None])]
     for slot, part in bundle.model.cache_names() if final else ():
         name = present_name(slot.slot, part)
-        kept = slot.kept_rows(step.stop, bundle.options.bounded)
+        kept = bundle.options.kept_rows(slot, step.stop, step.peak)
         shape = slot.shape(part, 1, kept)
         known = _cache(base, name, shape, rows=2 if part in ("key", "value") else None)
         if part not in ("key", "value"):

@@ -100,5 +100,5 @@ def play(
             raise TraceError(f"case {case.name}: {error}") from error
         yield StepResult(step, inputs, outputs)
         if caches_from is not None:
-            clean = expected_outputs(caches_from.arrays, step, bundle.model.slots, bounded=bundle.options.bounded)
+            clean = expected_outputs(caches_from.arrays, step, bundle.model.slots, bundle.options)
             player.restore(step, clean)

@@ -76,7 +76,7 @@ def _limit(slot: SlotSpec, part: str, options: ExportOptions) -> int | None:
     """Rows that a part stops growing at: 0 for a state, None where it always grows."""
     if part not in ("key", "value"):
         return 0
-    return slot.window - 1 if slot.window is not None and options.bounded else None
+    return slot.window - 1 + options.rewind if slot.window is not None and options.bounded else None
 
 
 class OrtDecoder:

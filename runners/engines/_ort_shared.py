@@ -107,14 +107,14 @@ class OrtSharedDecoder:
         """Buffers for ``total`` tokens and ``spare`` more; what they hold moves along."""
         if total > self._model.max_position:
             raise TraceError(f"{total} tokens, but the model has {self._model.max_position} positions")
-        capacity = capacity_for(total + spare, self._model)
+        capacity = capacity_for(total + spare, self._model, self._options)
         old, old_mask = self._buffers, self._mask
         self._mask = np.zeros((1, capacity), np.int64)
         self._mask[:, : old_mask.shape[1]] = old_mask
         self._buffers = {}
         for slot, part in self._model.cache_names():
             name = past_name(slot.slot, part)
-            rows = slot.window if slot.window is not None and self._options.is_ring(slot) else capacity
+            rows = self._options.ring(slot) or capacity
             before = old.get(name)
             if before is not None and before.shape[2] == rows:
                 self._buffers[name] = before

@@ -21,7 +21,7 @@ from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.modules import accepted, cache_argument
 from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.rounding import round_inputs
-from kvparity.exporter.contract.spec import GraphKind, ModelSpec, SlotSpec, past_name, present_name
+from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._streamed import stream_weights
 from kvparity.runners.engines._transformers_cache import WatchedCache, newest_columns, to_numpy
@@ -46,7 +46,7 @@ def open_session(bundle: Bundle, options: Mapping[str, str]) -> TorchSession:
     if "threads" in options:
         torch.set_num_threads(int(options["threads"]))
     model = _load(bundle, options.get("dtype", bundle.options.dtype))
-    return TorchSession(model, bundle.model, bounded=bundle.options.bounded, last=bundle.options.logits == "last")
+    return TorchSession(model, bundle.model, options=bundle.options, last=bundle.options.logits == "last")
 
 
 def reference_session(
@@ -61,13 +61,13 @@ def reference_session(
         streamed: Hold one module's weights at a time (:mod:`runners.engines._streamed`); the same numbers, slower.
     """
     if checkpoint is None or streamed:
-        return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model, bounded=False)
+        return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model)
     model = load_reference(checkpoint, bundle.options.dtype, bundle.root, lift=dtype == "float64")
     if bundle.options.quantize != "none":
         if dtype == "float64":  # what blocks stand for has more digits than float32
             model = model.double()
         _use_quantized(model, bundle, dtype)
-    return TorchSession(model, bundle.model, bounded=False, dtype=torch.float64 if dtype == "float64" else None)
+    return TorchSession(model, bundle.model, dtype=torch.float64 if dtype == "float64" else None)
 
 
 def _use_quantized(model: Any, bundle: Bundle, dtype: str) -> None:
@@ -172,7 +172,8 @@ class TorchSession:
     Args:
         model: In eval mode, eager attention; moved to ``dtype`` already.
         spec: Its description.
-        bounded: Return at most window - 1 rows of sliding slots, and the newest columns of convolutions.
+        options: Return as many rows of sliding slots as they say, and the newest columns of convolutions; all of them
+            where None.
         last: Return the logits of the last position only.
         dtype: What it computes in, where its weights lie in another one.
     """
@@ -182,11 +183,11 @@ class TorchSession:
         model: Any,
         spec: ModelSpec,
         *,
-        bounded: bool = True,
+        options: ExportOptions | None = None,
         last: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._model, self._spec, self._bounded, self._last = model, spec, bounded, last
+        self._model, self._spec, self._options, self._last = model, spec, options, last
         self._cache_argument, self._accepted = cache_argument(model), accepted(model)
         self._dtype = (
             dtype or model.get_input_embeddings().weight.dtype
@@ -233,8 +234,8 @@ class TorchSession:
         if past:
             new = np.concatenate([inputs[past_name(slot.slot, part)].astype(new.dtype), new], axis=2)
         if part == "conv_state":
-            return newest_columns(new, slot.shape(part, 1, 0)[-1]) if self._bounded else new
-        kept = slot.kept_rows(new.shape[2], self._bounded)
+            return newest_columns(new, slot.shape(part, 1, 0)[-1]) if self._options else new
+        kept = self._options.kept_rows(slot, new.shape[2]) if self._options else new.shape[2]
         return new[:, :, new.shape[2] - kept :]
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
         f"positions {model.max_position:,}"
     )
     console.print(
-        f"{options.layout} layout, {options.profile} profile, {options.sliding_cache} sliding caches, {options.dtype}, "
+        f"{options.layout} layout, {options.profile} profile, {options.sliding_cache} sliding caches, "
+        f"rewind {options.rewind}, {options.dtype}, "
         f"logits {options.logits}; made with " + ", ".join(f"{k} {v}" for k, v in bundle.manifest.versions.items())
     )
     if options.layout == "static":

@@ -152,9 +152,7 @@ class Locator:
         options = self.bundle.options
         values = evaluate(load_graph(self.bundle, call.step.graph), call.feeds, f"{call.step.graph}.onnx")
         exact = self.vectors(call.case.name).float64()
-        wanted = expected_outputs(
-            exact, call.step, self.bundle.model.slots, bounded=options.bounded, last=options.logits == "last"
-        )
+        wanted = expected_outputs(exact, call.step, self.bundle.model.slots, options, last=options.logits == "last")
         return [
             name
             for name, want in wanted.items()

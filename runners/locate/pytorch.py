@@ -128,9 +128,7 @@ def _open(bundle: Bundle) -> TorchSession:
         raise BundleError("PyTorch with the package's own rounded weights is not kept, so its inside is not known")
     model = reference_session(bundle, "float64", checkpoint).model
     options = bundle.options
-    return TorchSession(
-        model, bundle.model, bounded=options.bounded, last=options.logits == "last", dtype=torch.float64
-    )
+    return TorchSession(model, bundle.model, options=options, last=options.logits == "last", dtype=torch.float64)
 
 
 class _Recording(TorchDispatchMode):

@@ -56,7 +56,7 @@ def make_call(bundle: Bundle, vectors: Vectors, index: int) -> Call:
     feeds: dict[str, Array] = dict(case.inputs(step))
     for slot, part in bundle.model.cache_names() if step.graph == DECODE else ():
         array = exact[cache_key(slot.slot, part)]
-        past = held(array, slot, part, step.start, step.index, bundle.options.bounded)
+        past = held(array, slot, part, step.start, step.index, bundle.options, step.reached)
         feeds[past_name(slot.slot, part)] = past
     return Call(case, step, feeds)
 

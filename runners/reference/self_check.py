@@ -43,9 +43,9 @@ def check_logits(bundle: Bundle, recording: Recording) -> None:
     rounded = bundle.options.dtype != "float32" or bundle.options.quantize != "none"
     last = bundle.options.logits == "last"
     for result in play(bundle, session, vectors.case):
-        wanted = expected_outputs(
-            vectors.arrays, result.step, bundle.model.slots, bounded=bundle.options.bounded, last=last
-        )["logits"].astype(np.float64)
+        wanted = expected_outputs(vectors.arrays, result.step, bundle.model.slots, bundle.options, last=last)[
+            "logits"
+        ].astype(np.float64)
         found = result.outputs["logits"].astype(np.float64)
         live = vectors.case.mask[:, result.step.stop - wanted.shape[1] : result.step.stop] == 1
         size = float(np.abs(wanted[live]).max(initial=0.0))

@@ -178,7 +178,7 @@ def _case(bundle: Bundle, session: ExactSession, vectors: Vectors) -> tuple[floa
     exact, live = vectors.float64(), vectors.case.mask == 1
     try:
         for result in play(bundle, session, vectors.case):
-            wanted = expected_outputs(exact, result.step, bundle.model.slots, bounded=bundle.options.bounded)
+            wanted = expected_outputs(exact, result.step, bundle.model.slots, bundle.options)
             stop = result.step.stop
             sizes = [_difference(name, want, result.outputs.get(name), live[:, :stop]) for name, want in wanted.items()]
             largest = max(largest, *sizes)

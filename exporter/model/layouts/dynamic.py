@@ -1,4 +1,4 @@
-"""Dynamic layout: caches grow; past and new rows are joined, and sliding slots keep the newest window - 1."""
+"""Dynamic layout: caches grow; past and new rows are joined, and sliding slots keep the newest window - 1 + rewind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Cache(LayoutCache):
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         key, value = self.named(slot, key, value)
-        keep = slot.window - 1 if slot.window is not None and self.options.bounded else None
+        keep = None
+        if slot.window is not None and self.options.bounded:
+            keep = slot.window - 1 + self.options.rewind
         return (key, value), (_newest(key, keep), _newest(value, keep))
 
     def mask(self, layer: LayerSpec) -> Tensor:

@@ -1,9 +1,9 @@
 """Shared layout: buffers that a call writes in place, because past and present are bound to the same memory.
 
 Full slots keep slot ``s`` in row ``s`` of a buffer with as many rows as the host likes (``capacity``, at least the
-tokens so far and at least every window); sliding slots are rings that keep it in row ``s mod window``. TensorScatter
-writes only the new rows when its input and its output are one buffer, as ONNX Runtime lets a host bind them; an engine
-that hands out another buffer gives the same numbers.
+tokens so far and at least every ring); sliding slots are rings of window + rewind rows, with slot ``s`` in row ``s``
+modulo that. TensorScatter writes only the new rows when its input and its output are one buffer, as ONNX Runtime lets a
+host bind them; an engine that hands out another buffer gives the same numbers.
 
 decode.onnx takes one token: it overwrites the one ring row that the token can't see, and then reads the ring as it is.
 prefill.onnx takes any number, past or none; its rings are read before they are written, and the write takes its rows
@@ -47,7 +47,7 @@ class Cache(LayoutCache):
     def mask(self, layer: LayerSpec) -> Tensor:
         """(batch, 1, sequence, rows); a row that is not yet written is 0 in ``attention_mask``."""
         slot = self.spec.slot_of(layer)
-        ring = self.options.is_ring(slot)
+        ring = self.options.ring(slot) is not None
         if self._one and (ring or layer.window is None):
             return self._blocked(self._held_now(slot) if ring else self.inputs["attention_mask"])[:, None, None]
         query = self._lengths[:, None] + torch.arange(self._tokens, device=self._lengths.device)
@@ -67,18 +67,23 @@ class Cache(LayoutCache):
         return live, torch.arange(live.shape[1], device=live.device)[None]
 
     def _held_now(self, slot: SlotSpec) -> Tensor:
-        """Which ring rows hold a live token once this call's one token is written: (batch, window).
+        """Which ring rows hold a live token once this call's one token is written: (batch, ring).
 
         A row that holds none yet reads the column of its own number, a slot after this call's, where nothing is live:
-        the mask has at least ``window`` columns.
+        the mask has at least as many columns as a ring has rows.
         """
-        held = _held(slot, self._lengths[:, None])
-        return self.inputs["attention_mask"].gather(1, torch.maximum(held, _ring_rows(slot, held)))
+        newest = self._lengths[:, None]
+        held = self._held(slot, newest)
+        live = self.inputs["attention_mask"].gather(1, torch.maximum(held, self._ring_rows(slot, held)))
+        if not self.options.rewind:  # the token overwrote the one row that it can't see
+            return live
+        assert slot.window is not None
+        return torch.where(newest - held < slot.window, live, torch.zeros((), dtype=live.dtype))
 
     def _held_before(self, slot: SlotSpec, query: Tensor) -> tuple[Tensor, Tensor]:
-        """(live, slot) of the ring's rows before the call, then of the call's tokens: (batch, window + sequence)."""
+        """(live, slot) of the ring's rows before the call, then of the call's tokens: (batch, ring + sequence)."""
         attention_mask = self.inputs["attention_mask"]
-        held = _held(slot, self._lengths[:, None] - 1)
+        held = self._held(slot, self._lengths[:, None] - 1)
         none = torch.zeros((), dtype=held.dtype)
         keys = torch.cat([held, query], dim=1)
         live = attention_mask.gather(1, torch.maximum(keys, none))
@@ -87,7 +92,7 @@ class Cache(LayoutCache):
     def _write(self, slot: SlotSpec, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """(rows that layers see, buffer after the call)."""
         place, skipped = self._place(slot)
-        if not self.options.is_ring(slot):
+        if self.options.ring(slot) is None:
             written = tensor_scatter(old, new, place, False)
             return written, written
         if self._one:
@@ -99,23 +104,21 @@ class Cache(LayoutCache):
 
     def _place(self, slot: SlotSpec) -> tuple[Tensor, int | torch.SymInt]:
         """(row that the first kept token goes to, tokens that are too old to be kept), computed once per kind."""
-        window = slot.window if self.options.is_ring(slot) else None
-        if window not in self._places:
-            skipped = 0 if window is None or self._one else torch.sym_max(self._tokens - window, 0)
-            first = self._lengths if window is None else torch.remainder(self._lengths + skipped, window)
-            self._places[window] = first, skipped
-        return self._places[window]
+        ring = self.options.ring(slot)
+        if ring not in self._places:
+            skipped = 0 if ring is None or self._one else torch.sym_max(self._tokens - ring, 0)
+            first = self._lengths if ring is None else torch.remainder(self._lengths + skipped, ring)
+            self._places[ring] = first, skipped
+        return self._places[ring]
 
+    def _held(self, slot: SlotSpec, newest: Tensor) -> Tensor:
+        """Slot that each ring row holds once ``newest`` (batch, 1) was written: (batch, ring), negative for none.
 
-def _held(slot: SlotSpec, newest: Tensor) -> Tensor:
-    """Slot that each ring row holds once ``newest`` (batch, 1) was written: (batch, window), negative for none.
+        The newest slot of its residue class; ``+ ring`` keeps the dividend positive, since engines differ below 0.
+        """
+        ring = self.options.ring(slot)
+        assert ring is not None
+        return newest - torch.remainder(newest + (ring - self._ring_rows(slot, newest)), ring)
 
-    The newest slot of its residue class; ``+ window`` keeps the dividend positive, since engines differ below 0.
-    """
-    assert slot.window is not None
-    return newest - torch.remainder(newest + (slot.window - _ring_rows(slot, newest)), slot.window)
-
-
-def _ring_rows(slot: SlotSpec, like: Tensor) -> Tensor:
-    assert slot.window is not None
-    return torch.arange(slot.window, device=like.device)
+    def _ring_rows(self, slot: SlotSpec, like: Tensor) -> Tensor:
+        return torch.arange(self.options.ring(slot) or 0, device=like.device)

@@ -1,9 +1,9 @@
 """Static layout: buffers of fixed size that a call reads and writes at ``cache_position``; no dynamic dimension.
 
-Full slots keep slot ``s`` in row ``s``; sliding slots are rings that keep it in row ``s mod window``. Rows are written
-with Where and Gather, because engines get scatters wrong (MNN's ScatterElements is off by 0.94), and with TensorScatter
-in the modern profile. A row that this call must not read may hold anything, NaN too: it is replaced by zeros before
-arithmetic, because NaN times a masked 0 is NaN.
+Full slots keep slot ``s`` in row ``s``; sliding slots are rings of window + rewind rows, with slot ``s`` in row ``s``
+modulo that. Rows are written with Where and Gather, because engines get scatters wrong (MNN's ScatterElements is off by
+0.94), and with TensorScatter in the modern profile. A row that this call must not read may hold anything, NaN too: it
+is replaced by zeros before arithmetic, because NaN times a masked 0 is NaN.
 
 Layers see the rows of a ring in the order of their slots, from the oldest that the call's first token sees, as growing
 caches hold them. A sum of float32 depends on the order of its terms, so this makes both layouts give the same bits for
@@ -114,7 +114,7 @@ class Cache(LayoutCache):
 
     def _rows(self, slot: SlotSpec) -> _Rows:
         capacity = self.options.capacity(slot)
-        ring = slot.window if self.options.is_ring(slot) else None
+        ring = slot.window if self.options.ring(slot) else None
         if (capacity, ring) not in self._made:
             self._made[capacity, ring] = self._full(capacity) if ring is None else self._ring(capacity, ring)
         return self._made[capacity, ring]

@@ -21,6 +21,7 @@ from kvparity.exporter.contract.spec import (
     present_name,
 )
 from kvparity.runners.base import Array, Session
+from kvparity.runners.decode.reach import check_reach
 
 __all__ = ["Player"]
 
@@ -32,9 +33,11 @@ class Player:
         self._model, self._options = model, options
         self._host = host_inputs(model, options)
         self._past: dict[str, Array] = {}
+        self._total = 0
 
     def run(self, session: Session, step: Step, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Play one step; see :class:`runners.decode.play.Player`."""
+        check_reach(self._model, self._options, step)
         feeds = {**inputs, **self._pasts(step, inputs["input_ids"].shape[0])}
         if self._host:
             wide = session.info.settings.get("dtype") == "float64"
@@ -51,10 +54,11 @@ class Player:
             for slot, part in self._model.cache_names()
             if present_name(slot.slot, part) in outputs
         }
+        self._total = step.stop
 
     def _rows(self, slot: SlotSpec, step: Step) -> int:
         """Rows that a layer sees in a step."""
-        return slot.kept_rows(step.start, self._options.bounded) + step.tokens
+        return self._options.kept_rows(slot, step.start, step.reached) + step.tokens
 
     def _pasts(self, step: Step, batch: int) -> dict[str, Array]:
         if step.graph != DECODE:
@@ -71,4 +75,7 @@ class Player:
             if past_name(slot.slot, part) not in self._past:
                 missing = present_name(slot.slot, part)
                 raise TraceError(f"step {step.index - 1} did not return {missing}; the case stops here")
-        return self._past
+        dropped = self._total - step.start
+        if not dropped:
+            return self._past
+        return {name: rows[:, :, : rows.shape[2] - dropped] for name, rows in self._past.items()}

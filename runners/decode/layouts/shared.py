@@ -12,6 +12,7 @@ from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, Session
+from kvparity.runners.decode.reach import check_reach
 
 __all__ = ["BLOCK", "Player", "capacity_for"]
 
@@ -19,10 +20,10 @@ BLOCK = 64  # full slots grow by this many rows
 _GARBAGE = 1e3  # what a poisoned row holds: finite, as the layout asks
 
 
-def capacity_for(total: int, model: ModelSpec) -> int:
-    """Rows of full slots for ``total`` tokens: whole blocks, and never fewer than a window."""
-    windows = [layer.window or 0 for layer in model.layers]
-    return -(-max(total, *windows) // BLOCK) * BLOCK
+def capacity_for(total: int, model: ModelSpec, options: ExportOptions) -> int:
+    """Rows of full slots for ``total`` tokens: whole blocks, and never fewer than a ring."""
+    rings = [options.ring(slot) or 0 for slot in model.slots]
+    return -(-max(total, *rings) // BLOCK) * BLOCK
 
 
 class Player:
@@ -45,7 +46,8 @@ class Player:
         Raises:
             TraceError: A buffer that the step needs was not returned.
         """
-        batch, capacity = inputs["input_ids"].shape[0], capacity_for(step.stop, self._model)
+        check_reach(self._model, self._options, step)
+        batch, capacity = inputs["input_ids"].shape[0], capacity_for(step.stop, self._model, self._options)
         if step.start == 0:
             self._buffers = {}
         for slot, part in self._model.cache_names():
@@ -65,13 +67,13 @@ class Player:
             if present_name(slot.slot, part) in outputs
         }
         return {
-            name: array if name == "logits" else self._newest(name, array, step.stop, capacity)
+            name: array if name == "logits" else self._newest(name, array, step, capacity)
             for name, array in outputs.items()
         }
 
     def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
         """Put rows in the dynamic layout's shapes into new buffers."""
-        capacity = capacity_for(step.stop, self._model)
+        capacity = capacity_for(step.stop, self._model, self._options)
         for slot, part in self._model.cache_names():
             rows = outputs[present_name(slot.slot, part)]
             shape = self._shape(slot, part, rows.shape[0], capacity)
@@ -92,23 +94,22 @@ class Player:
                 raise TraceError(f"{present_name(slot.slot, part)} has shape {old.shape}; expected up to {shape}")
             buffer[:, :, : old.shape[2]] = old
         if self._poison:
-            kept = slot.kept_rows(step.start, self._options.is_ring(slot))
+            kept = self._options.kept_rows(slot, step.start, step.reached) if self._options.ring(slot) else step.start
             unused = np.ones(shape[2], bool)
             unused[np.arange(step.start - kept, step.start) % shape[2]] = False
             buffer[:, :, unused] = _GARBAGE
         self._buffers[name] = buffer
 
-    def _newest(self, name: str, buffer: Array, total: int, capacity: int) -> Array:
+    def _newest(self, name: str, buffer: Array, step: Step, capacity: int) -> Array:
         """The rows that the dynamic layout's present holds; a buffer of the wrong shape is given as it is."""
         for slot, part in self._model.cache_names():
             if present_name(slot.slot, part) == name and buffer.shape == self._shape(
                 slot, part, buffer.shape[0], capacity
             ):
-                kept = slot.kept_rows(total, self._options.bounded)
-                rows: npt.NDArray[np.int64] = np.arange(total - kept, total) % buffer.shape[2]
+                kept = self._options.kept_rows(slot, step.stop, step.peak)
+                rows: npt.NDArray[np.int64] = np.arange(step.stop - kept, step.stop) % buffer.shape[2]
                 return buffer[:, :, rows]
         return buffer
 
     def _shape(self, slot: SlotSpec, part: str, batch: int, capacity: int) -> tuple[int, ...]:
-        rows = slot.window if slot.window is not None and self._options.is_ring(slot) else capacity
-        return slot.shape(part, batch, rows)
+        return slot.shape(part, batch, self._options.ring(slot) or capacity)

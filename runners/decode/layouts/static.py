@@ -22,6 +22,7 @@ from kvparity.exporter.contract.spec import (
     present_name,
 )
 from kvparity.runners.base import Array, Session
+from kvparity.runners.decode.reach import check_reach
 
 __all__ = ["Player"]
 
@@ -55,6 +56,7 @@ class Player:
                 f"step {step.index} ends at token {step.stop}, and the buffers have {self._max_len} rows; "
                 "not playable, export with a larger --max-len"
             )
+        check_reach(self._model, self._options, step)
         rows = inputs["input_ids"].shape[0]
         groups = [self._group(session, step, inputs, first) for first in range(0, rows, self._batch)]
         return {name: np.concatenate([group[name] for group in groups])[:rows] for name in groups[0]}
@@ -89,7 +91,7 @@ class Player:
         for graph, start, stop in self._calls(step):
             self._check_buffers(step, first)
             outputs = session.run(graph, {**self._feeds(graph, rows, step, start, stop), **self._buffers[first]})
-            self._keep(outputs, first, stop)
+            self._keep(outputs, first, stop, step)
             if "logits" in outputs:
                 logits.append(_trim(outputs["logits"], stop - start))
         canonical: dict[str, Array] = {}
@@ -98,7 +100,7 @@ class Player:
         for slot, part in self._model.cache_names():
             name = present_name(slot.slot, part)
             if name in outputs:
-                canonical[name] = self._newest(slot, part, outputs[name], step.stop)
+                canonical[name] = self._newest(slot, part, outputs[name], step)
         return canonical
 
     def _calls(self, step: Step) -> Iterator[tuple[GraphKind, int, int]]:
@@ -122,14 +124,15 @@ class Player:
             "cache_position": position,
         }
 
-    def _keep(self, outputs: Mapping[str, Array], first: int, total: int) -> None:
+    def _keep(self, outputs: Mapping[str, Array], first: int, total: int, step: Step) -> None:
         """Carry the buffers on; poisoned wherever the next call must not read."""
         self._buffers[first] = {}
         for slot, part in self._model.cache_names():
             buffer = outputs.get(present_name(slot.slot, part))
             if buffer is not None and buffer.shape == self._shape(slot, part):
                 if self._poison and part in ("key", "value"):
-                    kept = slot.kept_rows(total, self._options.is_ring(slot))
+                    ring = self._options.ring(slot) is not None
+                    kept = self._options.kept_rows(slot, total, max(total, step.reached)) if ring else total
                     unused = np.ones(buffer.shape[2], bool)
                     unused[self._row_of(slot, np.arange(total - kept, total))] = False
                     buffer = np.where(unused[:, None], buffer.dtype.type(np.nan), buffer)
@@ -141,12 +144,12 @@ class Player:
                 name, shape = present_name(slot.slot, part), self._shape(slot, part)
                 raise TraceError(f"the call before step {step.index} did not return {name} of shape {shape}")
 
-    def _newest(self, slot: SlotSpec, part: str, buffer: Array, total: int) -> Array:
+    def _newest(self, slot: SlotSpec, part: str, buffer: Array, step: Step) -> Array:
         """The rows that the dynamic layout's present holds; a buffer of the wrong shape is given as it is."""
         if part not in ("key", "value") or buffer.shape != self._shape(slot, part):
             return buffer
-        kept = slot.kept_rows(total, self._options.bounded)
-        return buffer[:, :, self._row_of(slot, np.arange(total - kept, total))]
+        kept = self._options.kept_rows(slot, step.stop, step.peak)
+        return buffer[:, :, self._row_of(slot, np.arange(step.stop - kept, step.stop))]
 
     def _row_of(self, slot: SlotSpec, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return slots % self._options.capacity(slot)

@@ -1,0 +1,30 @@
+"""How far back a conversation may go: sliding slots drop rows, and what was dropped can't be seen again."""
+
+from __future__ import annotations
+
+from kvparity.exporter.contract.cases import Step
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.exporter.contract.spec import ExportOptions, ModelSpec
+
+__all__ = ["check_reach", "reaches"]
+
+
+def reaches(model: ModelSpec, options: ExportOptions, start: int, peak: int) -> bool:
+    """Whether caches that came to ``peak`` tokens still hold every row that a token at slot ``start`` sees."""
+    if start < peak and model.has_states:
+        return False
+    return all(options.kept_rows(slot, start, peak) >= slot.kept_rows(start) for slot in model.slots if options.bounded)
+
+
+def check_reach(model: ModelSpec, options: ExportOptions, step: Step) -> None:
+    """Refuse a step whose past lacks rows.
+
+    Raises:
+        TraceError: The step goes back further than the caches reach.
+    """
+    if step.start and not reaches(model, options, step.start, step.reached):
+        raise TraceError(
+            f"step {step.index} goes back from {step.reached} tokens to {step.start}, and sliding caches of window "
+            f"{model.window} keep {options.rewind} tokens more than that; export with --rewind "
+            f"{step.reached - step.start}, or keep the caches of before the call (docs/caches.md)"
+        )
