@@ -1,18 +1,21 @@
-"""A handful of the catalogue in every test run; ``make mutants`` runs all of it."""
+"""Mutants in every test run: a handful killed and located, half of the others killed; ``make mutants`` runs all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import pytest
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.vectors import Vectors
 from tests.mutants.bench import CATALOGUE
+from tests.mutants.mutant import Mutant
 from tests.mutants.report import failures, markdown
-from tests.mutants.trial import Outcome, try_mutant
+from tests.mutants.trial import Outcome, decisive_cases, killed_in, try_mutant
 
 QUICK = [mutant for mutant in CATALOGUE if mutant.quick]
+OTHERS = [mutant for mutant in CATALOGUE if not mutant.quick]
 CASES = ("prefill-7", "prefill-9", "handoff-8", "chunk-9", "batch-ragged")
 
 
@@ -39,6 +42,16 @@ def test_a_fault_is_killed_and_located(subject: Bundle, referee: tuple[list[Vect
     outcome = try_mutant(subject, mutant, *referee)  # type: ignore[arg-type]
     assert outcome.verdict == "killed"
     assert outcome.located, outcome.sentence
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] * (n % 2)) for n, mutant in enumerate(OTHERS)],
+)
+def test_float64_kills_a_fault_and_nothing_that_is_declared_equivalent(subject: Bundle, mutant: Mutant) -> None:
+    likely = [subject.vectors(name) for name in CASES]
+    found = killed_in(subject, mutant, chain(likely, decisive_cases(subject)))
+    assert (found == "") == bool(mutant.equivalent)
 
 
 def test_a_run_fails_for_a_survivor_an_accusation_and_bad_locating() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -28,7 +28,7 @@ from tests.mutants.editor import Editor, NotApplicableError
 from tests.mutants.mutant import Mutant
 from tests.mutants.recording import locate_recorded
 
-__all__ = ["EXACT_TOL", "TOL", "Outcome", "decisive_cases", "mutated", "try_mutant"]
+__all__ = ["EXACT_TOL", "TOL", "Outcome", "decisive_cases", "killed_in", "mutated", "try_mutant"]
 
 TOL, EXACT_TOL = 1e-4, 1e-10
 _SAME = 1e-9  # identities in float64
@@ -91,6 +91,13 @@ def try_mutant(bundle: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors]
             return _recorded(bundle, damaged, mutant, vectors, _judge(damaged, mutant, vectors, watcher))
     except NotApplicableError as error:
         return Outcome(name, what, "not applicable", sentence=str(error))
+
+
+def killed_in(bundle: Bundle, mutant: Mutant, vectors: Iterable[Vectors]) -> str:
+    """The first case that differs by more than 1e-10 in float64; empty where none does."""
+    with mutated(bundle, mutant) as damaged:
+        session = ExactSession(damaged, "ort")
+        return next((case.case.name for case in vectors if _case(damaged, session, case)[0] > EXACT_TOL), "")
 
 
 def decisive_cases(bundle: Bundle) -> list[Vectors]:
