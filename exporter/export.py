@@ -16,7 +16,7 @@ from kvparity.exporter.check import check_graph
 from kvparity.exporter.checkpoint.model_spec import model_spec
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer, sample_text
-from kvparity.exporter.checkpoint.weights import Placement, place_weights
+from kvparity.exporter.checkpoint.weights import place_weights
 from kvparity.exporter.contract.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -34,14 +34,15 @@ from kvparity.exporter.contract.cases import Case, default_cases
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles, checkpoint_entry
 from kvparity.exporter.contract.errors import ExportError, KvparityError
 from kvparity.exporter.contract.files import new_folder
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.ports import graph_spec, host_inputs, resolve_options
 from kvparity.exporter.contract.quantization import Quantization
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from kvparity.exporter.golden.test_data import write_golden
 from kvparity.exporter.minimum_runtime import minimum_runtime
+from kvparity.exporter.passes.opset import default_opset
 from kvparity.exporter.quantize.plan import plan
 from kvparity.exporter.quantize.stage import held_blocks, quantize_weights
-from kvparity.exporter.trace.onnx_translations import default_opset
 from kvparity.exporter.trace.process import Job, Tracer
 
 __all__ = ["Stage", "copy_files", "export", "origin", "versions"]

@@ -11,7 +11,8 @@ import pytest
 
 from kvparity.exporter.checkpoint.gguf_file import read_gguf
 from kvparity.exporter.checkpoint.source import Checkpoint, read_safetensors_header, resolve
-from kvparity.exporter.checkpoint.weights import Placement, place_weights
+from kvparity.exporter.checkpoint.weights import place_weights
+from kvparity.exporter.contract.placement import Placement
 
 VOCAB, HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 96, 64, 4, 2, 96, 2
 

@@ -1,4 +1,4 @@
-"""Mutants in every test run: a handful killed and located, half of the others killed; ``make mutants`` runs all of it."""
+"""A handful of mutants is located and half of the others killed in every test run; ``make mutants`` runs them all."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def check_gguf(file: GgufFile, meta_model: Any) -> None:
 
 def _parameters(model: Any) -> dict[str, tuple[str, ...]]:
     """Every tensor of a checkpoint by name, with the other names that it is tied to."""
-    from kvparity.exporter.checkpoint.weights import weight_names
+    from kvparity.exporter.checkpoint.weight_names import weight_names
 
     return {weight.name: weight.aliases for weight in weight_names(model)}
 

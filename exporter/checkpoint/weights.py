@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,54 +19,19 @@ from kvparity.exporter.checkpoint.folder import text_names
 from kvparity.exporter.checkpoint.half_types import refuse_overflow
 from kvparity.exporter.checkpoint.quantized import refuse_uneven_blocks
 from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
+from kvparity.exporter.checkpoint.weight_names import WeightName, weight_names
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.files import copy_file
+from kvparity.exporter.contract.placement import Placement
 
-__all__ = ["Placement", "WeightName", "place_weights", "weight_names", "write_safetensors"]
+__all__ = ["place_weights", "write_safetensors"]
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 _ALIGN = 64
 _BLOCK = 1 << 23  # elements converted at once
 Array = npt.NDArray[Any]
 Parts = Callable[[], Iterator[Array]]  # blocks of a tensor's rows, in order
-
-
-@dataclass(frozen=True)
-class WeightName:
-    """A weight that the graphs need: its canonical name, its shape and dtype, and other names of the same tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a weight lies in the bundle."""
-
-    location: str
-    offset: int
-    length: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def weight_names(meta_model: Any) -> tuple[WeightName, ...]:
-    """Every persistent tensor of a model, tied ones once."""
-    persistent = set(meta_model.state_dict().keys())
-    names: dict[int, list[str]] = {}
-    seen: dict[int, Any] = {}
-    tensors = [*meta_model.named_parameters(remove_duplicate=False), *meta_model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        if name in persistent:
-            names.setdefault(id(tensor), []).append(name)
-            seen[id(tensor)] = tensor
-    return tuple(
-        WeightName(found[0], tuple(seen[key].shape), str(seen[key].dtype).removeprefix("torch."), tuple(found[1:]))
-        for key, found in names.items()
-    )
 
 
 def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path) -> dict[str, Placement]:

@@ -17,9 +17,9 @@ from functools import partial
 
 import onnx_ir as ir
 
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.exporter.passes.conditions import graph_pass
 from kvparity.exporter.passes.match import replace

@@ -12,13 +12,24 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.spec import ExportOptions, GraphSpec
 from kvparity.exporter.passes.conditions import graph_pass
 
-__all__ = ["NEWEST", "OLDEST", "to_opset"]
+__all__ = ["LINEAR_ATTENTION", "NEWEST", "OLDEST", "default_opset", "to_opset"]
 
 OLDEST, NEWEST = 17, 27
+LINEAR_ATTENTION = 27  # opset that LinearAttention came with
+_OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 23}  # by profile
 _CHANGED = {"DFT", "GridSample", "GroupNormalization"}  # mean something else after 18
 _REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"}
+
+
+def default_opset(options: ExportOptions, graph: GraphSpec) -> int:
+    """Default-domain opset of a graph: its profile's, or that of TensorScatter or LinearAttention where it has them."""
+    if options.profile == "modern" and graph.recurrent:
+        return LINEAR_ATTENTION
+    scatters = (options.profile, options.layout) in (("modern", "static"), ("ort", "shared"))
+    return 24 if scatters else _OPSETS[options.profile]
 
 
 def _spelled(model: ir.Model) -> Iterator[str]:

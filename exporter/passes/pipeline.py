@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.spec import DECODE, ExportOptions
 from kvparity.exporter.passes.cancel_reshapes import drop_reshapes
+from kvparity.exporter.passes.captured import Captured, name_ports
 from kvparity.exporter.passes.constant_shapes import constant_targets
 from kvparity.exporter.passes.expand_as_concat import repeat_by_concat
 from kvparity.exporter.passes.expand_single_kv_head import repeat_one_head
@@ -23,15 +24,13 @@ from kvparity.exporter.passes.half_type_constants import keep_digits
 from kvparity.exporter.passes.linear_attention import spell_linear_attention, use_runtime_kernel
 from kvparity.exporter.passes.matmul_nbits import quantize_products
 from kvparity.exporter.passes.node_names import tidy
-from kvparity.exporter.passes.opset import to_opset
+from kvparity.exporter.passes.opset import LINEAR_ATTENTION, default_opset, to_opset
 from kvparity.exporter.passes.probe_names import name_probes
 from kvparity.exporter.passes.reciprocal_to_div import divide
 from kvparity.exporter.passes.rms_normalization import fuse_norms
 from kvparity.exporter.passes.rotary_embedding import fuse_rotary
 from kvparity.exporter.passes.skip_normalization import fuse_skips
 from kvparity.exporter.passes.slice_bounds import vector_lengths
-from kvparity.exporter.trace.capture import Captured, name_ports
-from kvparity.exporter.trace.onnx_translations import LINEAR_ATTENTION, default_opset
 
 __all__ = ["PASSES", "Pass", "finish"]
 

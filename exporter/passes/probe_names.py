@@ -9,9 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from kvparity.exporter.passes.conditions import graph_pass
-from kvparity.exporter.trace.onnx_translations import PROBE
 
-__all__ = ["find_probes", "name_probes"]
+__all__ = ["PROBE", "find_probes", "name_probes"]
+
+PROBE = "kvparity.probe"  # metadata of a node's output: the module's path
 
 
 @graph_pass()

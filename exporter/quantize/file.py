@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.blocks import ZERO_POINTS
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.placement import Placement
 
 __all__ = ["FILE", "Writer", "write_tensors"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
 from kvparity.exporter.contract.dtypes import numpy_dtype
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.exporter.quantize.file import FILE, write_tensors
 from kvparity.exporter.quantize.kernels import quantize_rows, quantize_weight

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.quantization import Quality
 from kvparity.exporter.quantize.place import read_placed
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.checkpoint.tokenizer import sample_text
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.blocks import Blocks
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.quantization import Quality, Quantization
 from kvparity.exporter.contract.spec import ExportOptions, ModelSpec
 from kvparity.exporter.quantize.place import Placed, place_quantized

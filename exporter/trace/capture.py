@@ -7,7 +7,6 @@ import copy
 import io
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -19,37 +18,17 @@ from kvparity.exporter.contract.spec import ExportOptions, GraphSpec, ModelSpec
 from kvparity.exporter.model.decoder import NO_POSITIONS, Decoder, add_probes
 from kvparity.exporter.model.experts import choose_experts
 from kvparity.exporter.model.rope import hook_tables
+from kvparity.exporter.passes.captured import Captured, name_ports
 from kvparity.exporter.trace.examples import make_examples
 from kvparity.exporter.trace.fx_normalise import fold_scalars, normalise
 from kvparity.exporter.trace.in_place_operators import UnsupportedError
 from kvparity.exporter.trace.onnx_translations import translation_table
 from kvparity.exporter.trace.record.private_names import missing_names
 
-__all__ = ["Captured", "capture", "name_ports"]
+__all__ = ["capture"]
 
 TORCHLIB_OPSET = 18  # opset of torch's own translations
 _PREFIX = "model."  # the traced wrapper holds transformers' model as its attribute `model`
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A traced graph.
-
-    Attributes:
-        model: Ports named as in the spec; weights are initializers without values.
-        graph: The ports.
-        weights: Names of those initializers: transformers' parameter names, tied ones once.
-        lifted: Whether it was traced in float64 and has to be lowered to the bundle's dtype.
-        options: How it is exported.
-        tracer: What traced it: ``recording``, or ``torch.export`` and why.
-    """
-
-    model: ir.Model
-    graph: GraphSpec
-    weights: frozenset[str]
-    lifted: bool
-    options: ExportOptions
-    tracer: str
 
 
 def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOptions) -> Captured:
@@ -221,17 +200,6 @@ def _make_fake(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Ten
                     kind = dtype if buffer.is_floating_point() and dtype == torch.float64 else buffer.dtype
                     module._buffers[name] = torch.empty(buffer.shape, dtype=kind)
     return mode, buffers
-
-
-def name_ports(model: ir.Model, graph: GraphSpec) -> None:
-    """Give inputs and outputs the contract's names and dimension names."""
-    found = (len(model.graph.inputs), len(model.graph.outputs))
-    wanted = (len(graph.inputs), len(graph.outputs))
-    if found != wanted:
-        raise ExportError(f"the {graph.kind} graph has {found} inputs and outputs, expected {wanted}")
-    for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
-        value.name = port.name
-        value.shape = ir.Shape(port.shape)
 
 
 def _name_weights(model: ir.Model, meta_model: Any, buffers: dict[str, torch.Tensor]) -> frozenset[str]:

@@ -12,13 +12,10 @@ import onnx_ir as ir
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
-from kvparity.exporter.contract.spec import ExportOptions, GraphSpec
+from kvparity.exporter.passes.probe_names import PROBE
 
-__all__ = ["LINEAR_ATTENTION", "PROBE", "default_opset", "translation_table"]
+__all__ = ["translation_table"]
 
-PROBE = "kvparity.probe"
-LINEAR_ATTENTION = 27  # opset that LinearAttention came with
-_OPSETS = {"bare": 17, "portable": 18, "modern": 23, "ort": 23}
 _SQRT_2_OVER_PI = 0.7978845608028653558798921198687
 _SQRT_1_OVER_2 = 0.7071067811865475244008443621048
 _GELU_CUBIC = 0.044715
@@ -165,14 +162,6 @@ def _gelu(self: Any, approximate: str = "none") -> Any:
 
 def _dropout(input: Any, p: float, train: bool) -> Any:
     return op.Identity(input)
-
-
-def default_opset(options: ExportOptions, graph: GraphSpec) -> int:
-    """Default-domain opset of a graph: its profile's, or that of TensorScatter or LinearAttention where it has them."""
-    if options.profile == "modern" and graph.recurrent:
-        return LINEAR_ATTENTION
-    scatters = (options.profile, options.layout) in (("modern", "static"), ("ort", "shared"))
-    return 24 if scatters else _OPSETS[options.profile]
 
 
 def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -20,7 +20,7 @@ from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.start import command
 
 if TYPE_CHECKING:
-    from kvparity.exporter.checkpoint.weights import Placement
+    from kvparity.exporter.contract.placement import Placement
 
 __all__ = ["TRACED", "Job", "Tracer"]
 

@@ -17,12 +17,13 @@ from typing import IO, Any
 
 from kvparity.exporter.checkpoint.model_spec import model_spec
 from kvparity.exporter.checkpoint.source import Checkpoint
-from kvparity.exporter.checkpoint.weights import Placement
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.ports import graph_spec, resolve_options
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
+from kvparity.exporter.passes.captured import Captured
 from kvparity.exporter.passes.pipeline import finish
-from kvparity.exporter.trace.capture import Captured, capture
+from kvparity.exporter.trace.capture import capture
 from kvparity.exporter.trace.process import TRACED, Job
 
 __all__ = ["main", "trace"]

@@ -28,13 +28,12 @@ from kvparity.exporter.passes.group_query_attention import group_queries
 from kvparity.exporter.passes.half_type_constants import keep_digits
 from kvparity.exporter.passes.node_names import tidy
 from kvparity.exporter.passes.opset import to_opset
-from kvparity.exporter.passes.probe_names import name_probes
+from kvparity.exporter.passes.probe_names import PROBE, name_probes
 from kvparity.exporter.passes.reciprocal_to_div import divide
 from kvparity.exporter.passes.rms_normalization import fuse_norms
 from kvparity.exporter.passes.rotary_embedding import fuse_rotary
 from kvparity.exporter.passes.skip_normalization import fuse_skips
 from kvparity.exporter.passes.slice_bounds import vector_lengths
-from kvparity.exporter.trace.onnx_translations import PROBE
 
 HEAD = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
 
