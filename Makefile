@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: engines engines-matrix demo test check test-all test-real bench bench-real families fuzz setup clean mutants
+.PHONY: help engines engines-matrix demo test check test-all test-real bench bench-real families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -13,10 +13,13 @@ demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it t
 	$(BIN)/python cli.py run $(BUNDLE) -p "Once upon" -n 80
 	@echo "bundle  $(BUNDLE)"
 
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)/\1\t\2/' | expand -t 16
+
 test: check  ## lint, types and the default tests
 	$(BIN)/python -m pytest -q -m "not slow and not real and not engine"
 
-check: $(READY)
+check: $(READY)  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -62,7 +65,7 @@ bench-real: $(READY)  ## the same for Gemma 3 270M from its GGUF package (17 GB 
 		--most-mb $(MOST_MB) --tol 1e-4 --tol auto --case text --case text-prefill --case text-across \
 		$(foreach peer,$(ONLY),--peer $(peer)) --json $(GEMMA)/peers.json --plot $(GEMMA)/peers.svg
 
-setup: $(READY)
+setup: $(READY)  ## the environment that all of these run in
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -70,5 +73,5 @@ $(READY): pyproject.toml
 	$(BIN)/pip install -q -e ".[export,report,dev]"
 	touch $(READY)
 
-clean:
+clean:  ## remove the environment, build files and the demo's bundle
 	rm -rf $(VENV) build *.egg-info $(BUNDLE)

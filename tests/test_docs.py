@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -75,3 +77,21 @@ def test_every_destination_of_the_architecture_page_exists() -> None:
         if symbol := re.fullmatch(r"`(\w+)`", name):
             source = (ROOT / path).read_text(encoding="utf-8")
             assert re.search(rf"^(def|class) {symbol[1]}\b|^{symbol[1]}\b.*=", source, flags=re.M), f"{topic}: {name}"
+
+
+def test_make_help_lists_every_target_and_no_target_runs_what_is_gone() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.*)$", text, flags=re.M)
+    assert targets is not None
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(line.split()[0] for line in shown.splitlines()) == sorted(targets[1].split())
+    modules = re.findall(r"python -m ((?:tests|benchmarks)[\w.]*)", text)
+    scripts = re.findall(r"python ([\w/]+\.py)", text)
+    assert modules
+    assert scripts
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
