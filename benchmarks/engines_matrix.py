@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from kvparity.exporter.contract.bundle import Bundle  # noqa: E402
 from kvparity.exporter.contract.errors import KvparityError  # noqa: E402
-from kvparity.runners.base import RunnerSpec, Session, parse_runner  # noqa: E402
+from kvparity.runners.base import RunnerSpec, Session, engine_names, parse_runner  # noqa: E402
 from kvparity.runners.compare.judge import JudgeOptions, judge  # noqa: E402
 from kvparity.runners.compare.known_failures import load_known_failures, unexpected  # noqa: E402
 from kvparity.runners.compare.timing import Timed  # noqa: E402
@@ -36,26 +37,7 @@ RESULTS = ROOT / "benchmarks" / "engines_matrix.json"
 KNOWN = ROOT / "tests" / "known_failures"
 BASE = ["numpy", "pydantic", "ml_dtypes"]
 ORT_VERSIONS = ("1.20.1", "1.22.1", "1.24.4", "1.28.0")
-ENVIRONMENTS: dict[str, list[str]] = {
-    "openvino": ["openvino"],
-    "tract": ["tract"],
-    "nxrt": ["nxrt"],
-    "opencv": ["opencv-python-headless>=5"],
-    "mnn": ["MNN"],
-    "iree": ["iree-base-compiler[onnx]", "iree-base-runtime"],
-    "onnx2pytorch": ["onnx", "torch==2.13.0"],
-    "emx": ["emx-onnx-cgen", "onnx"],
-    "tvm": ["apache-tvm", "onnx"],
-    "tinygrad": ["tinygrad", "onnx"],
-    "genai": ["onnxruntime-genai"],
-    "onnx2torch": ["onnx", "torch==2.13.0"],
-    "jaxonnxruntime": ["jax", "onnx", "absl-py"],
-    "onnxruntime_ggml": ["onnxruntime-ggml"],
-    "litert": ["onnx", "torch==2.13.0", "litert-torch>=0.10"],
-    **{f"ort-{version}": [f"onnxruntime=={version}"] for version in ORT_VERSIONS},
-}
-# They ask for what is not used: torchvision, and JAX's libraries for training.
-WITHOUT_DEPENDENCIES = {name: [name] for name in ("onnx2pytorch", "onnx2torch", "jaxonnxruntime")}
+WITHOUT_DEPENDENCIES = ("onnx2pytorch", "onnx2torch", "jaxonnxruntime")  # theirs are torchvision, and training
 MARK = "installed.json"  # what an environment was made of; written last, so that a broken-off installation goes on
 NODE = ["onnxruntime-node", "onnxruntime-web@1", "@huggingface/transformers"]  # @1: no pre-release
 
@@ -180,12 +162,23 @@ def play_row(bundle: Bundle, runner: str, layout: str) -> Row:
     return row
 
 
+def environments() -> dict[str, list[str]]:
+    """What every engine's environment holds beside `BASE`: its extra in pyproject.toml; and older ONNX Runtimes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    return {
+        **{name: extras[name] for name in engine_names() if name in extras},
+        **{f"ort-{version}": [f"onnxruntime=={version}"] for version in ORT_VERSIONS},
+    }
+
+
 def install(only: list[str]) -> None:
     """Make the environments that are missing or half made; one that can't be made is left out, with the reason."""
     folder = engines_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, packages in ENVIRONMENTS.items():
-        wanted = json.dumps([*BASE, *packages, *WITHOUT_DEPENDENCIES.get(name, [])])
+    for name, packages in environments().items():
+        wanted = json.dumps([*BASE, *packages])
+        bare = [package for package in packages if package.startswith(WITHOUT_DEPENDENCIES)]
         mark = folder / name / MARK
         if (only and name not in only) or (mark.exists() and mark.read_text("utf-8") == wanted):
             continue
@@ -194,9 +187,9 @@ def install(only: list[str]) -> None:
         try:
             subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
             pip = [folder / name / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-            subprocess.run([*pip, *BASE, *packages], check=True)
-            if name in WITHOUT_DEPENDENCIES:
-                subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES[name]], check=True)
+            subprocess.run([*pip, *BASE, *(package for package in packages if package not in bare)], check=True)
+            if bare:
+                subprocess.run([*pip, "--no-deps", *bare], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             shutil.rmtree(folder / name, ignore_errors=True)  # half an environment would be taken for the engine's
             print(f"  {name}: not installed ({error})", file=sys.stderr, flush=True)

@@ -36,6 +36,19 @@ def test_an_engine_is_a_module_with_an_install_line_that_loads_without_its_engin
     assert callable(module.open_session)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_engine_s_install_line_names_what_is_declared_and_the_matrix_has_a_row_of_it(name: str) -> None:
+    from benchmarks.engines_matrix import ROWS, environments
+
+    line = load_engine(name).INSTALL
+    if line.startswith("pip install 'kvparity["):
+        assert f"[{name}]" in line, f"pyproject.toml: the extra of an engine has its name; found {line}"
+        assert name in environments(), f"pyproject.toml: no extra {name}"
+    else:
+        assert line in ("pip install onnx", "make engines ONLY=node")
+    assert name in {runner.split(":")[0] for runner, _ in ROWS}, "benchmarks/engines_matrix.py: no row"
+
+
 def test_importing_every_engine_module_imports_no_engine() -> None:
     code = (
         "import sys, importlib, pkgutil, kvparity.runners.engines as package\n"
@@ -66,9 +79,10 @@ def _nothing_installed(name: str) -> str:
     raise PackageNotFoundError(name)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", engine_names())
 def test_a_setting_that_an_engine_does_not_have_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailableError, match=r"is unknown here|is not installed"):
+    """Before anything else, so that a setting is refused where the engine is absent as well."""
+    with pytest.raises(EngineUnavailableError, match="setting 'colour' is unknown here; known are "):
         load_engine(name).open_session(make_bundle(tmp_path / "bundle", cases=()), {"colour": "red"})
 
 
