@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,20 +16,31 @@ import onnx_ir as ir
 __all__ = ["fingerprint", "first_difference", "signature"]
 
 
-def signature(model: ir.Model) -> Iterator[str]:
+def signature(model: ir.Model, *, sizes: bool = True) -> Iterator[str]:
     """One line per opset, port, operator and weight, without names.
 
     Values are numbered in the order in which they are first met, so two graphs give the same lines exactly when the
     same operators in the same order read the same values. Constants and weights stand for their bytes.
+
+    Args:
+        model: The graph.
+        sizes: False leaves out operators that compute with sizes of tensors and integer constants alone, and both.
     """
     for domain, version in sorted(model.opset_imports.items()):
         yield f"opset {domain or 'ai.onnx'} {version}"
     numbers: dict[ir.Value, int] = {}
+    left_out: set[ir.Value] = set()
     for port in model.graph.inputs:
         yield f"input {port.name} {port.dtype} {port.shape} = {_number(port, numbers)}"
     for node in model.graph:
+        if not sizes and _of_sizes(node, left_out):
+            left_out.update(node.outputs)
+            continue
         reads: list[str] = []
         for value in node.inputs:
+            if value in left_out or (not sizes and _is_integer_constant(value)):
+                reads.append("size")
+                continue
             if value is not None and value not in numbers and value.is_initializer():
                 yield f"weight {_tensor(value.const_value)} = {_number(value, numbers)}"
             reads.append("-" if value is None else str(_number(value, numbers)))
@@ -38,7 +49,18 @@ def signature(model: ir.Model) -> Iterator[str]:
         yield f"{node.domain}::{node.op_type} ({' '.join(reads)}) [{' '.join(attributes)}] = {' '.join(writes)}"
     for port in model.graph.outputs:
         yield f"output {port.name} {port.dtype} {port.shape} = {_number(port, numbers)}"
-    yield f"unread weights {sum(value not in numbers for value in model.graph.initializers.values())}"
+    if sizes:
+        yield f"unread weights {sum(value not in numbers for value in model.graph.initializers.values())}"
+
+
+def _is_integer_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.dtype == ir.DataType.INT64
+
+
+def _of_sizes(node: ir.Node, known: Set[ir.Value]) -> bool:
+    given = [value for value in node.inputs if value is not None]
+    integers = (value in known or _is_integer_constant(value) for value in given)
+    return node.op_type == "Shape" or (bool(given) and all(integers))
 
 
 def fingerprint(path: Path) -> str:
