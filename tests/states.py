@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,8 +73,15 @@ PADS = (0, 5)
 Array = npt.NDArray[np.generic]
 
 
-def plain_errors(checkpoint: Path, bundle: Path, calls: Sequence[int] = CALLS) -> tuple[float, float]:
-    """(largest error of the graphs in onnxruntime, of PyTorch in float32), both against PyTorch in float64.
+class Errors(NamedTuple):
+    """The largest difference of any logit, and the root of the mean square of all."""
+
+    largest: float
+    rms: float
+
+
+def plain_errors(checkpoint: Path, bundle: Path, calls: Sequence[int] = CALLS) -> tuple[Errors, Errors]:
+    """Errors of the graphs in onnxruntime and of PyTorch in float32, both against PyTorch in float64.
 
     A batch of two rows, one padded on the left, goes through prefill, chunks and steps; logits of live tokens count.
 
@@ -98,7 +105,12 @@ def plain_errors(checkpoint: Path, bundle: Path, calls: Sequence[int] = CALLS) -
         double = _in_pytorch(model.double(), ids, mask, positions, calls)
     graphs = _in_onnxruntime(bundle, ids, mask, positions, calls)
     live = mask == 1
-    return tuple(float(np.abs(found - double)[live].max()) for found in (graphs, single))  # type: ignore[return-value]
+    return _errors(graphs - double, live), _errors(single - double, live)
+
+
+def _errors(difference: npt.NDArray[np.float64], live: npt.NDArray[np.bool_]) -> Errors:
+    picked = difference[live]
+    return Errors(float(np.abs(picked).max()), float(np.sqrt(np.square(picked).mean())))
 
 
 def _in_pytorch(model: Any, ids: Array, mask: Array, positions: Array, calls: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -56,7 +56,8 @@ def test_a_model_with_states_computes_what_pytorch_computes(made: tuple[Path, Bu
 def test_plain_onnxruntime_is_as_close_to_float64_as_pytorch(made: tuple[Path, Bundle]) -> None:
     checkpoint, bundle = made
     graphs, pytorch = plain_errors(checkpoint, bundle.root)
-    assert graphs <= 2 * pytorch, (graphs, pytorch)
+    assert graphs.rms <= 2 * pytorch.rms, (graphs, pytorch)
+    assert graphs.largest <= 3 * pytorch.largest, (graphs, pytorch)  # the largest of 28,000 is a matter of luck
 
 
 def test_every_bundle_with_states_carries_a_verify_that_says_match(made: tuple[Path, Bundle]) -> None:

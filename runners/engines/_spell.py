@@ -37,6 +37,13 @@ class _Builder:
         self.nodes.append(node)
         return node.outputs
 
+    def name(self, node: ir.Node, place: str = "") -> None:
+        """Name what was made after the node that it stands for; values with a slash are no probes."""
+        for part, made in enumerate(self.nodes):
+            made.name = f"{node.name}/{place}{made.op_type}_{part}"
+            for index, output in enumerate(made.outputs):
+                output.name = output.name or f"{made.name}.{index}"
+
     def constant(self, value: Any) -> Any:
         tensor = ir.tensor(np.asarray(value))
         node = ir.node("Constant", [], attributes={"value": tensor})
@@ -58,8 +65,7 @@ def spell_out(model: ir.Model) -> None:
         build = _Builder()
         result = spell(build, node, digits)
         result.name = node.outputs[0].name
-        for part, made in enumerate(build.nodes):
-            made.name = f"{node.name}/{made.op_type}_{part}"
+        build.name(node)
         model.graph.insert_before(node, build.nodes)
         node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
@@ -272,8 +278,7 @@ def _causal(build: _Builder, node: ir.Node, query: Any, keys: Any, lengths: Any,
 
 def _put(model: ir.Model, node: ir.Node, build: _Builder, values: Sequence[Any]) -> None:
     """Nodes in the place of one, their values in the place of its outputs that are read."""
-    for part, made in enumerate(build.nodes):
-        made.name = f"{node.name}/{made.op_type}_{part}"
+    build.name(node)
     model.graph.insert_before(node, build.nodes)
     for old, new in zip(node.outputs, values, strict=False):
         if new is None:
@@ -308,20 +313,12 @@ def _step_recurrences(model: ir.Model) -> None:
             v = body("Mul", body("Sub", v, read), b[0])
         after = body("Add", kept, body("Mul", k, v))
         outputs = [after, body("MatMul", q, after)]
-        for part, made in enumerate(body.nodes):
-            made.name = f"{node.name}/step/{made.op_type}_{part}"
-            made.outputs[0].name = f"{made.name}.0"
+        body.name(node, "step/")
         graph = ir.Graph([state, *parts], outputs, nodes=body.nodes, name="step")
         present, output = build.several("Scan", 2, past, *rows, body=graph, num_scan_inputs=len(rows))
         turned = build("Transpose", output, perm=[1, 0, 3, 2, 4])
         flat = build("Reshape", turned, build.constant(np.asarray([0, 0, -1], np.int64)))
-        for part, made in enumerate(build.nodes):
-            made.name = f"{node.name}/{made.op_type}_{part}"
-        model.graph.insert_before(node, build.nodes)
-        for old, new in zip(node.outputs, (flat, present), strict=True):
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
-        model.graph.remove(node, safe=True)
+        _put(model, node, build, (flat, present))
 
 
 def _heads(build: _Builder, flat: ir.Value | None, heads: int) -> Any:
