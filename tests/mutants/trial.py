@@ -19,7 +19,7 @@ from kvparity.runners.base import Array
 from kvparity.runners.compare.identities import Played, identities, judge_identity, play_whole
 from kvparity.runners.decode.play import play
 from kvparity.runners.diff.location import Location
-from kvparity.runners.diff.names import KINDS
+from kvparity.runners.diff.names import KINDS, axis_of, is_state
 from kvparity.runners.engines.exact import ExactSession
 from kvparity.runners.locate.export_fault import Watcher, export_fault
 from kvparity.runners.locate.graphs import open_graph
@@ -202,8 +202,10 @@ def _difference(name: str, want: Array, got: Array | None, live: np.ndarray) -> 
     """Largest difference over live slots; inf for a missing output, a wrong shape and numbers that are not finite."""
     if got is None or got.shape != want.shape:
         return float("inf")
-    rows = np.moveaxis(np.abs(np.asarray(want) - np.asarray(got)), 1 if name == "logits" else 2, 1)
-    shown = rows[live[:, live.shape[1] - rows.shape[1] :]]
+    shown = np.abs(np.asarray(want) - np.asarray(got))
+    if not is_state(name):
+        rows = np.moveaxis(shown, axis_of(name), 1)
+        shown = rows[live[:, live.shape[1] - rows.shape[1] :]]
     return float(np.max(np.where(np.isnan(shown), np.inf, shown), initial=0.0))
 
 
