@@ -1,4 +1,4 @@
-"""Is a graph shippable? Ports as promised, operators and versions of its profile, external data inside the bundle."""
+"""Graph checks: an exported graph in, an error where ports, operators, versions or external data are wrong."""
 
 from __future__ import annotations
 

@@ -83,11 +83,6 @@ def refuse_remote_code(folder: Path, source: str) -> None:
         )
 
 
-def brings_code(folder: Path) -> bool:
-    """Whether the config names Python code of the checkpoint's own, which is left alone."""
-    return "auto_map" in _read(folder / "config.json")
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

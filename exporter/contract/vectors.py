@@ -198,11 +198,6 @@ class Vectors:
         """Whether the float64 result was recorded."""
         return bool(self.deltas)
 
-    @property
-    def derived(self) -> bool:
-        """Whether logits are rebuilt from hidden states."""
-        return isinstance(self.arrays.get("logits"), DerivedLogits)
-
     def float64(self) -> Mapping[str, Array]:
         """The float64 result by key.
 

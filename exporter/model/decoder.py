@@ -1,4 +1,4 @@
-"""The module that is traced: ids, mask, positions and pasts in; logits and presents out; no family named.
+"""The module that is traced: ids, mask, positions and pasts in; logits and presents out; the same for all families.
 
 The model is transformers' own. Three of its official extension points are used, so that nothing is re-implemented: the
 cache argument (:mod:`exporter.model.layouts`), the attention interface (:mod:`exporter.model.attention`), and module

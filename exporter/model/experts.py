@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers as plain matrix products, through transformers' own seam, the experts interface.
+"""Mixture-of-experts layers as plain matrix products, through transformers' experts interface.
 
 transformers' loop over the experts that were hit cannot be traced. Of its other forms, one gathers the weights of each
 token's experts: right for a decode step, but a prefill of 512 tokens over Gemma 4 26B-A4B would gather 65 GB. So a

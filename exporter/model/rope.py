@@ -1,4 +1,4 @@
-"""Rotary embeddings as tables: what a host needs to compute them, and the seam that feeds them to the model."""
+"""Rotary embeddings (RoPE) as tables: what a host needs to compute them, and the hooks that feed them to the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the tiny checkpoint is trained."""
+"""Options of ``train``: how the tiny checkpoint is trained."""
 
 from __future__ import annotations
 

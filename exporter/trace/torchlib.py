@@ -1,4 +1,4 @@
-"""Torch's own translations to ONNX, only those that a graph needs: describing all 557 takes half a second per graph."""
+"""torchlib, torch's own translations to ONNX: only those that a graph needs, since all 557 take half a second."""
 
 from __future__ import annotations
 

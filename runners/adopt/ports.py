@@ -66,7 +66,7 @@ def extra_input(port: Port, model: ModelSpec) -> ExtraInput:
     """What an input beyond ids, mask, positions and caches is fed with.
 
     Raises:
-        BundleError: Nobody can tell.
+        BundleError: No name, dtype or shape says which port it is.
     """
     name, fixed = port.name.lower(), tuple(size if isinstance(size, int) else 1 for size in port.shape)
     if port.dtype == "bool" and "use_cache" in name:

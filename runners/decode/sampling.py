@@ -1,4 +1,4 @@
-"""How the next token is chosen; standard library only."""
+"""Sampling: how the next token is chosen; standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled graphs are kept, because a compiler may need minutes for what takes a second to run."""
+"""Cache of compiled graphs on disk, because a compiler may need minutes for what takes a second to run."""
 
 from __future__ import annotations
 

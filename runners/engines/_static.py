@@ -1,4 +1,4 @@
-"""For engines whose graphs have fixed shapes: one compiled graph per set of input shapes, up to a limit.
+"""Static shapes: one compiled graph per set of input shapes, up to a limit, for engines that need them fixed.
 
 A decode loop over growing caches meets a new shape at every step, so that a case may need more graphs than the limit.
 It is then refused, with the reason: never passed, and never half judged without a word.

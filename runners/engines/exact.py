@@ -1,4 +1,4 @@
-"""The exported graph itself in float64: not an engine to ship to, but the question whether the graph is right at all.
+"""Float64 evaluation of the exported graph: says whether the graph itself is right, apart from any engine.
 
 Every float32 and float16 value of the graph becomes float64; constants get back the digits that the float32 graph had
 to round (kept in its metadata), provided that they still round to what the graph holds. ONNX Runtime runs the result

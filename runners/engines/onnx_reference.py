@@ -1,4 +1,4 @@
-"""onnx's ReferenceEvaluator: the ONNX specification in numpy. Slow, and nobody's kernel."""
+"""onnx's ReferenceEvaluator: the ONNX specification in numpy; slow."""
 
 from __future__ import annotations
 

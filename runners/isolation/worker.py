@@ -1,4 +1,4 @@
-"""The other end of ``isolation/process.py``: runs one engine for one session, in a process of its own.
+"""Engine process: runs one engine for one session, at the other end of ``isolation/process.py``.
 
 Frames come on stdin and leave on what was stdout; file descriptor 1 then points at stderr, because engines print.
 """

@@ -1,4 +1,4 @@
-"""Attention computed again from the right queries, keys and values, with one thing wrong at a time."""
+"""Likely causes in attention: it is computed again from right inputs, with one thing wrong at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about the rows of a cache."""
+"""Likely causes in caches: too many or too few rows, and rows that are shifted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that try a guilty segment again with something else in it, where the graph is right and the engine is not."""
+"""Likely causes in an engine: a guilty segment is tried again with something else in it."""
 
 from __future__ import annotations
 

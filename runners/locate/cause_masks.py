@@ -1,4 +1,4 @@
-"""Rules about who may look at whom."""
+"""Likely causes in attention masks: which keys a query may attend to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about rotary embeddings: their tables, and queries and keys that were turned by other ones."""
+"""Likely causes in rotary embeddings: their tables, and queries and keys rotated by other ones."""
 
 from __future__ import annotations
 

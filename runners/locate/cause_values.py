@@ -1,4 +1,4 @@
-"""Rules about numbers: weights, factors, neighbours, heads, norms, precision."""
+"""Likely causes in values: weights, factors, neighbours, heads, norms, precision."""
 
 from __future__ import annotations
 

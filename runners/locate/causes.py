@@ -1,4 +1,4 @@
-"""Observed error pattern -> likely cause. A rule speaks only where its pattern fits the numbers exactly."""
+"""Likely causes: an error's pattern in, a cause in words out where it fits the numbers exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph is right, the engine is not: which operator does it compute wrongly?
+"""Engine faults: the operator that an engine computes wrongly in a graph that is right.
 
 Every probe is cut and fed with float64 values rounded to the graph's dtype, so that an engine's error in one segment
 cannot reach the next. What float32 arithmetic itself costs is measured on the same cut graph with onnx's own evaluator.

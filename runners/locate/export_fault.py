@@ -1,4 +1,4 @@
-"""Is the graph right? One call in float64 against PyTorch in float64, probe by probe."""
+"""Export faults: one call of the graph in float64 against PyTorch in float64, probe by probe."""
 
 from __future__ import annotations
 

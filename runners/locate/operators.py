@@ -1,4 +1,4 @@
-"""Op by op inside a guilty segment: which node makes a value that PyTorch never computes from values that it does."""
+"""Operators of a guilty segment: the node that is wrong, between values that PyTorch computes as well."""
 
 from __future__ import annotations
 

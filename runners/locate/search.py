@@ -1,4 +1,4 @@
-"""Cascade and isolated: which probe is wrong first, and which is wrong although everything before it was right."""
+"""Search for the wrong probe: the first one when the graph runs as it is, and those wrong from right inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which value inside a model does an engine compute wrongly that can't be run here, but whose values were recorded?
+"""Faults in a recording: the value that was computed wrongly by an engine which can't be run here.
 
 The graph is cut at every recorded value and fed with the recording itself: what a segment makes in float64 of the
 engine's own values is what the engine should have recorded next. So an early fault does not spread, and values that

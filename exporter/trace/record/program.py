@@ -56,7 +56,7 @@ class Program:
         return list(self.buffers.items())
 
     def recompile(self) -> None:
-        """Nobody runs it."""
+        """Nothing to do: the program is translated and not run."""
 
 
 def record(module: nn.Module, examples: Sequence[Mapping[str, Tensor]], mode: Any) -> Program:

@@ -1,4 +1,4 @@
-"""Sees the operators that a module calls, runs each at every example, and notes it down as a node of a graph.
+"""Recorder: intercepts the operators that a module calls, runs each at every example, and adds it to a graph.
 
 A tensor that python holds is fake and stands for one tensor per example. Operators run again only for arguments of
 layouts that were not met before: layers repeat.

@@ -1,4 +1,4 @@
-"""Gives python the sizes of traced tensors, where torch would give those of one example."""
+"""Shapes of traced tensors: python gets sizes as nodes of the graph, where torch would give one example's."""
 
 from __future__ import annotations
 

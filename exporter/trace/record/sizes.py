@@ -142,7 +142,7 @@ class Size:
         return isinstance(self.values[0], bool)
 
     def is_float(self) -> bool:
-        """Never."""
+        """False: sizes are integers, and comparisons of them booleans."""
         return False
 
     is_nested_int = is_float
