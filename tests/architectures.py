@@ -232,7 +232,17 @@ def _tiny(kind: Any, sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> A
         own = _TEXT if _decodes(name, part) else _PART
         inner = settings.get(name, {})
         known[name] = _tiny(type(part), own, {**SETTINGS.get(part.model_type, {}), **inner}).to_dict()
-    return kind(**{**known, **{name: value for name, value in settings.items() if name not in parts}})
+    return _fit_sections(kind(**{**known, **{name: value for name, value in settings.items() if name not in parts}}))
+
+
+def _fit_sections(config: Any) -> Any:
+    """Share the rotated pairs out among time, height and width, where a config says how (``mrope_section``)."""
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and rope.get("mrope_section"):
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        pairs, count = int(size * rope.get("partial_rotary_factor", 1.0)) // 2, len(rope["mrope_section"])
+        rope["mrope_section"] = [pairs // count] * (count - 1) + [pairs - pairs // count * (count - 1)]
+    return config
 
 
 def _layers_of_every_kind(kind: Any, sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, int]:

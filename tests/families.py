@@ -273,10 +273,10 @@ FAMILIES: tuple[Family, ...] = (
     Family("llama with a stray window", "llama", {"sliding_window": WINDOW}, refused="remove sliding_window"),
     Family("recurrent_gemma", "recurrent_gemma", refused="linear_attention"),
     Family("deepseek_v32", "deepseek_v32", refused="indexed_attention"),
-    Family("mpt", "mpt", refused="position_ids"),
-    Family("falcon", "falcon", refused="attention interface"),
-    Family("bloom", "bloom", refused="position_ids"),
-    Family("bart", "bart", refused="both directions"),
+    Family("mpt", "mpt", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 128}),
+    Family("falcon", "falcon"),
+    Family("bloom", "bloom", {"n_layer": 3, "n_head": 4}),
+    Family("bart", "bart", {"d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}),
 )
 
 

@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 
 from kvparity.exporter.contract.errors import ExportError
 
-__all__ = ["INDEX", "WEIGHTS", "has_weights", "no_weights", "refuse_adapter", "refuse_remote_code", "text_names"]
+__all__ = [
+    "INDEX",
+    "WEIGHTS",
+    "has_weights",
+    "no_weights",
+    "refuse_adapter",
+    "refuse_remote_code",
+    "text_name",
+    "text_names",
+]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
@@ -46,7 +55,12 @@ def text_names(tensors: Mapping[str, T]) -> dict[str, T]:
 
     ``model.language_model.layers.0…`` and ``language_model.model.layers.0…`` are ``model.layers.0…`` there.
     """
-    return {_LANGUAGE_MODEL.sub("", name, count=1): tensor for name, tensor in tensors.items()}
+    return {text_name(name): tensor for name, tensor in tensors.items()}
+
+
+def text_name(name: str) -> str:
+    """The name that a tensor of a multimodal model has in its text model alone."""
+    return _LANGUAGE_MODEL.sub("", name, count=1)
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -42,6 +42,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
     Raises:
         ExportError: A layer keeps a state that is no key-value cache, or attends in both directions.
     """
+    config = config.get_text_config(decoder=True)
     layers, slots = _layers_and_slots(config, model)
     features, missing = features_of(config, model, layers, slots)
     max_position = _max_position(config)

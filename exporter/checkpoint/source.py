@@ -28,6 +28,7 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.gguf_names import whole_names
+from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.exporter.model.attention import ATTENTION, register_attention
 
 __all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
@@ -121,18 +122,17 @@ class Checkpoint:
         """
         import torch
         from accelerate import init_empty_weights
-        from transformers import AutoModelForCausalLM
 
         register_attention()
-        arguments = {"attn_implementation": ATTENTION, "dtype": torch.float32, "trust_remote_code": False}
+        arguments = {"dtype": torch.float32, "trust_remote_code": False}
         try:
             with init_empty_weights(include_buffers=False):
                 try:
-                    model = AutoModelForCausalLM.from_config(config, **arguments)
+                    model = build_language_model(config, ATTENTION, **arguments)
                 except KeyError as error:
                     if ATTENTION not in str(error):
                         raise
-                    model = AutoModelForCausalLM.from_config(config, **{**arguments, "attn_implementation": "eager"})
+                    model = build_language_model(config, "eager", **arguments)
         except Exception as error:
             raise ExportError(
                 f"{self.source}: no causal language model for model_type {config.model_type!r} ({_first_line(error)})"

@@ -45,6 +45,8 @@ def text_config(config: Any, stored: Mapping[str, StoredTensor]) -> Any:
     text = config.get_text_config(decoder=True)
     if hasattr(text, "auto_map"):  # names Python code that lies beside the checkpoint; it is neither run nor copied
         del text.auto_map
+    if text is not config and model_class(text) is None and model_class(config) is not None:
+        return config  # only the multimodal class computes logits of its text
     if text is not config and model_class(config) is not None:
         _heed_wrapper(config, text)
     if getattr(text, "tie_word_embeddings", False) and _both_heads_differ(model_class(text), stored):

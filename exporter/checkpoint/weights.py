@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.checkpoint.folder import text_names
+from kvparity.exporter.checkpoint.folder import text_name, text_names
 from kvparity.exporter.checkpoint.half_types import refuse_overflow
 from kvparity.exporter.checkpoint.quantized import refuse_uneven_blocks
 from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
@@ -74,7 +74,7 @@ def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path) -> dict
 
 def _find(weight: WeightName, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
     for name in (weight.name, *weight.aliases):
-        tensor = stored.get(name)
+        tensor = stored.get(text_name(name))
         if tensor is not None:
             if tensor.shape != weight.shape:
                 raise ExportError(
@@ -129,7 +129,7 @@ def _from_loaded(checkpoint: Checkpoint, wanted: tuple[WeightName, ...], folder:
     state = text_names(state)
     parts: dict[str, tuple[tuple[int, ...], Parts]] = {}
     for weight in wanted:
-        tensor = state.get(weight.name)
+        tensor = state.get(text_name(weight.name))
         if tensor is None or tuple(tensor.shape) != weight.shape:
             found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise ExportError(f"{checkpoint.source}: weight {weight.name} is {found}, expected {weight.shape}")

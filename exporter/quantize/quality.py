@@ -40,12 +40,11 @@ def reference_model(config: Any, folder: Path, placements: Mapping[str, Placemen
     """Transformers' model with eager attention and the bundle's weights, in float32."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
+
+    from kvparity.exporter.contract.text_part import build_language_model
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
-        )
+        model = build_language_model(config, "eager", experts_implementation="eager", dtype=torch.float32)
     tensors = {n: read_placed(folder, place).astype(np.float32) for n, place in placements.items()}
     model.load_state_dict({n: torch.from_numpy(array) for n, array in tensors.items()}, strict=False, assign=True)
     model.tie_weights()

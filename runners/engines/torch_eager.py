@@ -22,6 +22,7 @@ from kvparity.exporter.contract.modules import accepted, cache_argument
 from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
+from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._streamed import stream_weights
 from kvparity.runners.engines._transformers_cache import WatchedCache, newest_columns, to_numpy
@@ -100,13 +101,11 @@ def _check_rounding(bundle: Bundle, name: str, wanted: torch.Tensor, found: torc
 def _load(bundle: Bundle, dtype: str, *, streamed: bool = False) -> Any:
     """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(bundle.root, local_files_only=True)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
-        )
+        model = build_language_model(config, "eager", experts_implementation="eager", dtype=torch.float32)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     files = _files(bundle) if streamed else {}
     state = _buffers(model, files) if streamed else _state(bundle, shapes, dtype)
