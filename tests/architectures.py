@@ -238,9 +238,10 @@ def _tiny(kind: Any, sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> A
 def _fit_sections(config: Any) -> Any:
     """Share the rotated pairs out among time, height and width, where a config says how (``mrope_section``)."""
     rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and rope.get("mrope_section"):
+    named = "mrope_section" in getattr(type(config), "ignore_keys_at_rope_validation", ())
+    if isinstance(rope, dict) and (named or rope.get("mrope_section")):
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        pairs, count = int(size * rope.get("partial_rotary_factor", 1.0)) // 2, len(rope["mrope_section"])
+        pairs, count = int(size * rope.get("partial_rotary_factor", 1.0)) // 2, len(rope.get("mrope_section") or "thw")
         rope["mrope_section"] = [pairs // count] * (count - 1) + [pairs - pairs // count * (count - 1)]
     return config
 
