@@ -116,13 +116,22 @@ def observe_cache(model: Any) -> Observed:
                 with mask_functions(clone, _no_mask):
                     clone(input_ids=tokens, attention_mask=torch.ones_like(tokens), **known)
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ExportError(
-            f"{model.config.model_type}: does not run with a key-value cache alone "
-            f"({type(error).__name__}: {lines[0][:200] if lines else ''})"
-        ) from error
+        raise ExportError(f"{model.config.model_type}: {_why_not(error, cache)}") from error
     cache.note_chunks(clone)
     return cache
+
+
+def _why_not(error: Exception, cache: Observed) -> str:
+    """Why a model cannot be observed, in its own terms."""
+    if type(error).__name__ in ("DynamicOutputShapeException", "DataDependentOutputException"):
+        return (
+            "its code reads values of tensors while it runs (nonzero, .item()), as experts that loop over the tokens "
+            "they were given do; what it computes then depends on the tokens of the trace, so no graph of it is right"
+        )
+    if isinstance(error, AttributeError) and error.obj is cache:
+        return f"its layers ask the cache for {error.name!r}, which is more than keys, values and known states"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"three tokens and an empty cache do not run through it: {lines[0][:200] if lines else 'no reason given'}"
 
 
 def _no_mask(_kind: str) -> Any:
