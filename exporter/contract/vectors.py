@@ -23,6 +23,7 @@ from kvparity.exporter.contract.npz import read_npz, write_npz
 from kvparity.exporter.contract.spec import ExportOptions, SlotSpec, present_name
 
 __all__ = [
+    "IN_PIECES",
     "LARGEST",
     "NOISE",
     "SQUARES",
@@ -42,6 +43,7 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 NOISE, SQUARES, LARGEST = 0, 1, 2  # columns of ``logits_noise``
 _DELTA = "float64_delta/"
+IN_PIECES = "noise_in_pieces/"  # before the key of a tensor, its dots as slashes, in ``extra``
 _STATES = ("recurrent_state", "ssm_state")  # rewritten by every call
 
 
@@ -65,7 +67,9 @@ class Recorded:
             (largest, sum of squares) and their largest magnitude; ``check_positions`` and ``check_logits``, whole
             float64 logits as the checkpoint's own class gave them; ``top_ids``, ``top_logits``, ``column_ids`` and
             ``column_logits`` for replays in other languages. ``rows``: slots of the recorded cache rows, where those
-            are a sample. ``stops``: where the calls of the pass ended, where states were recorded, one per call.
+            are a sample. ``noise_in_pieces/cache/N/PART``, ``…/logits``: (total,) or (rows,), PyTorch's own largest error at each slot when
+            it is given the sequence in pieces, which rounds otherwise than one call. ``stops``: where the calls of
+            the pass ended, where states were recorded, one per call.
     """
 
     tokens: IntArray
@@ -185,6 +189,7 @@ class Vectors:
             rebuilt, in float64 already.
         known: (batch, total) bool: slots whose cache rows were recorded; None where all were.
         noise: (batch, total, 3) where logits are rebuilt: see ``logits_noise`` of :class:`Recorded`; None elsewhere.
+        pieces: (batch, total) by key: PyTorch's own largest error at each slot when it is called in pieces.
     """
 
     case: Case
@@ -192,6 +197,7 @@ class Vectors:
     deltas: Mapping[str, Array] = field(default_factory=dict)
     known: Bools | None = None
     noise: Floats | None = None
+    pieces: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def has_float64(self) -> bool:
@@ -254,7 +260,19 @@ def cut(case: Case, recorded: Sequence[Recorded], head: Head | None) -> Vectors:
         known = np.zeros((case.batch, case.total), bool)
         for row, slots in enumerate(keep):
             known[row, slots[slots < case.total - case.pads[row]] + case.pads[row]] = True
-    return Vectors(case, arrays, deltas, known, noise)
+    return Vectors(case, arrays, deltas, known, noise, _pieces(case, recorded, keep))
+
+
+def _pieces(case: Case, recorded: Sequence[Recorded], keep: Sequence[IntArray]) -> dict[str, Array]:
+    """PyTorch's own errors when called in pieces, at the slots of a case."""
+    names = [name for name in recorded[0].extra if name.startswith(IN_PIECES)]
+    return {
+        name.removeprefix(IN_PIECES).replace("/", "."): _placed(
+            case, [found.extra[name] for found in recorded], 0, keep if name.endswith(("/key", "/value")) else None
+        )
+        for name in names
+        if all(name in found.extra for found in recorded)
+    }
 
 
 def _whole_case(

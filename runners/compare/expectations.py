@@ -58,7 +58,11 @@ def auto_limits(noise: Mapping[str, Noise], budget: float, case: str) -> dict[st
 
 
 def case_noise(bundle: Bundle, vectors: Vectors) -> dict[str, Noise]:
-    """PyTorch's own float32 error on the live slots of a case, by output kind; empty where float64 is not known."""
+    """PyTorch's own float32 error on the live slots of a case, by output kind; empty where float64 is not known.
+
+    It is the larger of two passes: the whole sequence in one call, and in pieces, as chunks and steps add in another
+    order and a model may amplify that.
+    """
     if not vectors.has_float64:
         return {}
     live = vectors.case.mask.astype(bool)
@@ -74,6 +78,10 @@ def case_noise(bundle: Bundle, vectors: Vectors) -> dict[str, Noise]:
         counted = np.ones(rows[0].shape[:2], bool) if is_state(key) else live if key == "logits" else known
         own = noise_of(*rows, counted, dtype_of(bundle, key))
         noise[kind] = noise[kind].merge(own) if kind in noise else own
+    for key, errors in vectors.pieces.items():
+        kind = kind_of(key)
+        largest = float(errors[live if key == "logits" else known].max(initial=0.0))
+        noise[kind] = noise[kind].merge(Noise(largest, 0.0)) if kind in noise else Noise(largest, 0.0)
     return noise
 
 

@@ -36,7 +36,16 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.head import Head
 from kvparity.exporter.contract.npz import write_npz
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions, ModelSpec
-from kvparity.exporter.contract.vectors import LARGEST, NOISE, SQUARES, Recorded, Recorder, cache_key, deltas_of
+from kvparity.exporter.contract.vectors import (
+    IN_PIECES,
+    LARGEST,
+    NOISE,
+    SQUARES,
+    Recorded,
+    Recorder,
+    cache_key,
+    deltas_of,
+)
 from kvparity.runners.base import Array, Session
 from kvparity.runners.decode.layouts.dynamic import Player
 from kvparity.runners.reference.sample import Planned, Sample, plan_samples
@@ -55,6 +64,7 @@ _STREAMED = 1 << 32  # bytes of a model from which one module is held at a time
 _SAME = 1e-9  # relative, in float64: how far a model may be from itself when called in pieces
 _TOP, _COLUMNS = 64, 256  # largest and fixed columns of rebuilt logits that replays in other languages compare
 _STATES = ("recurrent_state", "ssm_state")
+_CALLS, _LEAST, _SINGLE = 24, 7, 4  # calls of a sequence in pieces, tokens of the smallest, single tokens at its end
 _BLOCK = 64  # positions whose logits are made at a time
 
 
@@ -345,13 +355,20 @@ class _Recording:
             extra["rows"] = sample.rows
         if any(key.endswith(_STATES) for key in arrays):
             extra["stops"] = np.cumsum(item.chunks)
+        again = self._pass(session, replace(item, chunks=_pieces(len(item.tokens))), sample) if wide else {}
+        extra |= {
+            IN_PIECES + key.replace(".", "/"): _errors(key, array, wide[key])
+            for key, array in again.items()
+            if _by_slot(key)
+        }
         recorded = Recorded(item.tokens, arrays, deltas, extra)
         if self.head is None:
             return recorded
         from kvparity.runners.reference.class_head import ClassHead
 
         model = session.model  # type: ignore[attr-defined]
-        made = _logits(self.head, ClassHead(model), model.get_input_embeddings().weight.dtype, recorded)
+        dtype = model.get_input_embeddings().weight.dtype
+        made = _logits(self.head, ClassHead(model), dtype, recorded, again.get("hidden"))
         return replace(recorded, extra={**extra, **made})
 
 
@@ -371,8 +388,34 @@ def _checks(item: Planned) -> list[int]:
     return sorted({0, total // 2, total - 1})
 
 
-def _logits(head: Head, own: ClassHead, dtype: Any, recorded: Recorded) -> dict[str, Array]:
-    """PyTorch's own error of the logits of every position, and what replays in other languages compare."""
+def _pieces(total: int) -> tuple[int, ...]:
+    """A sequence in up to :data:`_CALLS` calls of several tokens, and its last tokens one by one."""
+    size = max(_LEAST, -(-total // _CALLS))
+    body = max(total - _SINGLE, 0)
+    return (*[size] * (body // size), *([body % size] if body % size else []), *[1] * (total - body))
+
+
+def _by_slot(key: str) -> bool:
+    """Whether a tensor has a row per token: not states, which a call rewrites, nor what enters the head."""
+    return key != "hidden" and not key.startswith("check_") and not key.endswith((*_STATES, "conv_state"))
+
+
+def _errors(key: str, single: Array, wide: Array) -> Array:
+    """(rows,): the largest difference at each row of logits (rows, vocab) or of a cache (kv_heads, rows, head_dim)."""
+    difference = np.abs(single.astype(np.float64) - wide.astype(np.float64))
+    return np.asarray(difference.max(axis=1 if key == "logits" else (0, 2), initial=0.0), np.float32)
+
+
+def _logits(head: Head, own: ClassHead, dtype: Any, recorded: Recorded, again: Array | None = None) -> dict[str, Array]:
+    """PyTorch's own error of the logits of every position, and what replays in other languages compare.
+
+    Args:
+        head: Rebuilds logits in float64.
+        own: The class's own head.
+        dtype: What it computes in.
+        recorded: The sequence.
+        again: What entered the head when the sequence was given in pieces.
+    """
     columns = np.sort(np.random.default_rng(2).choice(head.size, min(_COLUMNS, head.size), replace=False))
     parts: dict[str, list[Array]] = {}
     hidden = recorded.arrays["hidden"]
@@ -392,6 +435,12 @@ def _logits(head: Head, own: ClassHead, dtype: Any, recorded: Recorded) -> dict[
             noise[:, LARGEST] = np.abs(wide).max(axis=1)
             wide -= single
             noise[:, NOISE], noise[:, SQUARES] = np.abs(wide).max(axis=1), np.einsum("ij,ij->i", wide, wide)
+            if again is not None:
+                other = head.rule.finish(own.product(again[start : start + _BLOCK], dtype))
+                other -= single
+                other -= wide  # wide is the float64 logits less ``single`` by now
+                other[:, head.wrong] = 0
+                noise[:, NOISE] = np.maximum(noise[:, NOISE], np.abs(other).max(axis=1))
             made["logits_noise"] = noise
         for key, value in made.items():
             parts.setdefault(key, []).append(value)
@@ -400,12 +449,17 @@ def _logits(head: Head, own: ClassHead, dtype: Any, recorded: Recorded) -> dict[
 
 
 def _noise(recorded: Recorded) -> dict[str, float]:
-    """Largest |float32 - float64| of the logits and of the caches."""
+    """Largest |float32 - float64| of the logits and of the caches, whole or in pieces."""
     found: dict[str, float] = {}
+    for name, errors in recorded.extra.items():
+        if name.startswith(IN_PIECES):
+            kind = "logits" if name.endswith("logits") else "cache"
+            found[kind] = max(found.get(kind, 0.0), float(errors.max(initial=0.0)))
     for key, delta in recorded.deltas.items():
         if key != "hidden":
             kind = "logits" if key == "logits" else "cache"
             found[kind] = max(found.get(kind, 0.0), float(np.abs(delta).max(initial=0.0)))
     if "logits_noise" in recorded.extra:
-        found["logits"] = float(recorded.extra["logits_noise"][:, NOISE].max(initial=0.0))
+        rebuilt = float(recorded.extra["logits_noise"][:, NOISE].max(initial=0.0))
+        found["logits"] = max(found.get("logits", 0.0), rebuilt)
     return found
