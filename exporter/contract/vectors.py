@@ -67,8 +67,9 @@ class Recorded:
             (largest, sum of squares) and their largest magnitude; ``check_positions`` and ``check_logits``, whole
             float64 logits as the checkpoint's own class gave them; ``top_ids``, ``top_logits``, ``column_ids`` and
             ``column_logits`` for replays in other languages. ``rows``: slots of the recorded cache rows, where those
-            are a sample. ``noise_in_pieces/cache/N/PART``, ``…/logits``: (total,) or (rows,), PyTorch's own largest error at each slot when
-            it is given the sequence in pieces, which rounds otherwise than one call. ``stops``: where the calls of
+            are a sample. ``noise_in_pieces/logits`` (total,) and ``noise_in_pieces/cache/N/PART`` (rows,): PyTorch's
+            own largest error at each slot when it is given the sequence in pieces, which rounds otherwise than one
+            call. ``stops``: where the calls of
             the pass ended, where states were recorded, one per call.
     """
 
