@@ -121,16 +121,13 @@ def test_values_are_named_by_the_layers_wherever_the_list_of_layers_is() -> None
     import torch
     from transformers import AutoModelForCausalLM
 
-    from kvparity.exporter.model.decoder import _stack
+    from kvparity.exporter.contract.modules import decoder_stack
 
     for name, path in (("opt", "model.decoder"), ("llama", "model")):
         family = next(family for family in FAMILIES if family.name == name)
         model = AutoModelForCausalLM.from_config(make_config(family))
-        assert _stack(model) is model.get_submodule(path)
-    bare = torch.nn.Linear(2, 2)
-    bare.base_model_prefix = "model"  # type: ignore[assignment]
-    with pytest.raises(ExportError, match="no list of layers"):
-        _stack(bare)
+        assert decoder_stack(model)[0] is model.get_submodule(path)
+    assert decoder_stack(torch.nn.Linear(2, 2))[1] == ""
 
 
 def test_what_a_bundle_does_not_prove_names_the_window_that_no_case_reaches(tiny_bundle: Bundle) -> None:

@@ -491,5 +491,6 @@ MUTANTS: tuple[Mutant, ...] = (
 
 
 def _ulp(array: np.ndarray) -> np.ndarray:
-    array[0, 0] = np.nextafter(array[0, 0], np.float32(np.inf))
+    place = np.unravel_index(np.abs(array).argmax(), array.shape)  # the largest weight has the largest unit
+    array[place] = np.nextafter(array[place], np.float32(np.inf))
     return array
