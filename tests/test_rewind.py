@@ -33,6 +33,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "static-modern": {"layout": "static", "max_len": 64, "chunk": 4, "profile": "modern"},
     "shared": {"layout": "shared", "profile": "ort"},
 }
+QUICK = ("dynamic", "shared")  # the others are slow
 Make = Callable[[str, int], Bundle]
 
 
@@ -91,6 +92,7 @@ def gone_back(bundle: Bundle, session: Session, at: int, accepted: int, wanted: 
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_rejected_tokens_leave_no_trace_in_float64(make: Make, truth: Any, form: str) -> None:
     bundle = make(form, DRAFT)
@@ -100,7 +102,7 @@ def test_rejected_tokens_leave_no_trace_in_float64(make: Make, truth: Any, form:
     assert max(found.values()) < 1e-10, found
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FORMS])
 def test_rejected_tokens_leave_no_trace_in_onnx_runtime(make: Make, truth: Any, form: str) -> None:
     bundle = make(form, DRAFT)
     session = open_runner(bundle, RunnerSpec("ort"))
