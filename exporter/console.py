@@ -16,6 +16,7 @@ from kvparity.exporter.export import Stage
 __all__ = ["Progress", "print_bundle", "print_checkpoint"]
 
 _WHAT = {
+    "adapter": "adapter merged into the weights",
     "read": "config read, layers and cache slots known",
     "weights": "one copy of the weights placed",
     "quantize": "linear layers, experts and embeddings rounded to blocks",

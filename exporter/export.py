@@ -6,13 +6,14 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kvparity.exporter.check import check_graph
+from kvparity.exporter.checkpoint.adapter import merged
 from kvparity.exporter.checkpoint.model_spec import model_spec
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer, sample_text
@@ -93,7 +94,11 @@ def export(
     Raises:
         ExportError: Names the stage that failed.
     """
-    with new_folder(target, MANIFEST) as folder, _tracing(tracer, in_process) as process:
+    whole = checkpoint
+    with new_folder(target, MANIFEST) as folder, _tracing(tracer, in_process) as process, ExitStack() as stack:
+        if whole.adapter is not None:
+            with _stage("adapter", report):
+                checkpoint = stack.enter_context(merged(whole, options.dtype))
         job = Job(checkpoint.source, str(checkpoint.folder), options, str(folder), _own_version())
         if process and not checkpoint.gguf:
             process.begin(job)
@@ -112,9 +117,9 @@ def export(
             ]
         with _stage("check", report):
             manifest = _manifest(checkpoint, folder, found, placements, quantization)
-            manifest = replace(manifest, checkpoint=origin(checkpoint, target))
+            manifest = replace(manifest, checkpoint=origin(whole, target))
         with _stage("vectors", report):
-            manifest = _with_vectors(folder, manifest, checkpoint.files(), record, limit)
+            manifest = _with_vectors(folder, manifest, whole.files(), record, limit)
         write_manifest(folder, manifest)
     return Bundle(target, manifest)
 

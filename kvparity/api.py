@@ -53,6 +53,7 @@ def export(
     *,
     subfolder: str | None = None,
     revision: str | None = None,
+    adapter: Path | str | None = None,
     vectors: Literal["all", "float32", "none"] = "all",
     vectors_mb: int | None = None,
     vectors_mode: Literal["auto", "whole", "streamed"] = "auto",
@@ -71,6 +72,7 @@ def export(
         options: How to export.
         subfolder: Folder inside the checkpoint that holds the model.
         revision: Hub revision.
+        adapter: Folder of a LoRA adapter in peft's format, merged into the weights; needs the extra ``adapters``.
         vectors: Reference vectors to record: float32 and float64, float32 only, or none.
         vectors_mb: Most megabytes of reference vectors; the larger of 256 and 5 % of the weights where not given.
         vectors_mode: PyTorch's model in memory, or one module's weights at a time: the same bits.
@@ -99,8 +101,9 @@ def export(
         from kvparity.exporter.export import export as run_export
         from kvparity.runners.reference.record import recorder
 
-        checkpoint = resolve(str(model or SHIPPED / "hf"), subfolder=subfolder, revision=revision)
-        beside = _default_output(checkpoint.source, settings)
+        part = None if adapter is None else Path(adapter)
+        checkpoint = resolve(str(model or SHIPPED / "hf"), subfolder=subfolder, revision=revision, adapter=part)
+        beside = _default_output(checkpoint.source if part is None else part.resolve().name, settings)
         record = recorder(float64=vectors == "all", budget_mb=vectors_mb, mode=vectors_mode, on_sequence=on_sequence)
         return run_export(
             checkpoint,

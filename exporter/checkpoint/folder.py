@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kvparity.exporter.contract.adapters import ADAPTER_CONFIG, read_adapter_config
 from kvparity.exporter.contract.errors import ExportError
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
 ]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
 _LANGUAGE_MODEL = re.compile(r"(?<![^.])(language_model|text_model)\.")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 T = TypeVar("T")
@@ -69,16 +69,16 @@ def refuse_adapter(folder: Path) -> None:
     Raises:
         ExportError: There is an adapter.
     """
-    path = folder / _ADAPTER
-    if not path.is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         return
-    base = _read(path).get("base_model_name_or_path") or "its base model"
-    merge = "merge them first: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+    base = read_adapter_config(folder).get("base_model_name_or_path") or "its base model"
     if not (folder / "config.json").is_file():
-        raise ExportError(f"{folder}: an adapter of {base}, not a model; {merge}")
+        raise ExportError(
+            f"{folder}: an adapter of {base}, not a model; export the base model and name the adapter with --adapter"
+        )
     raise ExportError(
-        f"{folder}: {_ADAPTER} lies beside the model, an adapter of {base}, and the export would leave it out; "
-        f"{merge}, or move the adapter away to export the model without it"
+        f"{folder}: {ADAPTER_CONFIG} lies beside the model, an adapter of {base}, and nobody can tell whether it is "
+        "merged; move the adapter away, and to merge it name its folder with --adapter"
     )
 
 

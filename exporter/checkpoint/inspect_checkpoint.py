@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvparity.exporter.contract.adapters import ADAPTER_CONFIG
 from kvparity.exporter.contract.bundle import MANIFEST
 from kvparity.exporter.contract.spec import ModelSpec
 
@@ -12,6 +13,8 @@ __all__ = ["inspect_checkpoint", "is_checkpoint"]
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is a model rather than a bundle (a bundle has a config.json too)."""
+    if (path / ADAPTER_CONFIG).is_file():
+        return not (path / MANIFEST).is_file()
     return path.suffix == ".gguf" or ((path / "config.json").is_file() and not (path / MANIFEST).is_file())
 
 

@@ -58,9 +58,9 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=dtype,
         tied_embeddings=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-        bos_token_id=getattr(config, "bos_token_id", None),
-        eos_token_ids=_as_tuple(getattr(config, "eos_token_id", None)),
-        pad_token_id=getattr(config, "pad_token_id", None),
+        bos_token_id=next(iter(_tokens(config, "bos_token_id")), None),
+        eos_token_ids=_tokens(config, "eos_token_id"),
+        pad_token_id=next(iter(_tokens(config, "pad_token_id")), None),
         features=features,
         not_exercised=missing,
         ropes=rope_specs(model, max_position),
@@ -83,10 +83,11 @@ def _max_position(config: Any) -> int:
     return int(next((value for name in names if (value := getattr(config, name, None))), 2048))
 
 
-def _as_tuple(ids: int | list[int] | None) -> tuple[int, ...]:
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+def _tokens(config: Any, name: str) -> tuple[int, ...]:
+    """Special tokens of a config; one outside the vocabulary, such as a pad token of -1, is no token."""
+    found = getattr(config, name, None)
+    ids = found if isinstance(found, list | tuple) else (found,)
+    return tuple(token for token in ids if token is not None and 0 <= token < config.vocab_size)
 
 
 def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], tuple[SlotSpec, ...]]:
@@ -124,11 +125,20 @@ def _windows(config: Any) -> list[int | None]:
     """Window of every layer, None where it sees everything, as transformers' own cache has it.
 
     Raises:
-        ExportError: A layer keeps a state that is no key-value cache.
+        ExportError: A layer keeps a state that is no key-value cache, or has a window that holds no earlier token.
     """
     from transformers import DynamicCache
 
-    kept = DynamicCache(config=config).layers
+    try:
+        kept = DynamicCache(config=config).layers
+    except Exception as error:  # such as TypeError, for sliding layers without a window
+        sliding = [i for i, kind in enumerate(getattr(config, "layer_types", None) or ()) if kind != "full_attention"]
+        window = getattr(config, "sliding_window", None)
+        reason = f"layer {sliding[0]} is {config.layer_types[sliding[0]]}" if sliding else f"{error}"
+        raise ExportError(
+            f"{config.model_type}: transformers cannot make a cache for this config: {reason}, and "
+            f"sliding_window is {window}; mend config.json"
+        ) from error
     windows: list[int | None] = []
     for index in range(len(kept) or config.num_hidden_layers):
         layer = kept[index] if index < len(kept) else None
@@ -140,7 +150,13 @@ def _windows(config: Any) -> list[int | None]:
             raise ExportError(
                 f"{config.model_type}: layer {index} keeps a {kind}, which is more than keys, values and known states"
             )
-        windows.append(int(layer.sliding_window) if layer is not None and getattr(layer, "is_sliding", False) else None)
+        window = int(layer.sliding_window) if layer is not None and getattr(layer, "is_sliding", False) else None
+        if window is not None and window < 2:
+            raise ExportError(
+                f"{config.model_type}: sliding_window={window} in layer {index}: transformers itself fails at the second "
+                "token, because its cache and its masks disagree; expected 2 or more, or null for full attention"
+            )
+        windows.append(window)
     return windows
 
 

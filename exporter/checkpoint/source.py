@@ -6,9 +6,10 @@ import contextlib
 import copy
 import io
 import json
+import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kvparity.exporter.checkpoint.folder import (
 from kvparity.exporter.checkpoint.half_types import set_half_types
 from kvparity.exporter.checkpoint.quantized import check_quantized, unusable
 from kvparity.exporter.checkpoint.text_config import model_class, text_config
+from kvparity.exporter.contract.adapters import check_adapter
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
 from kvparity.exporter.contract.errors import ExportError
@@ -33,6 +35,7 @@ from kvparity.exporter.model.attention import ATTENTION, register_attention
 
 __all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
 
+_VALIDATION = re.compile(r"^(Class v|V)alidation error for \w+ '[^']*': (\w+: )?")  # then comes the reason
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
@@ -57,6 +60,7 @@ class Checkpoint:
         folder: Folder that holds its files.
         gguf: Name of the GGUF file in ``folder``, where it is one.
         subfolder: Folder inside a hub repository.
+        adapter: Folder of a LoRA adapter that is to be merged into the weights.
     """
 
     source: str
@@ -64,11 +68,12 @@ class Checkpoint:
     folder: Path
     gguf: str | None = None
     subfolder: str = ""
+    adapter: Path | None = None
     _tensors: dict[str, StoredTensor] = field(default_factory=dict, repr=False, compare=False)
 
     def files(self) -> CheckpointFiles:
         """What transformers is pointed at to load it."""
-        return CheckpointFiles(self.folder, self.gguf)
+        return CheckpointFiles(self.folder, self.gguf, self.adapter)
 
     def config(self) -> Any:
         """The text config of the model.
@@ -134,8 +139,15 @@ class Checkpoint:
                         raise
                     model = build_language_model(config, "eager", **arguments)
         except Exception as error:
+            if model_class(config) is None:
+                raise ExportError(
+                    f"{self.source}: transformers has no causal language model for model_type {config.model_type!r}"
+                ) from error
+            pad, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+            outside = f"; pad_token_id is {pad}, the vocabulary {vocabulary}" if "adding_idx" in str(error) else ""
             raise ExportError(
-                f"{self.source}: no causal language model for model_type {config.model_type!r} ({_first_line(error)})"
+                f"{self.source}: transformers cannot make the {config.model_type} model that config.json describes "
+                f"({_first_line(error)}{outside})"
             ) from error
         model.tie_weights()
         if dtype != "float32":
@@ -195,17 +207,28 @@ class Checkpoint:
         return self._tensors
 
 
-def resolve(model: str, *, subfolder: str | None = None, revision: str | None = None) -> Checkpoint:
+def resolve(
+    model: str, *, subfolder: str | None = None, revision: str | None = None, adapter: Path | None = None
+) -> Checkpoint:
     """Find a checkpoint.
 
     Args:
         model: A local folder, a GGUF file, or a hub id such as ``shibatch/tinygemma4text3m``.
         subfolder: Folder inside the checkpoint that holds the model.
         revision: Hub revision.
+        adapter: Folder of a LoRA adapter to merge into the weights.
 
     Raises:
         ExportError: Nothing usable is there; the message says what was looked for.
     """
+    if adapter is not None:
+        check_adapter(adapter)
+        found = resolve(model, subfolder=subfolder, revision=revision)
+        if found.gguf:
+            raise ExportError(
+                f"{model}: adapters are merged into safetensors weights; pass the model they were made of"
+            )
+        return replace(found, adapter=adapter)
     path = Path(model)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -300,4 +323,4 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """The lines of a message, which of a failed validation are the field and then the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400] if lines else type(error).__name__
+    return _VALIDATION.sub("", " ".join(lines))[:400] if lines else type(error).__name__

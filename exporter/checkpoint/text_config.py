@@ -43,6 +43,7 @@ def text_config(config: Any, stored: Mapping[str, StoredTensor]) -> Any:
         stored: The checkpoint's tensors by the names that they have in the text model; empty where they are unknown.
     """
     text = config.get_text_config(decoder=True)
+    text.return_dict = True  # outputs by name; transformers' own models fail without
     if hasattr(text, "auto_map"):  # names Python code that lies beside the checkpoint; it is neither run nor copied
         del text.auto_map
     if text is not config and model_class(text) is None and model_class(config) is not None:

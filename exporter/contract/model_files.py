@@ -58,7 +58,10 @@ def end_tokens(bundle: Bundle) -> frozenset[int]:
     """
     found = read_settings(Path(bundle.root) / "generation_config.json").get("eos_token_id")
     more = found if isinstance(found, list) else [found]
-    return frozenset(bundle.model.eos_token_ids) | {token for token in more if isinstance(token, int)}
+    known = range(bundle.model.vocab_size)
+    return frozenset(bundle.model.eos_token_ids) | {
+        token for token in more if isinstance(token, int) and token in known
+    }
 
 
 def open_tokenizer(path: Path) -> Any:

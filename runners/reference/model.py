@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kvparity.exporter.contract.adapters import merge_adapter
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
@@ -63,6 +64,8 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
         with _quiet(), whole_names():
             given = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             ask_dense(given)
+            for part in (given, given.get_text_config(decoder=True)):
+                part.return_dict = True  # how outputs are returned, not what they are
             model, found = _class_of(checkpoint).from_pretrained(
                 checkpoint.folder,
                 dtype=getattr(torch, dtype),
@@ -75,6 +78,8 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
                 **arguments,
             )
             model = make_dense(model, getattr(torch, dtype))
+            if checkpoint.adapter is not None:
+                model = merge_adapter(model, checkpoint.adapter)
     except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
         raise BundleError(f"{name}: transformers cannot load the reference from it ({_reason(error)})") from error
     absent = sorted(found["missing_keys"])

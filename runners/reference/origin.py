@@ -70,7 +70,8 @@ def _found(bundle: Bundle, entry: CheckpointEntry, folder: Path) -> Origin:
         if changed:
             return _own(f"{changed} of the adapter {adapter.name} is missing or has changed")
     files = CheckpointFiles(folder, entry.gguf, adapter)
-    return Origin(files, f"PyTorch with the checkpoint {bundle.manifest.source}, as transformers loads it")
+    merged = "" if adapter is None else f", the adapter {adapter.name} merged"
+    return Origin(files, f"PyTorch with the checkpoint {bundle.manifest.source}, as transformers loads it{merged}")
 
 
 def _places(bundle: Bundle, entry: CheckpointEntry) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
@@ -84,7 +84,9 @@ class References:
         made = self._bundle.manifest
         if made.checkpoint is None:
             return "what was recorded in the bundle"
-        return f"recorded from {made.source} as transformers {made.versions.get('transformers', '')} loads it"
+        adapter = made.checkpoint.adapter
+        merged = f", the adapter {PurePosixPath(adapter).name} merged" if adapter else ""
+        return f"recorded from {made.source} as transformers {made.versions.get('transformers', '')} loads it{merged}"
 
     def has(self, entry: CaseEntry) -> bool:
         """Whether the case can be judged at all."""

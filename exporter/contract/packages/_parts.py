@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle, inside
@@ -98,11 +98,13 @@ def made_from(bundle: Bundle) -> str:
     """What a package was made from, in a sentence."""
     manifest, options = bundle.manifest, bundle.options
     revision = f" at {manifest.revision}" if manifest.revision else ""
+    merged = manifest.checkpoint.adapter if manifest.checkpoint else None
+    adapter = f" with the adapter {PurePosixPath(merged).name}" if merged else ""
     weights = options.dtype if options.quantize == "none" else f"{options.dtype} and {options.quantize}"
     made = ", ".join(f"{name} {manifest.versions[name]}" for name in ("kvparity", "torch") if name in manifest.versions)
     return (
-        f"Made from {manifest.source}{revision} ({bundle.model.architecture}, {bundle.model.parameters:,} parameters, "
-        f"{weights}) by {made or 'kvparity'}: profile {options.profile}, {options.layout} layout, sliding caches "
+        f"Made from {manifest.source}{revision}{adapter} ({bundle.model.architecture}, "
+        f"{bundle.model.parameters:,} parameters, {weights}) by {made or 'kvparity'}: profile {options.profile}, {options.layout} layout, sliding caches "
         f"{options.sliding_cache}."
     )
 
