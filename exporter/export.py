@@ -14,6 +14,7 @@ from typing import Any
 
 from kvparity.exporter.check import check_graph
 from kvparity.exporter.checkpoint.adapter import merged
+from kvparity.exporter.checkpoint.folder import brings_code
 from kvparity.exporter.checkpoint.model_spec import model_spec
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer, sample_text
@@ -147,6 +148,11 @@ def _read(
     options = resolve_options(options, spec)
     chosen = plan(meta_model, options)
     notes.append(copy_tokenizer(checkpoint, folder))
+    if checkpoint.gguf is None and brings_code(checkpoint.folder):
+        notes.append(
+            f"config.json names Python code of the checkpoint's own (auto_map), which is not run: "
+            f"this is transformers' own {spec.architecture}"
+        )
     return _Found(config, spec, options, chosen), meta_model
 
 
@@ -208,8 +214,10 @@ def _with_vectors(
     if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
         cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
     recording = record(Bundle(folder, manifest), cases, checkpoint) if record else unrecorded(folder, cases)
+    assert manifest.checkpoint is not None
     manifest = replace(
         manifest,
+        checkpoint=replace(manifest.checkpoint, unread=recording.unread),
         cases=recording.cases,
         noise=recording.noise,
         sequences=recording.sequences,

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from kvparity.exporter.checkpoint.source import resolve
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions
 from kvparity.exporter.export import export
 from kvparity.runners.engines.torch_eager import reference_session
 from kvparity.runners.reference.record import reference_arrays
 from tests.conftest import TINY
-from tests.families import by_name, make_config, save_checkpoint
+from tests.families import by_name, make_config, save_checkpoint, small_config
 
 # Keys and values shared between layers with per-layer embeddings; keys that are values; experts; a plain model.
 FAMILIES = ("gemma4 E2B-shaped", "gemma4 12B-shaped", "gpt_oss", "llama")
@@ -54,6 +56,35 @@ def _check(bundle: Bundle, dtype: str) -> None:
     streamed = reference_arrays(session, bundle.model, case)
     assert all(np.array_equal(whole[key], streamed[key]) for key in whole)
     assert all(parameter.is_meta for parameter in session.model.parameters())
+
+
+def _made(folder: Path, kind: str, dtype: str = "float32", **settings: object) -> Bundle:
+    save_checkpoint(small_config(kind, {"num_hidden_layers": 1, **settings}), folder / "hf", dtype=dtype)
+    return export(resolve(str(folder / "hf")), folder / "bundle", ExportOptions(dtype=dtype), in_process=True)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("llama", "float32"), ("gemma3_text", "bfloat16")])
+def test_streaming_reads_the_checkpoint_where_its_files_hold_the_weights_by_name(
+    tmp_path: Path, kind: str, dtype: str
+) -> None:
+    bundle = _made(tmp_path, kind, dtype)
+    files, case = CheckpointFiles(tmp_path / "hf"), _case(bundle)
+    (bundle.root / "model.safetensors").write_bytes(save({"spoilt": torch.zeros(1)}))
+    for kind_of in (dtype, "float64"):
+        session = reference_session(bundle, kind_of, files, streamed=True)
+        assert session.unread == ""
+        streamed = reference_arrays(session, bundle.model, case)
+        whole = reference_arrays(reference_session(bundle, kind_of, files), bundle.model, case)
+        assert all(np.array_equal(whole[key], streamed[key]) for key in whole)
+
+
+def test_streaming_says_why_it_reads_the_bundle_instead(tmp_path: Path) -> None:
+    bundle = _made(tmp_path, "qwen3_moe")  # transformers joins the experts' weights while it loads
+    session = reference_session(bundle, "float32", CheckpointFiles(tmp_path / "hf"), streamed=True)
+    assert "is not stored once and as it is" in session.unread
+    whole = reference_arrays(reference_session(bundle, "float32"), bundle.model, _case(bundle))
+    streamed = reference_arrays(session, bundle.model, _case(bundle))
+    assert all(np.array_equal(whole[key], streamed[key]) for key in whole)
 
 
 def test_a_weight_read_from_another_row_changes_the_result(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

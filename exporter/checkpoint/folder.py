@@ -14,6 +14,7 @@ from kvparity.exporter.contract.errors import ExportError
 __all__ = [
     "INDEX",
     "WEIGHTS",
+    "brings_code",
     "has_weights",
     "no_weights",
     "refuse_adapter",
@@ -95,6 +96,11 @@ def refuse_remote_code(folder: Path, source: str) -> None:
             "that the checkpoint brings (auto_map in config.json) is never run; use a conversion to a class of "
             "transformers, where one exists"
         )
+
+
+def brings_code(folder: Path) -> bool:
+    """Whether the config names Python code of the checkpoint's own, which is never run."""
+    return "auto_map" in _read(folder / "config.json")
 
 
 def _read(path: Path) -> dict[str, Any]:

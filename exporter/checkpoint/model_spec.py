@@ -153,8 +153,8 @@ def _windows(config: Any) -> list[int | None]:
         window = int(layer.sliding_window) if layer is not None and getattr(layer, "is_sliding", False) else None
         if window is not None and window < 2:
             raise ExportError(
-                f"{config.model_type}: sliding_window={window} in layer {index}: transformers itself fails at the second "
-                "token, because its cache and its masks disagree; expected 2 or more, or null for full attention"
+                f"{config.model_type}: sliding_window={window} in layer {index}: transformers itself fails at the "
+                "second token, because its cache and its masks disagree; expected 2 or more, or null for full attention"
             )
         windows.append(window)
     return windows

@@ -126,6 +126,7 @@ class CheckpointEntry:
         adapter: Way to the folder of the adapter that was merged into it, or that folder's name; None without one.
         files: Config and weights, by name inside its folder.
         adapter_files: The adapter's.
+        unread: Why the references were recorded with the bundle's weights and not with this; empty where with this.
     """
 
     path: str | None
@@ -134,6 +135,7 @@ class CheckpointEntry:
     adapter: str | None
     files: tuple[FileEntry, ...]
     adapter_files: tuple[FileEntry, ...] = ()
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,3 +228,4 @@ class Recording:
     noise: dict[str, float]
     sequences: tuple[SequenceEntry, ...] = ()
     head: HeadEntry | None = None
+    unread: str = ""  # why the reference had the bundle's weights and not the checkpoint's

@@ -128,7 +128,8 @@ class _Asked:
         entries = {entry.name: entry for entry in self.bundle.manifest.cases}
         specs = {label_of(spec): spec for spec in self.options.runners}
         self.say("locating")
-        return locate(self.bundle, report, specs, lambda case: self.references.whole(entries[case]), self.opener)
+        vectors = lambda case: self.references.whole(entries[case])  # noqa: E731
+        return locate(self.bundle, report, specs, vectors, self.opener, self.references.origin)
 
     def exact(self) -> Answer:
         """The graphs evaluated in float64 against PyTorch in float64."""

@@ -19,13 +19,12 @@ __all__ = ["Stored", "apply_linear", "stream_weights", "widen_as_called"]
 Stored = Mapping[str, Path]  # which file holds a tensor
 
 
-def stream_weights(model: Any, stored: Stored, dtype: torch.dtype) -> list[str]:
+def stream_weights(model: Any, stored: Stored) -> list[str]:
     """Hook every module that has parameters of its own.
 
     Args:
-        model: Parameters on the meta device, in ``dtype``.
+        model: Parameters on the meta device, in the dtypes that they are converted to.
         stored: Files by tensor name; tied parameters under any of their names.
-        dtype: What the weights are converted to.
 
     Returns:
         Names of parameters that no file holds; nothing must be run then.
@@ -45,9 +44,9 @@ def stream_weights(model: Any, stored: Stored, dtype: torch.dtype) -> list[str]:
             else:
                 owned[key] = found
         if owned and isinstance(module, nn.Embedding):
-            _hook_table(module, _rows_of(stored, owned["weight"]), dtype)
+            _hook_table(module, _rows_of(stored, owned["weight"]), module.weight.dtype)
         elif owned:
-            _hook(module, stored, owned, dtype)
+            _hook(module, stored, owned)
     return lacking
 
 
@@ -101,12 +100,13 @@ _ROWS, _BIAS = "kvparity_rows", "kvparity_bias"  # how a linear layer that is st
 _BLOCK = 16_384  # rows of a linear layer at a time
 
 
-def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str], dtype: torch.dtype) -> None:
+def _hook(module: nn.Module, stored: Stored, owned: Mapping[str, str]) -> None:
     empty = dict(module._parameters)
+    dtypes = {key: value.dtype for key, value in empty.items() if value is not None}
 
     def load(*_: Any) -> None:
         for key, name in owned.items():
-            module._parameters[key] = _parameter(_read(stored, name, slice(None)), dtype)
+            module._parameters[key] = _parameter(_read(stored, name, slice(None)), dtypes[key])
 
     def drop(*_: Any) -> None:
         module._parameters.update(empty)

@@ -22,11 +22,11 @@ from kvparity.exporter.contract.modules import accepted, cache_argument
 from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
-from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._streamed import stream_weights
 from kvparity.runners.engines._transformers_cache import WatchedCache, newest_columns, to_numpy
-from kvparity.runners.reference.model import load_reference, text_weight_name
+from kvparity.runners.reference.direct import direct_files
+from kvparity.runners.reference.model import empty_model, load_reference, text_weight_name
 
 __all__ = ["INSTALL", "TorchSession", "describe", "open_session", "reference_session"]
 
@@ -59,10 +59,14 @@ def reference_session(
         bundle: What the model is, and in which dtype.
         dtype: What it computes in: the bundle's, or float64, for which the bundle's dtype is widened.
         checkpoint: What it is loaded from, by transformers; None takes the bundle's own config and weights.
-        streamed: Hold one module's weights at a time (:mod:`runners.engines._streamed`); the same numbers, slower.
+        streamed: Hold one module's weights at a time (:mod:`runners.engines._streamed`); the same numbers, slower. The
+            checkpoint's own files are read where they hold the weights by name, the bundle's otherwise, and then the
+            session's ``unread`` says why.
     """
-    if checkpoint is None or streamed:
-        return TorchSession(_load(bundle, dtype, streamed=streamed), bundle.model)
+    if streamed:
+        return _streamed_session(bundle, dtype, checkpoint)
+    if checkpoint is None:
+        return TorchSession(_load(bundle, dtype), bundle.model)
     model = load_reference(checkpoint, bundle.options.dtype, bundle.root, lift=dtype == "float64")
     if bundle.options.quantize != "none":
         if dtype == "float64":  # what blocks stand for has more digits than float32
@@ -98,26 +102,36 @@ def _check_rounding(bundle: Bundle, name: str, wanted: torch.Tensor, found: torc
         )
 
 
-def _load(bundle: Bundle, dtype: str, *, streamed: bool = False) -> Any:
-    """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig
+def _streamed_session(bundle: Bundle, dtype: str, checkpoint: CheckpointFiles | None) -> TorchSession:
+    """A session that reads each module's weights when they are used."""
+    own = CheckpointFiles(bundle.root)
+    source, files, unread = own, _files(bundle), ""
+    if checkpoint is not None:
+        found, unread = direct_files(checkpoint, bundle.options.dtype)
+        if not unread:
+            source, files = checkpoint, found
+    # Constants that the class computes itself keep their digits in float64.
+    model = empty_model(source, "float32" if dtype == "float64" else dtype, text=source is own)
+    model.load_state_dict(_buffers(model, files), strict=False, assign=True)
+    model.tie_weights()
+    if dtype == "float64":
+        model = model.double()
+    unset = stream_weights(model.eval(), files)
+    if unset:
+        raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(unset)} missing); export again")
+    return TorchSession(model, bundle.model, dtype=getattr(torch, dtype), unread=unread)
 
-    config = AutoConfig.from_pretrained(bundle.root, local_files_only=True)
-    with init_empty_weights(include_buffers=False):
-        model = build_language_model(config, "eager", experts_implementation="eager", dtype=torch.float32)
+
+def _load(bundle: Bundle, dtype: str) -> Any:
+    """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
+    model = empty_model(CheckpointFiles(bundle.root), "float32", text=True)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    files = _files(bundle) if streamed else {}
-    state = _buffers(model, files) if streamed else _state(bundle, shapes, dtype)
-    model.load_state_dict(state, strict=False, assign=True)
+    model.load_state_dict(_state(bundle, shapes, dtype), strict=False, assign=True)
     model.tie_weights()
     model = model.to(getattr(torch, dtype)).eval()
     if bundle.options.quantize == "int8-dynamic" and dtype != "float64":  # float64 is what rounding is measured from
         round_inputs(model, quantized_names(_files(bundle)))
-    if streamed:
-        unset = stream_weights(model, files, getattr(torch, dtype))
-    else:
-        unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if unset:
         raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(unset)} missing); export again")
     return model
@@ -140,10 +154,10 @@ def _buffers(model: Any, files: Mapping[str, Path]) -> dict[str, Any]:
     from safetensors import safe_open
 
     state: dict[str, Any] = {}
-    for name, _ in model.named_buffers():
+    for name, buffer in model.named_buffers():
         if name in files:
             with safe_open(files[name], framework="pt") as stream:
-                state[name] = stream.get_tensor(name)
+                state[name] = stream.get_tensor(name).to(buffer.dtype)
     return state
 
 
@@ -175,6 +189,7 @@ class TorchSession:
             where None.
         last: Return the logits of the last position only.
         dtype: What it computes in, where its weights lie in another one.
+        unread: Why it has the bundle's weights although there is a checkpoint; empty where it has not.
     """
 
     def __init__(
@@ -185,7 +200,9 @@ class TorchSession:
         options: ExportOptions | None = None,
         last: bool = False,
         dtype: torch.dtype | None = None,
+        unread: str = "",
     ) -> None:
+        self.unread = unread
         self._model, self._spec, self._options, self._last = model, spec, options, last
         self._cache_argument, self._accepted = cache_argument(model), accepted(model)
         self._dtype = (

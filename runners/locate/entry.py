@@ -22,6 +22,7 @@ from kvparity.runners.locate.probe_diff import Call, diff_probe
 from kvparity.runners.locate.records import paragraph
 from kvparity.runners.locate.search import make_call
 from kvparity.runners.locate.trace_fault import trace_fault
+from kvparity.runners.reference.origin import Origin
 
 __all__ = ["Locator", "locate"]
 
@@ -35,6 +36,7 @@ def locate(
     specs: Mapping[str, RunnerSpec],
     vectors: Callable[[str], Vectors],
     opener: Opener,
+    origin: Origin | None = None,
 ) -> tuple[Location, ...]:
     """Locate the first divergence of every question and runner.
 
@@ -44,11 +46,12 @@ def locate(
         specs: Runner label to runner.
         vectors: Gives the reference of a case by name.
         opener: Opens a runner on a bundle.
+        origin: Which weights PyTorch runs with; None looks for the checkpoint.
 
     Returns:
         One location per question and runner that differs from PyTorch; empty where none does.
     """
-    locator = Locator(bundle, vectors, opener)
+    locator = Locator(bundle, vectors, opener, origin)
     return tuple(locator.answer(divergence, specs.get(divergence.runner)) for divergence in _first(report))
 
 
@@ -68,7 +71,9 @@ class Locator:
     bundle: Bundle
     vectors: Callable[[str], Vectors]
     opener: Opener
+    origin: Origin | None = None
     watcher: Watcher | None = None
+    reference: str = ""
     known: dict[tuple[str, int], ExportFault | None] = field(default_factory=dict)
 
     def answer(self, divergence: Divergence, spec: RunnerSpec | None) -> Location:
@@ -109,8 +114,9 @@ class Locator:
                     need(name, "pip install 'kvparity[export]'")
                 from kvparity.runners.locate.pytorch import WatchedModel
 
-                self.watcher = WatchedModel(self.bundle)
-            self.known[key] = self._fault(call, self.watcher)
+                self.watcher = WatchedModel(self.bundle, self.origin)
+                self.reference = self.watcher.origin.sentence
+            self.known[key] = _said(self._fault(call, self.watcher), self.reference)
         return self.known[key]
 
     def _fault(self, call: Call, watcher: Watcher) -> ExportFault | None:
@@ -169,6 +175,14 @@ class Locator:
             note=note,
         )
         return replace(found, sentence=paragraph(found))
+
+
+def _said(fault: ExportFault | None, reference: str) -> ExportFault | None:
+    """The fault, saying what the graph was compared with."""
+    if fault is None or not reference:
+        return fault
+    location = replace(fault.location, reference=f"{fault.location.reference}: {reference}")
+    return replace(fault, location=replace(location, sentence=paragraph(location)))
 
 
 def _explains(export: ExportFault, divergence: Divergence) -> bool:

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.modules import decoder_stack, named_parts
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array
 from kvparity.runners.engines.torch_eager import TorchSession, open_session, reference_session
 from kvparity.runners.locate.fingerprint import Fingerprint, fingerprint
-from kvparity.runners.reference.origin import find_checkpoint
+from kvparity.runners.reference.model import text_weight_name
+from kvparity.runners.reference.origin import Origin, find_checkpoint
 
 __all__ = ["WatchedModel"]
 
@@ -35,11 +37,13 @@ class WatchedModel:
     """Transformers' model in float64, every value at a module border kept.
 
     Args:
-        bundle: Gives config and weights.
+        bundle: What the model is.
+        origin: Which weights it runs with; None looks for the checkpoint, and takes the bundle's where it is not found.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._session: TorchSession = _open(bundle)
+    def __init__(self, bundle: Bundle, origin: Origin | None = None) -> None:
+        self.origin = origin or find_checkpoint(bundle)
+        self._session = _open(bundle, self.origin.checkpoint)
         self._kinds = {layer.index: layer.kind for layer in bundle.model.layers}
         self._seen: dict[str, Tensor] = {}
         self._hook(self._session.model)
@@ -58,10 +62,10 @@ class WatchedModel:
         return recording.found
 
     def parameters(self) -> Mapping[str, Array]:
-        """Weights and buffers by name, float64."""
+        """Weights and buffers by the names that they have in the text model, float32 or float64."""
         model = self._session.model
         tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        return {name: tensor.detach().numpy() for name, tensor in tensors}
+        return {text_weight_name(name): tensor.detach().numpy() for name, tensor in tensors}
 
     def _hook(self, model: Any) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
@@ -119,11 +123,9 @@ class WatchedModel:
         return hook
 
 
-def _open(bundle: Bundle) -> TorchSession:
-    """The checkpoint's own model where the bundle's graphs are somebody else's; the bundle's weights elsewhere."""
-    if bundle.manifest.foreign is None:
+def _open(bundle: Bundle, checkpoint: CheckpointFiles | None) -> TorchSession:
+    if checkpoint is None and bundle.manifest.foreign is None:
         return open_session(bundle, {"dtype": "float64"})
-    checkpoint = find_checkpoint(bundle).checkpoint
     if checkpoint is None:
         raise BundleError("PyTorch with the package's own rounded weights is not kept, so its inside is not known")
     model = reference_session(bundle, "float64", checkpoint).model

@@ -28,6 +28,8 @@ def paragraph(found: Location) -> str:
             text.append(f"Also wrong although computed from right values: {shown}.")
     if found.note:
         text.append(found.note)
+    if found.fault == "export" and found.reference:
+        text.append(f"Reference: {found.reference}.")
     return " ".join(text)
 
 

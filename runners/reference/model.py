@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.gguf_names import whole_names
+from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.runners.engines._streamed import widen_as_called
 
-__all__ = ["load_reference", "text_weight_name"]
+__all__ = ["empty_model", "load_reference", "text_weight_name"]
 
 _LARGE = 50_000_000  # parameters from which a float64 model would take gigabytes
 _TEXT_PARTS = ("language_model", "text_model")  # modules of multimodal models that hold the language model
@@ -52,6 +54,36 @@ def load_reference(checkpoint: CheckpointFiles, dtype: str, config: Path, *, lif
         return model.double()
     widen_as_called(model)
     return model
+
+
+def empty_model(checkpoint: CheckpointFiles, dtype: str, *, text: bool = False) -> Any:
+    """The model of a checkpoint's config without weights: its own class, parameters on the meta device, buffers real.
+
+    Args:
+        checkpoint: A folder with ``config.json``.
+        dtype: What ``from_pretrained`` would load in; parameters that the class keeps in float32 are float32.
+        text: Without the parts that see and hear, which a bundle's own folder has no weights of.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig
+
+    kind = getattr(torch, dtype)
+    with _quiet():
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            if text:
+                model = build_language_model(config, "eager", experts_implementation="eager", dtype=kind)
+            else:
+                found = _class_of(checkpoint)
+                make = getattr(found, "_from_config", None) or found.from_config
+                model = make(config, attn_implementation="eager", experts_implementation="eager", dtype=kind)
+    model.tie_weights()
+    if dtype != "float32":
+        kept = [re.compile(name.replace("*", ".*")) for name in model._get_dtype_plan(kind)]
+        for name, parameter in model.named_parameters():
+            if any(pattern.search(name) for pattern in kept):
+                parameter.data = parameter.data.float()
+    return model.eval()
 
 
 def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:

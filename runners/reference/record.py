@@ -186,6 +186,7 @@ class _Recording:
         model = self.bundle.model
         wide: dict[str, dict[str, Array]] = {}
         session = opener("float64")
+        unread = getattr(session, "unread", "")
         known = masters(self.cases)
         whole = sum(map(len, known.values())) * model.vocab_size * self.item
         if whole > min(self.budget, MEGABYTES * 1_000_000) // 4:
@@ -211,7 +212,7 @@ class _Recording:
             rows, stride = len(sample.rows), sample.stride
             sequences.append(SequenceEntry(item.name, len(item.tokens), file, logits, rows, stride, item.chunks))
         session.close()
-        return Recording(entries, noise, tuple(sequences), self._head_entry())
+        return Recording(entries, noise, tuple(sequences), self._head_entry(), unread)
 
     def _find_head(self, session: Session, tokens: IntArray) -> None:
         """Look for the rule that rebuilds logits; without one they are recorded whole."""

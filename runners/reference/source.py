@@ -77,6 +77,11 @@ class References:
             self._folder.cleanup()
 
     @property
+    def origin(self) -> Origin | None:
+        """Which weights PyTorch runs with where it is run; None where vectors were recorded."""
+        return self._origin
+
+    @property
     def sentence(self) -> str:
         """What the reference is, in words."""
         if self._origin is not None:
@@ -84,6 +89,8 @@ class References:
         made = self._bundle.manifest
         if made.checkpoint is None:
             return "what was recorded in the bundle"
+        if made.checkpoint.unread:
+            return f"recorded with the bundle's own weights, a module at a time ({made.checkpoint.unread})"
         adapter = made.checkpoint.adapter
         merged = f", the adapter {PurePosixPath(adapter).name} merged" if adapter else ""
         return f"recorded from {made.source} as transformers {made.versions.get('transformers', '')} loads it{merged}"

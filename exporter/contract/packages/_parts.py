@@ -104,7 +104,8 @@ def made_from(bundle: Bundle) -> str:
     made = ", ".join(f"{name} {manifest.versions[name]}" for name in ("kvparity", "torch") if name in manifest.versions)
     return (
         f"Made from {manifest.source}{revision}{adapter} ({bundle.model.architecture}, "
-        f"{bundle.model.parameters:,} parameters, {weights}) by {made or 'kvparity'}: profile {options.profile}, {options.layout} layout, sliding caches "
+        f"{bundle.model.parameters:,} parameters, "
+        f"{weights}) by {made or 'kvparity'}: profile {options.profile}, {options.layout} layout, sliding caches "
         f"{options.sliding_cache}."
     )
 
