@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from kvparity.exporter.checkpoint.inspect_checkpoint import inspect_checkpoint
 from kvparity.exporter.checkpoint.source import resolve
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import BundleError, ExportError
 from kvparity.exporter.contract.spec import ExportOptions
-from kvparity.exporter.export import export
+from kvparity.exporter.export import Stage, export
 from kvparity.runners.reference.origin import find_checkpoint
+from kvparity.runners.reference.record import recorder
 from tests.families import save_checkpoint, small_config
 from tests.plain_judge import largest_difference
 
@@ -157,12 +159,17 @@ def test_code_of_the_checkpoint_is_never_run(tmp_path: Path, known: bool) -> Non
     names = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
     _change(checkpoint, auto_map=names, model_type="llama" if known else "theirs")
     if known:
-        bundle = _export(checkpoint, tmp_path / "bundle")
+        stages: list[Stage] = []
+        chosen = resolve(str(checkpoint))
+        bundle = export(chosen, tmp_path / "bundle", ExportOptions(), in_process=True, report=stages.append)
+        assert "Python code of the checkpoint's own (auto_map), which is not run" in stages[0].note
         assert bundle.model.architecture == "LlamaForCausalLM"
         assert "auto_map" not in json.loads((bundle.root / "config.json").read_text())
     else:
         with pytest.raises(ExportError, match=r"'theirs' is not one of transformers' own.*never run"):
             _export(checkpoint, tmp_path / "bundle")
+        with pytest.raises(ExportError, match=r"'theirs' is not one of transformers' own.*never run"):
+            inspect_checkpoint(checkpoint)
     assert not (tmp_path / "ran").exists()
 
 
@@ -183,3 +190,58 @@ def test_a_bundle_finds_its_checkpoint_and_knows_when_it_changed(stale: tuple[Pa
         assert "config.json of its checkpoint has changed" in find_checkpoint(bundle).sentence
     finally:
         (checkpoint / "config.json").write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"pad_token_id": -1, "bos_token_id": 500_000, "eos_token_id": [2, -1, 500_000]},
+        {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "return_dict": False, "use_cache": False},
+    ],
+)
+def test_special_tokens_outside_the_vocabulary_are_none_as_transformers_has_it(
+    tmp_path: Path, ids: dict[str, Any]
+) -> None:
+    checkpoint = _llama(tmp_path / "hf")
+    _change(checkpoint, **ids)
+    (checkpoint / "generation_config.json").unlink(missing_ok=True)
+    record = recorder(float64=False, budget_mb=None, on_sequence=lambda *_: None)
+    source = resolve(str(checkpoint))
+    bundle = export(source, tmp_path / "bundle", ExportOptions(), in_process=True, record=record, limit=40)
+    model = bundle.model
+    assert (model.pad_token_id, model.bos_token_id) == (None, None)
+    assert model.eos_token_ids == ((2,) if ids["eos_token_id"] else ())
+    for entry in bundle.manifest.cases:
+        tokens = bundle.case(entry.name).tokens
+        assert tokens.min() >= 0
+        assert tokens.max() < model.vocab_size
+    _change(checkpoint, return_dict=True)
+    assert largest_difference(bundle.root, _load(checkpoint)) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("llama", {"pad_token_id": 500_000}, r"pad_token_id is 500000, the vocabulary \d+\)"),
+        ("llama", {"eos_token_id": [2, None]}, r"cannot be read \(Field 'eos_token_id' .*Invalid item at index 1"),
+        ("llama", {"layer_types": ["full_attention"] * 3}, r"\(`num_hidden_layers` \(1\) must be equal to .*\(3\)\)"),
+        ("gemma3_text", {"layer_types": ["local"]}, r"\(The `layer_types` entries must be in \('full_attention'"),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0 in layer 0"),
+        ("mistral", {"sliding_window": 1}, "sliding_window=1 in layer 0"),
+        ("mistral", {"sliding_window": -1}, "sliding_window=-1 in layer 0"),
+        (
+            "gemma3_text",
+            {"sliding_window": None, "layer_types": ["sliding_attention"]},
+            "cannot make a cache for this config: layer 0 is sliding_attention, and sliding_window is None",
+        ),
+    ],
+)
+def test_a_config_that_transformers_does_not_run_is_refused_with_the_reason_in_one_line(
+    tmp_path: Path, kind: str, settings: dict[str, Any], words: str
+) -> None:
+    checkpoint = save_checkpoint(small_config(kind, {"num_hidden_layers": 1}), tmp_path / "hf")
+    _change(checkpoint, **settings)
+    with pytest.raises(ExportError, match=words) as caught:
+        inspect_checkpoint(checkpoint)
+    assert "\n" not in str(caught.value)
+    assert "alidation error for" not in str(caught.value)

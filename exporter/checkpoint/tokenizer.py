@@ -75,6 +75,8 @@ def _reason(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if isinstance(error, AttributeError) and "backend_tokenizer" in text:
         return "transformers reads it in Python alone"
+    if "trust_remote_code" in str(error):
+        return "that takes Python code of the checkpoint's own, which is never run"
     return text[:200]
 
 
@@ -87,7 +89,9 @@ def _convert_gguf(checkpoint: Checkpoint, folder: Path) -> str:
     reason = ""
     for told in ({"tokenizer_type": kind}, {}):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, gguf_file=checkpoint.gguf, **told)
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.folder, gguf_file=checkpoint.gguf, local_files_only=True, trust_remote_code=False, **told
+            )
             tokenizer.save_pretrained(folder)
         except Exception as error:  # no tokenizer in the file: the graphs are complete without one
             reason = f"its tokenizer cannot be converted ({_reason(error)})"
