@@ -31,6 +31,7 @@ def merged(checkpoint: Checkpoint, dtype: str) -> Iterator[Checkpoint]:
         ExportError: The adapter does not fit the model.
     """
     import torch
+    from transformers import GenerationConfig
 
     adapter = checkpoint.adapter
     assert adapter is not None
@@ -44,9 +45,10 @@ def merged(checkpoint: Checkpoint, dtype: str) -> Iterator[Checkpoint]:
         folder = Path(name)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.generation_config = None  # copied as it is below: transformers refuses to save some that it reads
+        model.generation_config = GenerationConfig()  # transformers refuses to save some that it reads
         model.save_pretrained(folder)
         del model
+        (folder / _GENERATION).unlink()
         brings = (adapter / "tokenizer.json").is_file()
         copy_tokenizer(replace(checkpoint, folder=adapter if brings else checkpoint.folder), folder)
         if (checkpoint.folder / _GENERATION).is_file():

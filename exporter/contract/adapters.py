@@ -76,7 +76,6 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     config.inference_mode = True
     _enlarge_vocabulary(model, folder)
     adapted = PeftModel(model, config)
-    _separate(adapted)
     names = getattr(model, "_checkpoint_conversion_mapping", None) or {}
     try:
         found = adapted.load_adapter(str(folder), "default", torch_device="cpu", key_mapping=names)
@@ -87,6 +86,7 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         if tensors:
             who = "the model" if tensors is found.unexpected_keys else "the adapter"
             raise ValueError(f"{who} {words} {min(tensors)} ({len(tensors)} such)")
+    _separate(adapted)
     merged = adapted.merge_and_unload(safe_merge=True)
     tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
     for part in (merged.config, merged.config.get_text_config(decoder=True)):
@@ -99,7 +99,8 @@ def _enlarge_vocabulary(model: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    known = tuple(f".{name}.weight" for name, module in model.named_modules() if any(module is end for end in ends))
+    paths = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    known = tuple(f".{path}{inner}.weight" for path in paths for inner in ("", ".base_layer"))
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         rows = {file.get_slice(name).get_shape()[0] for name in file.keys() if name.endswith(known)}
     if len(rows) == 1 and rows != {ends[0].weight.shape[0]}:
