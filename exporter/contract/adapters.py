@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     Raises:
         ValueError: The adapter belongs to another model; says which of its tensors shows that.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice to those who train
+        merged = _merged(model, folder)
+    tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    for part in (merged.config, merged.config.get_text_config(decoder=True)):
+        part.tie_word_embeddings = tied
+    return merged.eval()
+
+
+def _merged(model: Any, folder: Path) -> Any:
     from peft import LoraConfig, PeftModel
 
     config = LoraConfig.from_pretrained(str(folder))
@@ -87,11 +98,7 @@ def merge_adapter(model: Any, folder: Path) -> Any:
             who = "the model" if tensors is found.unexpected_keys else "the adapter"
             raise ValueError(f"{who} {words} {min(tensors)} ({len(tensors)} such)")
     _separate(adapted)
-    merged = adapted.merge_and_unload(safe_merge=True)
-    tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
-    for part in (merged.config, merged.config.get_text_config(decoder=True)):
-        part.tie_word_embeddings = tied
-    return merged.eval()
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def _enlarge_vocabulary(model: Any, folder: Path) -> None:
