@@ -226,6 +226,7 @@ def test_special_tokens_outside_the_vocabulary_are_none_as_transformers_has_it(
         ("llama", {"eos_token_id": [2, None]}, r"cannot be read \(Field 'eos_token_id' .*Invalid item at index 1"),
         ("llama", {"layer_types": ["full_attention"] * 3}, r"\(`num_hidden_layers` \(1\) must be equal to .*\(3\)\)"),
         ("gemma3_text", {"layer_types": ["local"]}, r"\(The `layer_types` entries must be in \('full_attention'"),
+        ("qwen3", {"layer_types": ["conv"]}, "layer_types calls layer 0 a conv, and it keeps keys and values"),
         ("mistral", {"sliding_window": 0}, "sliding_window=0 in layer 0"),
         ("mistral", {"sliding_window": 1}, "sliding_window=1 in layer 0"),
         ("mistral", {"sliding_window": -1}, "sliding_window=-1 in layer 0"),

@@ -103,6 +103,11 @@ def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], t
         own, kept = sizes[index], states.get(index, ())
         if own is not None or kept:
             kind = _kind(own, window, kept)
+            if types[index] == "conv" and kind != "conv":
+                raise ExportError(
+                    f"{config.model_type}: layer_types calls layer {index} a conv, and it keeps keys and values; "
+                    "transformers itself fails on it; mend config.json"
+                )
             slots.append(SlotSpec(len(slots), index, kind, window, *(own or (0, 0, 0)), states=kept))
             owner[types[index]] = len(slots) - 1
         elif types[index] not in owner:
