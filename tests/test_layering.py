@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter": 11040,
-    "exporter/checkpoint": 1710,
+    "exporter/checkpoint": 1_730,
     "exporter/contract": 2900,
     "exporter/golden": 520,
     "exporter/model": 970,
@@ -33,7 +33,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/inspect": 550,
     "runners/isolation": 450,
     "runners/locate": 2300,
-    "runners/reference": 790,
+    "runners/reference": 870,
     "runners/report": 1110,
     "kvparity": 900,
 }
