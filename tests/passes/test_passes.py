@@ -26,6 +26,7 @@ from kvparity.exporter.passes.float64_to_float32 import lower_to_float32
 from kvparity.exporter.passes.fold_constants import drop_casts, simplify
 from kvparity.exporter.passes.group_query_attention import group_queries
 from kvparity.exporter.passes.half_type_constants import keep_digits
+from kvparity.exporter.passes.linear_attention import spell_linear_attention, use_runtime_kernel
 from kvparity.exporter.passes.node_names import tidy
 from kvparity.exporter.passes.opset import to_opset
 from kvparity.exporter.passes.probe_names import PROBE, name_probes
@@ -114,6 +115,10 @@ _OPEN = """g (float[b,6] x) => (float[b,8] y)
 _FOLDED = """g (float[b,4] x) => (float[b,4] y)
 <float one = {1}, float two = {2}>
 { three = Add(one, two) same = Mul(x, one) like = CastLike(three, x) y = Mul(same, like) }"""
+_RECURRENCE = """g (float[b,s,4] q, float[b,s,4] k, float[b,s,4] v, float[b,2,2,2] h, float[b,s,2] d, float[b,s,2] w)
+ => (float[b,s,4] y, float[b,2,2,2] n) <float[b,s,2] a, float[b,s,2] e>
+{ a = Abs(d) e = Neg(a)
+  y, n = LinearAttention<q_num_heads = 2, kv_num_heads = 2, update_rule = "gated_delta", scale = 1.0>(q, k, v, h, e, w) }"""
 _CONCAT = "g (float[b,1,4] x) => (float[b,3,4] y) <int64[3] t = {1,3,1}> { y = Expand(x, t) }"
 _DIVIDE = "g (float[b] x, float[b] z) => (float[b] y, float[b] o) { r = Reciprocal(z) y = Mul(x, r) o = Reciprocal(x) }"
 
@@ -130,6 +135,8 @@ SAMPLES = [
     Sample(divide, _DIVIDE, "Div Div"),
     Sample(vector_lengths, _LENGTH, "Shape Add Slice"),
     Sample(repeat_by_concat, _CONCAT, "Concat"),
+    Sample(use_runtime_kernel, _RECURRENCE, "Abs Neg LinearAttention", 27),
+    Sample(spell_linear_attention, _RECURRENCE, "Abs Neg Shape Equal Squeeze If", 27, given=(True,)),
     Sample(to_opset, _RMS, "Mul ReduceMean Add Sqrt Reciprocal Mul Mul", given=(17,)),
     Sample(tidy, _RMS, "Mul ReduceMean Add Sqrt Reciprocal Mul Mul", given=("1", ())),
 ]
