@@ -118,7 +118,8 @@ _FOLDED = """g (float[b,4] x) => (float[b,4] y)
 _RECURRENCE = """g (float[b,s,4] q, float[b,s,4] k, float[b,s,4] v, float[b,2,2,2] h, float[b,s,2] d, float[b,s,2] w)
  => (float[b,s,4] y, float[b,2,2,2] n) <float[b,s,2] a, float[b,s,2] e>
 { a = Abs(d) e = Neg(a)
-  y, n = LinearAttention<q_num_heads = 2, kv_num_heads = 2, update_rule = "gated_delta", scale = 1.0>(q, k, v, h, e, w) }"""
+  y, n = LinearAttention<q_num_heads = 2, kv_num_heads = 2, update_rule = "gated_delta",
+                         scale = 1.0>(q, k, v, h, e, w) }"""
 _CONCAT = "g (float[b,1,4] x) => (float[b,3,4] y) <int64[3] t = {1,3,1}> { y = Expand(x, t) }"
 _DIVIDE = "g (float[b] x, float[b] z) => (float[b] y, float[b] o) { r = Reciprocal(z) y = Mul(x, r) o = Reciprocal(x) }"
 
