@@ -125,8 +125,11 @@ def test_a_product_with_a_reciprocal_becomes_a_division() -> None:
 
 def test_repeated_heads_become_a_concat_but_a_computed_expand_stays() -> None:
     x, target = _value("x", ["batch", 1, 4]), ir.Value(name="t", const_value=ir.tensor(np.asarray([1, 3, 1])))
-    fixed, free = ir.node("Expand", [x, target]), ir.node("Expand", [x, ir.Value(name="computed")])
-    model = _graph([fixed, free], [x], [fixed.outputs[0], free.outputs[0]])
+    computed = ir.Value(name="computed")
+    fixed, free = ir.node("Expand", [x, target]), ir.node("Expand", [x, computed])
+    fixed.outputs[0].shape = ir.Shape(["batch", 3, 4])
+    model = _graph([fixed, free], [x, computed], [fixed.outputs[0], free.outputs[0]])
+    model.graph.register_initializer(target)
     repeat_by_concat(model)
     assert [node.op_type for node in model.graph] == ["Concat", "Expand"]
     assert list(next(iter(model.graph)).inputs) == [x, x, x]
@@ -141,6 +144,8 @@ def test_lengths_stay_vectors() -> None:
     vector = ir.node("Reshape", [less.outputs[0], flat])
     cut = ir.node("Slice", [x, vector.outputs[0], vector.outputs[0]])
     model = _graph([shape, scalar, less, vector, cut], [x], [cut.outputs[0]])
+    for constant in (one, flat):
+        model.graph.register_initializer(constant)
     vector_lengths(model)
     assert [node.op_type for node in model.graph] == ["Shape", "Sub", "Slice"]
 
@@ -183,7 +188,8 @@ def test_one_head_is_repeated_by_one_expand_and_two_are_left_alone(heads: int, e
     joined = ir.node("Reshape", [expanded.outputs[0], shape])
     joined.outputs[0].shape = ir.Shape(["batch", heads * 4, "rows", 8])
     last = ir.node("Neg", [joined.outputs[0]])
-    graph = ir.Graph([x], last.outputs, nodes=[wide, expanded, joined, last], opset_imports={"": 18}, name="g")
+    inputs, nodes = [x, axis, target, shape], [wide, expanded, joined, last]
+    graph = ir.Graph(inputs, last.outputs, nodes=nodes, opset_imports={"": 18}, name="g")
     model = ir.Model(graph, ir_version=8)
     repeat_one_head(model)
     assert [node.op_type for node in model.graph] == [*expected, "Neg"]
