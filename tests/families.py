@@ -274,7 +274,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("recurrent_gemma", "recurrent_gemma", refused="linear_attention"),
     Family("deepseek_v32", "deepseek_v32", refused="indexed_attention"),
     Family("mpt", "mpt", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 128}),
-    Family("falcon", "falcon"),
     Family("bloom", "bloom", {"n_layer": 3, "n_head": 4}),
     Family("bart", "bart", {"d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}),
 )
