@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import ShapeInferencePass
 
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.spec import FLOAT64_EPSILON
@@ -50,7 +51,7 @@ class Builder:
         graph = ir.Graph(
             self.inputs, outputs, nodes=self.nodes, initializers=self.constants.values(), opset_imports={"": 23}
         )
-        return ir.Model(graph, ir_version=11)
+        return ShapeInferencePass()(ir.Model(graph, ir_version=11)).model  # passes want the shapes that tracing finds
 
 
 def run(model: ir.Model) -> list[Any]:
