@@ -18,7 +18,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter/checkpoint": 1_730,
     "exporter/contract": 2900,
     "exporter/golden": 520,
-    "exporter/model": 970,
+    "exporter/model": 1020,
     "exporter/passes": 1810,
     "exporter/quantize": 560,
     "exporter/tinygemma": 690,

@@ -15,7 +15,7 @@ from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.features import features_of
 from kvparity.exporter.contract.modules import accepted
 from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec, StateSpec
-from kvparity.exporter.model.rope import rope_specs
+from kvparity.exporter.model.rope import rope_specs, rope_switch
 from kvparity.exporter.model.states import RULES, modelling_files
 
 __all__ = ["model_spec"]
@@ -45,7 +45,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
     config = config.get_text_config(decoder=True)
     layers, slots = _layers_and_slots(config, model)
     features, missing = features_of(config, model, layers, slots)
-    max_position = _max_position(config)
+    max_position, switch = _max_position(config), rope_switch(model)
     return ModelSpec(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -64,6 +64,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         features=features,
         not_exercised=missing,
         ropes=rope_specs(model, max_position),
+        rope_switch=switch if switch is not None and switch < max_position else None,
         position_by_slot="position_ids" not in accepted(model) and _has_position_table(model, max_position),
     )
 
@@ -78,9 +79,15 @@ def _has_position_table(model: Any, max_position: int) -> bool:
 
 
 def _max_position(config: Any) -> int:
-    """Positions that a model has, by the names that configs use for them."""
+    """Positions that a model has, by the names that configs use for them.
+
+    Dynamic NTK scaling starts where ``max_position_embeddings`` ends, and is meant for ``factor`` times as many.
+    """
     names = ("max_position_embeddings", "max_seq_len", "max_seq_length", "n_positions")
-    return int(next((value for name in names if (value := getattr(config, name, None))), 2048))
+    found = next((value for name in names if (value := getattr(config, name, None))), 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    dynamic = "dynamic" in str(rope.get("rope_type"))
+    return int(found * max(float(rope.get("factor") or 1), 1.0)) if dynamic else int(found)
 
 
 def _tokens(config: Any, name: str) -> tuple[int, ...]:

@@ -193,6 +193,8 @@ class _Schedule:
         pads = tuple(sorted({min(pad, total - 1) for pad in pads}))
         if self.spec.position_by_slot:
             pads, why = (0,) * len(pads), "rows of one length: this model counts positions by slot, padding included"
+        if self.spec.rope_switch is not None and total > self.spec.rope_switch:
+            pads, why = (0,) * len(pads), "rows of one length: the longest row sets the rotary frequencies of all"
         tokens = np.stack([self._random[row % len(self._random)][:total] for row in range(len(pads))])
         self._keep(name, left_padded(self.spec, tokens, pads), chunks, why, pads=pads)
 
@@ -238,6 +240,7 @@ def default_cases(
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)
     _chunk_cases(plan, window)
+    _switch_cases(plan, limit)
     _state_cases(plan)
     _batch_cases(plan, window)
     _token_cases(plan)
@@ -274,6 +277,17 @@ def _prefill_cases(plan: _Schedule, window: int, limit: int) -> None:
         if length >= 1:
             plan.add("prefill", [length], f"one prefill of {length} tokens, window {window}")
     plan.add("prefill", [limit], "one long prefill, near the last position")
+
+
+def _switch_cases(plan: _Schedule, limit: int) -> None:
+    """Calls below, at and beyond the length at which rotary frequencies change, for models that change them."""
+    switch = plan.spec.rope_switch
+    if switch is None or not 4 <= switch <= limit - 4:
+        return
+    for length in (switch - 1, switch, switch + 1):
+        plan.add("prefill", [length], f"one prefill of {length} tokens, rotary frequencies change beyond {switch}")
+    plan.add("rope-switch-steps", [switch - 3] + [1] * 6, f"token by token beyond {switch}", of=1, sized=False)
+    plan.add("rope-switch-chunk", [switch - 3, 5, 1, 1], f"a chunk from below {switch} to beyond it", of=2, sized=False)
 
 
 def _state_cases(plan: _Schedule) -> None:

@@ -92,6 +92,10 @@ def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
     longest, window = max(totals, default=0), min(spec.windows, default=None)
     if spec.position_by_slot:
         spec = replace(spec, not_exercised=(*spec.not_exercised, "left-padded rows (positions are counted by slot)"))
+    switch = spec.rope_switch
+    if switch is not None and longest <= switch:
+        beyond = f"any call beyond {switch} positions, where rotary frequencies change (longest case {longest})"
+        spec = replace(spec, not_exercised=(*spec.not_exercised, beyond))
     if window is None or longest > window:
         return spec.not_exercised
     return (*spec.not_exercised, f"anything beyond the window of {window} (longest case {longest})")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["accepted", "cache_argument", "decoder_stack", "named_parts"]
+__all__ = ["accepted", "cache_argument", "decoder_stack", "named_parts", "ropes_by_length"]
 
 
 def decoder_stack(model: Any) -> tuple[Any, str, Any]:
@@ -56,3 +56,17 @@ def accepted(model: Any) -> frozenset[str]:
 def cache_argument(model: Any) -> str:
     """What a model's forward calls its cache."""
     return "cache" if "cache" in accepted(model) else "past_key_values"
+
+
+def ropes_by_length(model: Any) -> list[tuple[Any, str, str]]:
+    """(module, layer type or an empty name, rope type) of rotary embeddings that transformers updates by length.
+
+    ``dynamic_rope_update`` in its ``modeling_rope_utils.py`` does so for the types ``longrope`` and ``dynamic``.
+    """
+    found = []
+    for module in model.modules():
+        types = getattr(module, "rope_type", None)
+        for layer_type, rope_type in (types if isinstance(types, dict) else {"": types}).items():
+            if isinstance(rope_type, str) and (rope_type == "longrope" or "dynamic" in rope_type):
+                found.append((module, layer_type, rope_type))
+    return found

@@ -86,6 +86,11 @@ def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
     oldest = 23 if options.layout == "dynamic" else 24
     if options.profile in ("modern", "ort") and options.opset is not None and options.opset < oldest:
         raise ExportError(f"--profile {options.profile} needs --opset {oldest} or later in the {options.layout} layout")
+    if options.profile == "bare" and model.rope_switch is not None:
+        raise ExportError(
+            f"--profile bare: {model.model_type} changes its rotary frequencies in calls beyond {model.rope_switch:,} "
+            "positions (rope type longrope or dynamic), so one table is not enough; use --profile portable"
+        )
     if options.profile == "bare" and not model.ropes:
         raise ExportError(
             f"--profile bare: the rotary embedding of {model.model_type} is not a table of cos and sin of position "

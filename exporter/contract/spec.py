@@ -220,7 +220,10 @@ class ModelSpec:
     """What the exporter, the runners and the referee need to know of a model; read from its config.
 
     ``position_by_slot`` says that the model counts positions by cache slot, padding included: left-padded rows are then
-    not what their tokens alone give, in transformers either.
+    not what their tokens alone give, in transformers either. ``rope_switch`` is the longest call, in positions, that
+    keeps the original rotary frequencies, of a model that changes them beyond (rope types longrope and dynamic): every
+    token of a longer call has others, so that results depend on how the tokens are cut into calls and on the longest
+    row of a batch, in transformers too.
     """
 
     model_type: str
@@ -241,6 +244,7 @@ class ModelSpec:
     not_exercised: tuple[str, ...] = ()
     ropes: tuple[RopeSpec, ...] = ()
     position_by_slot: bool = False
+    rope_switch: int | None = None
 
     @property
     def windows(self) -> frozenset[int]:

@@ -17,7 +17,7 @@ from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.spec import ExportOptions, GraphSpec, ModelSpec
 from kvparity.exporter.model.decoder import NO_POSITIONS, Decoder, add_probes
 from kvparity.exporter.model.experts import choose_experts
-from kvparity.exporter.model.rope import hook_tables
+from kvparity.exporter.model.rope import follow_length, hook_tables
 from kvparity.exporter.passes.captured import Captured, name_ports
 from kvparity.exporter.trace.examples import make_examples
 from kvparity.exporter.trace.fx_normalise import fold_scalars, normalise
@@ -46,6 +46,7 @@ def capture(model: Any, spec: ModelSpec, graph: GraphSpec, options: ExportOption
     lift = options.dtype == "float32"
     dtype = torch.float64 if lift else getattr(torch, options.dtype)
     choose_experts(model, graph.kind)
+    follow_length(model)
     mode, buffers = _make_fake(model, dtype)
     add_probes(model, spec.layers)
     hook_tables(model)

@@ -23,6 +23,7 @@ from kvparity.exporter.contract.quiet import quiet_transformers
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.engines._rotary import compute_long, forget_length
 from kvparity.runners.engines._streamed import stream_weights
 from kvparity.runners.engines._transformers_cache import WatchedCache, newest_columns, to_numpy
 from kvparity.runners.reference.direct import direct_files
@@ -205,6 +206,7 @@ class TorchSession:
         self.unread = unread
         self._model, self._spec, self._options, self._last = model, spec, options, last
         self._cache_argument, self._accepted = cache_argument(model), accepted(model)
+        compute_long(model)
         self._dtype = (
             dtype or model.get_input_embeddings().weight.dtype
         )  # single weights of half types may stay in float32
@@ -236,6 +238,7 @@ class TorchSession:
             "use_cache": True,
         }
         known = {name: value for name, value in arguments.items() if name in self._accepted}
+        forget_length(self._model)
         with torch.no_grad(), lifted(self._float64), quiet_transformers():
             logits = self._model(**known).logits
         outputs = {"logits": to_numpy(logits[:, -1:] if self._last else logits)}

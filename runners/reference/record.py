@@ -178,6 +178,7 @@ class _Recording:
         self.bundle, self.root, self.cases, self.float64 = bundle, root, cases, float64
         self.budget, self.say, self.strict = budget, on_sequence, strict
         self.item = 4 + (8 if bundle.options.coarse else 4) * float64  # bytes of a number and its float64 difference
+        self.as_cut = False  # whether cases are recorded in their own calls
         self.head: Head | None = None
         self.products: npt.NDArray[np.float64] | None = None
 
@@ -191,7 +192,8 @@ class _Recording:
         whole = sum(map(len, known.values())) * model.vocab_size * self.item
         if whole > min(self.budget, MEGABYTES * 1_000_000) // 4:
             self._find_head(session, min(known.values(), key=len)[:_BLOCK])
-        planned, entries = self._plan(as_cut=not self._agrees_when_cut(session, known))
+        self.as_cut = not self._agrees_when_cut(session, known)
+        planned, entries = self._plan()
         samples = self._samples(planned)
         for item in planned if self.float64 else ():
             self.say(f"{item.name} in float64", planned.index(item), len(planned))
@@ -245,6 +247,9 @@ class _Recording:
     def _agrees_when_cut(self, session: Session, known: Mapping[str, IntArray]) -> bool:
         """Whether the model gives the same in several calls as in one, across the window."""
         longest = max(known.values(), key=len)
+        switch = self.bundle.model.rope_switch
+        if switch is not None and len(longest) > switch:  # keys of earlier calls keep the frequencies of those calls
+            return False
         tokens = longest[: min((self.bundle.model.window or 32) + 4, 640)]
         if len(tokens) < 3:
             return True
@@ -256,9 +261,9 @@ class _Recording:
         keys = once.keys() - {"check_logits", "check_positions"}
         return all(_apart(once[key], cut[key]) <= _SAME * float(np.abs(once[key]).max(initial=0.0)) for key in keys)
 
-    def _plan(self, *, as_cut: bool) -> tuple[list[Planned], tuple[CaseEntry, ...]]:
+    def _plan(self) -> tuple[list[Planned], tuple[CaseEntry, ...]]:
         """The sequences to record, and the cases as cuts of them."""
-        if as_cut:
+        if self.as_cut:
             return self._plan_as_cut()
         known = masters(self.cases)
         edges: dict[str, set[int]] = {name: set() for name in known}
@@ -356,7 +361,8 @@ class _Recording:
             extra["rows"] = sample.rows
         if any(key.endswith(_STATES) for key in arrays):
             extra["stops"] = np.cumsum(item.chunks)
-        again = self._pass(session, replace(item, chunks=_pieces(len(item.tokens))), sample) if wide else {}
+        pieces = replace(item, chunks=_pieces(len(item.tokens)))
+        again = self._pass(session, pieces, sample) if wide and not self.as_cut else {}
         extra |= {
             IN_PIECES + key.replace(".", "/"): _errors(key, array, wide[key])
             for key, array in again.items()
