@@ -38,8 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kvparity-tol",
         metavar="NUMBER|auto",
-        default=str(JudgeOptions.tol),
-        help=f"Largest difference that passes (default: {JudgeOptions.tol:g}).",
+        help="Largest difference that passes (default: auto where float64 references are recorded, else 1e-4).",
     )
     group.addoption("--kvparity-locate", action="store_true", help="Find where a difference begins.")
 
@@ -100,10 +99,11 @@ class CaseItem(pytest.Item):
         from kvparity.exporter.contract.options import checked
         from kvparity.runners.compare.judge import judge
 
-        if self._entry.file is None:
-            pytest.skip(f"case {self.name} was not recorded; export with more --vectors-mb")
+        if not self.parent.bundle.manifest.is_recorded(self._entry):
+            pytest.skip(f"case {self.name} was not recorded; export with --vectors all")
         tol = self.config.getoption("--kvparity-tol")
-        given = {"runners": self.parent.specs, "cases": (self.name,), "tol": tol if tol == "auto" else float(tol)}
+        limit = tol if tol in (None, "auto") else float(tol)
+        given = {"runners": self.parent.specs, "cases": (self.name,), "tol": limit}
         options = checked(JudgeOptions, {**given, "locate": self.config.getoption("--kvparity-locate")})
         report = judge(self.parent.bundle, options, opener=self.parent.open)
         if report.verdict != "match":
