@@ -41,7 +41,20 @@ DYNAMIC = {
     "max_position_embeddings": SWITCH,
     "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
 }
-MODELS = {"longrope": ("phi3", LONGROPE), "dynamic": ("llama", DYNAMIC)}
+BY_LAYER_TYPE = {
+    "max_position_embeddings": SWITCH,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": DYNAMIC["rope_parameters"],
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+MODELS = {
+    "longrope": ("phi3", LONGROPE),
+    "dynamic": ("llama", DYNAMIC),
+    "dynamic by layer type": ("gemma3_text", BY_LAYER_TYPE),
+}
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -98,6 +111,41 @@ def test_it_matches_on_both_sides_in_every_case_and_is_exact(exported: tuple[Bun
 def test_one_table_for_a_host_is_refused(exported: tuple[Bundle, Path]) -> None:
     with pytest.raises(ExportError, match=r"changes its rotary frequencies in calls beyond 16 positions"):
         resolve_options(ExportOptions(profile="bare"), exported[0].model)
+
+
+def test_text_is_continued_across_the_switch_as_transformers_continues_it(exported: tuple[Bundle, Path]) -> None:
+    """Phi-3's generate() drops the cache there and prefills anew; Llama's goes on."""
+    from kvparity.runners.decode.decoders import open_decoder
+    from kvparity.runners.decode.generate import Sampling, generate_tokens
+
+    bundle, source = exported
+    model = loaded(source)
+    assert bundle.model.rope_restart == (model.config.model_type == "phi3")
+    prompt = np.random.default_rng(8).integers(3, bundle.model.vocab_size, SWITCH - 6)
+    with torch.no_grad():
+        made = model.generate(
+            torch.tensor(prompt[None]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    expected = made[0, len(prompt) :].tolist()
+    decoder = open_decoder(bundle, RunnerSpec("ort", {"threads": "1"}))
+    try:
+        found = list(generate_tokens(bundle, decoder, prompt, 24, Sampling()))
+    finally:
+        decoder.close()
+    assert found == expected[: len(found)]
+    assert len(found) > 10 or len(found) == len(expected), "it goes on beyond the switch"
+
+
+def test_a_model_that_branches_on_values_is_refused_in_plain_words(tmp_path: Path) -> None:
+    """PhiMoE chooses its magnitudes by an ``if`` on the last position."""
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+
+    rope = {**LONGROPE["rope_parameters"], "short_mscale": 1.1, "long_mscale": 1.3}  # type: ignore[dict-item]
+    config = small_config("phimoe", {**LONGROPE, "num_local_experts": 4, "rope_parameters": rope})
+    checkpoint = resolve(str(save_checkpoint(config, tmp_path / "hf")))
+    with pytest.raises(ExportError, match=r"^stage trace: phimoe: .*branches by the value of a tensor"):
+        export(checkpoint, tmp_path / "bundle", ExportOptions(), in_process=True)
 
 
 def test_a_schedule_below_the_switch_says_that_it_does_not_prove_what_is_beyond(exported: tuple[Bundle, Path]) -> None:

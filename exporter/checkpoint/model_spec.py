@@ -5,6 +5,7 @@ Which layers slide, and how far, is asked of transformers' own cache, so that it
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,6 +66,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         not_exercised=missing,
         ropes=rope_specs(model, max_position),
         rope_switch=switch if switch is not None and switch < max_position else None,
+        rope_restart=switch is not None and _drops_cache_at_switch(model),
         position_by_slot="position_ids" not in accepted(model) and _has_position_table(model, max_position),
     )
 
@@ -85,9 +87,16 @@ def _max_position(config: Any) -> int:
     """
     names = ("max_position_embeddings", "max_seq_len", "max_seq_length", "n_positions")
     found = next((value for name in names if (value := getattr(config, name, None))), 2048)
-    rope = getattr(config, "rope_parameters", None) or {}
-    dynamic = "dynamic" in str(rope.get("rope_type"))
-    return int(found * max(float(rope.get("factor") or 1), 1.0)) if dynamic else int(found)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [rope for rope in ropes.values() if isinstance(rope, dict)]
+    dynamic = [rope for rope in by_layer_type or [ropes] if "dynamic" in str(rope.get("rope_type"))]
+    return int(found * max([1.0, *(float(rope["factor"]) for rope in dynamic)]))
+
+
+def _drops_cache_at_switch(model: Any) -> bool:
+    """Whether the class prepares ``generate()`` for longrope: Phi-3's does, and those made after it."""
+    prepare = inspect.unwrap(type(model).prepare_inputs_for_generation).__code__
+    return "original_max_position_embeddings" in (*prepare.co_consts, *prepare.co_names)
 
 
 def _tokens(config: Any, name: str) -> tuple[int, ...]:

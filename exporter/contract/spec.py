@@ -223,7 +223,8 @@ class ModelSpec:
     not what their tokens alone give, in transformers either. ``rope_switch`` is the longest call, in positions, that
     keeps the original rotary frequencies, of a model that changes them beyond (rope types longrope and dynamic): every
     token of a longer call has others, so that results depend on how the tokens are cut into calls and on the longest
-    row of a batch, in transformers too.
+    row of a batch, in transformers too. ``rope_restart`` says that text is generated without such a cut: transformers'
+    ``generate()`` drops the cache where the text passes the switch, and prefills anew.
     """
 
     model_type: str
@@ -245,6 +246,7 @@ class ModelSpec:
     ropes: tuple[RopeSpec, ...] = ()
     position_by_slot: bool = False
     rope_switch: int | None = None
+    rope_restart: bool = False
 
     @property
     def windows(self) -> frozenset[int]:

@@ -145,7 +145,9 @@ def _check_positions(program: Any, spec: ModelSpec) -> None:
 def _reason(error: Exception) -> str:
     """The line that says what is not supported; torch puts advice and colours before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "No ONNX function found" in line or "Could not guard on data" in line]
+    if any("Could not guard on data" in line for line in lines):
+        return "its code chooses between branches by the value of a tensor, which a graph can't"
+    named = [line for line in lines if "No ONNX function found" in line]
     return (named or lines or [repr(error)])[0][:300]
 
 

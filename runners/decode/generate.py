@@ -66,7 +66,8 @@ def generate_tokens(
     if not 0 < len(prompt) < model.max_position:
         raise TraceError(f"the prompt has {len(prompt)} tokens, expected 1 to {model.max_position - 1}")
     random = np.random.default_rng(sampling.seed)
-    ids = prompt
+    text = ids = prompt
+    switch = model.rope_switch if model.rope_restart else None
     ends = end_tokens(bundle)
     for _ in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
         token = choose(decoder.feed(ids).astype(np.float64), sampling, random)
@@ -74,6 +75,10 @@ def generate_tokens(
         if token in ends:
             return
         ids = np.asarray([token], np.int64)
+        text = np.append(text, ids)
+        if switch is not None and len(text) == switch + 1:  # rows of the cache have the frequencies of short texts
+            decoder.reset()
+            ids = text
 
 
 def choose(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:
