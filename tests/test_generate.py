@@ -92,7 +92,7 @@ def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
 )
 def test_generation_settings_name_further_end_tokens(tmp_path: Path, text: str, ends: set[int]) -> None:
     (tmp_path / "generation_config.json").write_text(text)
-    bundle = SimpleNamespace(root=tmp_path, model=SimpleNamespace(eos_token_ids=(1,)))
+    bundle = SimpleNamespace(root=tmp_path, model=SimpleNamespace(eos_token_ids=(1,), vocab_size=1000))
     assert end_tokens(bundle) == ends  # type: ignore[arg-type]
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(BundleError, match="not a JSON object"):

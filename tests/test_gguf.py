@@ -146,7 +146,8 @@ def test_a_tokenizer_whose_type_transformers_does_not_know_is_taken_without_it(
         def save_pretrained(self, folder: Path) -> None:
             (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
 
-    def known(*_: object, gguf_file: str, tokenizer_type: str | None = None) -> Taken:
+    def known(*_: object, gguf_file: str, tokenizer_type: str | None = None, **others: object) -> Taken:
+        assert others == {"trust_remote_code": False, "local_files_only": True}
         if tokenizer_type is not None:
             raise ValueError(f"Passed `tokenizer_type` {tokenizer_type} does not exist.")
         return Taken()
