@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,7 @@ def compare(bundle: Path, runners: tuple[str, ...], model_explorer: Path | None,
     files = {form: given.pop(form) for form in REPORTS}
     with progress() as say:
         report = kvparity.compare(bundle, runners, say=say, program=_program(), **given)
-    for form, path in files.items():
-        if path not in (None, "-"):
-            report.save(path, form)
+    _save(report, files)
     if model_explorer is not None:
         from kvparity.runners.report.model_explorer import save_model_explorer
 
@@ -164,11 +162,16 @@ def judge(package: Path, runners: tuple[str, ...], against: str | None, output: 
     files = {form: given.pop(form) for form in REPORTS}
     with progress() as say:
         report = kvparity.judge(package, against, output, runners, say=say, program=_program(), **given)
+    _save(report, files)
+    print_report(report, as_json=files["json"] == "-")
+    return EXIT_CODES[report.verdict]
+
+
+def _save(report: kvparity.Report, files: Mapping[str, str | None]) -> None:
+    """Write the files that were asked for; ``-`` is printed in the end."""
     for form, path in files.items():
         if path not in (None, "-"):
             report.save(path, form)
-    print_report(report, as_json=files["json"] == "-")
-    return EXIT_CODES[report.verdict]
 
 
 def _program() -> str:

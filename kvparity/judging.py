@@ -120,7 +120,7 @@ def _adopt(
     from kvparity.runners.adopt.audit import audit_package
     from kvparity.runners.adopt.head import write_head
     from kvparity.runners.adopt.rounded import rounded_reference, rounding_cost
-    from kvparity.runners.diff.audit import OfferRecord, PackageRecord
+    from kvparity.runners.diff.audit import PackageRecord
     from kvparity.runners.isolation.process import open_isolated
     from kvparity.runners.reference.model import load_reference
     from kvparity.runners.reference.record import record_cases
@@ -163,7 +163,6 @@ def _adopt(
     manifest = replace(manifest, files=listed_files(folder, manifest))
     write_manifest(folder, manifest)
     assert manifest.foreign is not None
-    offers = tuple(OfferRecord(offer.name, offer.offered, offer.found) for offer in manifest.foreign.offers)
     names = tuple(dict.fromkeys(package.graphs.values()))
-    record = PackageRecord(package.kind, names, package.settings, offers, left_out, audit, cost)
+    record = PackageRecord(package.kind, names, package.settings, manifest.foreign.offers, left_out, audit, cost)
     return Bundle(folder, manifest), record

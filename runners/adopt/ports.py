@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.foreign import ExtraInput
-from kvparity.exporter.contract.spec import ModelSpec, Port, past_name, present_name
+from kvparity.exporter.contract.spec import ModelSpec, Port, SlotSpec, past_name, present_name
 
-__all__ = ["Recognised", "recognise_inputs", "recognise_outputs"]
+__all__ = ["Recognised", "recognise_inputs", "recognise_outputs", "slot_of_port"]
 
 _IDS, _MASK, _POSITIONS = "input_ids", "attention_mask", "position_ids"
 _CACHE_WORDS = re.compile(r"past_key_values?|present_key_values?|key_values?|past_kv|present|past|cache|input|output")
@@ -25,6 +25,11 @@ class Recognised:
 
     names: dict[str, str]
     others: tuple[Port, ...] = ()
+
+
+def slot_of_port(model: ModelSpec, name: str) -> SlotSpec:
+    """The cache slot of ``past_key_values.N.PART`` or ``present.N.PART``."""
+    return next(slot for slot in model.slots if slot.slot == int(name.split(".")[1]))
 
 
 def recognise_inputs(ports: Sequence[Port], model: ModelSpec) -> Recognised:

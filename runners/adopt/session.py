@@ -11,6 +11,7 @@ from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.foreign import ExtraInput, Foreign, ForeignGraph
 from kvparity.exporter.contract.spec import GraphKind, ModelSpec, Port
+from kvparity.runners.adopt.ports import slot_of_port
 from kvparity.runners.base import Array, Session
 
 __all__ = ["AdoptedSession", "foreign_feeds"]
@@ -71,7 +72,7 @@ class AdoptedSession:
 
     def _compared(self, name: str, array: Array) -> Array:
         """The rows of a cache that our contract names: a sliding one may keep some more."""
-        slot = next(slot for slot in self._bundle.model.slots if slot.slot == int(name.split(".")[1]))
+        slot = slot_of_port(self._bundle.model, name)
         if not self._foreign.extra_rows or slot.window is None or not self._bundle.options.bounded:
             return array
         return array[:, :, -(slot.window - 1) :] if array.shape[2] > slot.window - 1 else array
@@ -107,7 +108,7 @@ def foreign_feeds(
     for name, own in foreign.inputs.items():
         array = inputs.get(name)
         if name.startswith(_PAST) and (array is None or first):
-            slot = next(slot for slot in model.slots if slot.slot == int(name.split(".")[1]))
+            slot = slot_of_port(model, name)
             array = np.zeros(slot.shape(name.split(".")[2], batch, foreign.empty_rows), np.float32)
         assert array is not None
         if name.startswith(_PAST) and foreign.rows_first and array.ndim == 4:

@@ -14,6 +14,7 @@ from kvparity.exporter.contract.foreign import ExtraInput, ForeignGraph
 from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.ports import graph_spec
 from kvparity.exporter.contract.spec import GraphKind, Port
+from kvparity.runners.adopt.ports import slot_of_port
 
 __all__ = ["contract_graph"]
 
@@ -93,7 +94,7 @@ class _Ports:
         self._replace(own, self._cast(value, own.dtype))
 
     def _empty_past(self, ours: str) -> Any:
-        slot = next(slot for slot in self._bundle.model.slots if slot.slot == int(ours.split(".")[1]))
+        slot = slot_of_port(self._bundle.model, ours)
         shape = list(slot.shape(ours.split(".")[2], 1, self._foreign.empty_rows))
         if self._foreign.rows_first and len(shape) == 4:
             shape[1], shape[2] = shape[2], shape[1]
@@ -157,7 +158,7 @@ class _Ports:
         elif self._foreign.rows_first and len(port.shape) == 4:
             made.append(("Transpose", [], {"perm": [0, 2, 1, 3]}))
         if port.name != "logits" and foreign.extra_rows and len(port.shape) == 4:
-            slot = next(slot for slot in self._bundle.model.slots if slot.slot == int(port.name.split(".")[1]))
+            slot = slot_of_port(self._bundle.model, port.name)
             if slot.window is not None and self._bundle.options.bounded:
                 ends = map(self._ints, ([1 - slot.window], [np.iinfo(np.int64).max], [2]))
                 made.append(("Slice", list(ends), {}))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Audit", "ConstantRow", "OfferRecord", "PackageRecord", "WeightRow", "WeightState"]
+from kvparity.exporter.contract.foreign import Offer
+
+__all__ = ["Audit", "ConstantRow", "PackageRecord", "WeightRow", "WeightState"]
 
 WeightState = Literal["exact", "rounded", "differs", "missing"]
 
@@ -80,15 +82,6 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class OfferRecord:
-    """One thing that a package was seen to do, or that it does not offer and is not judged for."""
-
-    name: str
-    offered: bool
-    found: str
-
-
-@dataclass(frozen=True)
 class PackageRecord:
     """Of a judged foreign package.
 
@@ -105,7 +98,7 @@ class PackageRecord:
     kind: str
     graphs: tuple[str, ...]
     settings: dict[str, str]
-    offers: tuple[OfferRecord, ...]
+    offers: tuple[Offer, ...]
     left_out: tuple[str, ...]
     audit: Audit
     cost: str = ""
