@@ -390,4 +390,4 @@ def test_the_command_prints_the_folder_or_one_line_and_exit_code_2(
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n"), said.err[:7]) == ("", 1, "error: ")
     assert cli.main(["list", "packages"]) == 0
-    assert "transformersjs   @huggingface/transformers" in capsys.readouterr().out
+    assert "transformersjs  @huggingface/transformers" in capsys.readouterr().out

@@ -120,6 +120,7 @@ def test_sizes_equal_at_every_example_are_one() -> None:
 def test_what_the_recorder_refuses_is_traced_by_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways give the same operators, in any order."""
     import kvparity.exporter.trace.capture
+    import kvparity.exporter.trace.record.program
     from tests.program_ways import operators
 
     quick = operators()
@@ -136,7 +137,7 @@ def test_what_the_recorder_refuses_is_traced_by_torch_export(monkeypatch: pytest
     monkeypatch.setattr(kvparity.exporter.trace.capture, "_export", export)
     assert operators() == quick
     assert not asked
-    monkeypatch.setattr(kvparity.exporter.trace.capture, "record", refuse)
+    monkeypatch.setattr(kvparity.exporter.trace.record.program, "record", refuse)
     assert operators() == quick
     assert asked
 

@@ -77,15 +77,15 @@ def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
         raise ExportError(f"--layout shared is for ONNX Runtime: it needs --profile ort, not {options.profile}")
     if options.profile == "bare" and options.layout != "dynamic":
         raise ExportError(f"--profile bare has the dynamic layout only, not {options.layout}")
+    oldest = 23 if options.layout == "dynamic" else 24
+    if options.profile in ("modern", "ort") and options.opset is not None and options.opset < oldest:
+        raise ExportError(f"--profile {options.profile} needs --opset {oldest} or later in the {options.layout} layout")
     if model.has_states and (options.layout == "shared" or options.profile == "bare"):
         states = sorted({state.part for slot in model.slots for state in slot.states})
         raise ExportError(
             f"{model.model_type} keeps {' and '.join(states)}: its graphs have the layouts dynamic and static, in the "
             "profiles portable, modern and ort"
         )
-    oldest = 23 if options.layout == "dynamic" else 24
-    if options.profile in ("modern", "ort") and options.opset is not None and options.opset < oldest:
-        raise ExportError(f"--profile {options.profile} needs --opset {oldest} or later in the {options.layout} layout")
     if options.profile == "bare" and model.rope_switch is not None:
         raise ExportError(
             f"--profile bare: {model.model_type} changes its rotary frequencies in calls beyond {model.rope_switch:,} "
