@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ def cli() -> None:
     """
 
 
-def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command of the group, with examples at the end of its help."""
+def command(
+    *examples: str, name: str | None = None, group: click.Group = cli
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of a group, with examples at the end of its help."""
     lines = "\n".join(f"  kvparity {example}" for example in examples)
-    return cli.command(name, epilog=f"\b\nExample:\n{lines}")
+    return group.command(name, epilog=f"\b\nExample:\n{lines}")
 
 
 ALLOW_MODIFIED = click.option("--allow-modified", is_flag=True, help="Take files that differ from the manifest.")
@@ -89,7 +92,7 @@ RUNNERS = click.option(
     "-r", "--runner", "runners", multiple=True, help="NAME or NAME:key=value,…, or all; repeatable  [default: ort]"
 )
 REPORTS = {
-    "json": "JSON; - prints it alone",
+    "json": "JSON; - prints it alone, as for every format",
     "html": "one HTML page",
     "junit": "JUnit XML",
     "markdown": "Markdown",
@@ -100,7 +103,8 @@ def reports(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option per format of a report."""
     for form, words in reversed(REPORTS.items()):
         command = click.option(f"--{form}", metavar="FILE", help=f"Write the report as {words}.")(command)
-    return command
+    verbose = "Print every case also where several runners were compared."
+    return click.option("-v", "--verbose", is_flag=True, help=verbose)(command)
 
 
 @command("compare bundle", "compare bundle --runner all --tol auto --exact --locate --html report.html")
@@ -121,18 +125,16 @@ def reports(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--model-explorer", type=FILE, help="Write errors as Model Explorer node data.")
 def compare(bundle: Path, runners: tuple[str, ...], model_explorer: Path | None, **given: Any) -> int:
     """Compare what runners compute from BUNDLE with what PyTorch computes, at every position and cache row."""
-    from kvparity.runners.compare.console import print_report, progress
+    from kvparity.runners.compare.console import progress
 
-    files = {form: given.pop(form) for form in REPORTS}
+    shown = {name: given.pop(name) for name in (*REPORTS, "verbose")}
     with progress() as say:
         report = kvparity.compare(bundle, runners, say=say, program=_program(), **given)
-    _save(report, files)
     if model_explorer is not None:
         from kvparity.runners.report.model_explorer import save_model_explorer
 
         save_model_explorer(report, kvparity.open_bundle(bundle, allow_modified=True), model_explorer)
-    print_report(report, as_json=files["json"] == "-")
-    return EXIT_CODES[report.verdict]
+    return _show(report, **shown)
 
 
 @command("judge model-onnx/ --against model/", "judge model.onnx --against model.gguf -o judged --html report.html")
@@ -157,21 +159,66 @@ def compare(bundle: Path, runners: tuple[str, ...], model_explorer: Path | None,
 @reports
 def judge(package: Path, runners: tuple[str, ...], against: str | None, output: Path | None, **given: Any) -> int:
     """Judge PACKAGE, an ONNX decoder that somebody else exported, against the checkpoint that it is of."""
-    from kvparity.runners.compare.console import print_report, progress
+    from kvparity.runners.compare.console import progress
 
-    files = {form: given.pop(form) for form in REPORTS}
+    shown = {name: given.pop(name) for name in (*REPORTS, "verbose")}
     with progress() as say:
         report = kvparity.judge(package, against, output, runners, say=say, program=_program(), **given)
-    _save(report, files)
-    print_report(report, as_json=files["json"] == "-")
-    return EXIT_CODES[report.verdict]
+    return _show(report, **shown)
 
 
-def _save(report: kvparity.Report, files: Mapping[str, str | None]) -> None:
-    """Write the files that were asked for; ``-`` is printed in the end."""
+@cli.group(
+    "report",
+    epilog="\b\nExample:\n  kvparity report merge phone.json laptop.json --html both.html\n"
+    "  kvparity report diff before.json after.json",
+)
+def report_() -> None:
+    """Show, merge or diff reports that `compare --json FILE` or `judge --json FILE` wrote."""
+
+
+REPORT = click.argument("report", type=FILE, metavar="FILE.json")
+
+
+@command("report show report.json", "report show report.json --html report.html", name="show", group=report_)
+@REPORT
+@reports
+def show(report: Path, **shown: Any) -> int:
+    """Print a report again, or write it in other formats; the exit code is the one that it was made with."""
+    return _show(kvparity.Report.load(report), **shown)
+
+
+@command("report merge phone.json laptop.json --html both.html", name="merge", group=report_)
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE.json...")
+@reports
+def merge(files: tuple[Path, ...], **shown: Any) -> int:
+    """Make one matrix of reports of one bundle: of other machines, engines, versions or cases."""
+    return _show(kvparity.merge_reports(files), **shown)
+
+
+@command("report diff ort-1.27.json ort-1.32.json", name="diff", group=report_)
+@click.argument("old", type=FILE, metavar="OLD.json")
+@click.argument("new", type=FILE, metavar="NEW.json")
+@AS_JSON
+def diff(old: Path, new: Path, as_json: bool) -> int:
+    """Say what became better, worse, new or gone between two reports; exit code 1 where anything became worse."""
+    found = kvparity.diff_reports(old, new)
+    click.echo(json.dumps(asdict(found), indent=1) if as_json else str(found))
+    return EXIT_CODES[found.verdict]
+
+
+def _show(report: kvparity.Report, *, verbose: bool, **files: str | None) -> int:
+    """Write the files that were asked for, and print the report, or alone what is to go to ``-``."""
+    printed = [form for form, path in files.items() if path == "-"]
+    if len(printed) > 1:
+        raise click.UsageError(f"--{' and --'.join(printed)} cannot both be printed; give a file to one of them")
     for form, path in files.items():
         if path not in (None, "-"):
-            report.save(path, form)
+            report.save(str(path), form)
+    form = printed[0] if printed else "verbose" if verbose else "text"
+    from kvparity.runners.compare.console import print_report
+
+    print_report(report, form)
+    return EXIT_CODES[report.verdict]
 
 
 def _program() -> str:

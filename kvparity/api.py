@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvparity.exporter.export import Stage
     from kvparity.runners.bench.bench import Measure
     from kvparity.runners.compare.candidates import Candidates
+    from kvparity.runners.compare.changes import Changes
     from kvparity.runners.decode.generate import Generation
     from kvparity.runners.inspect.probes import Inside
     from kvparity.runners.inspect.ranges import RangeReport
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 __all__ = [
     "bench",
     "compare",
+    "diff_reports",
     "export",
     "inspect",
     "judge",
+    "merge_reports",
     "open_bundle",
     "package",
     "probes",
@@ -239,6 +242,67 @@ def judge(
     limits = Limits(limit, limit_seconds, limit_mb)
     target = None if output is None else Path(output)
     return judge_package(Path(package), checkpoint, target, variant, limits, compared, options, say)
+
+
+def merge_reports(reports: Sequence[PathLike | Report]) -> Report:
+    """Put reports of one bundle together: of other machines, other engines, or other cases.
+
+    A runner that several reports have is one where engine, version, settings and results agree; else it is several,
+    named ``ort@1.32.0``, or by report where versions are equal too.
+
+    Args:
+        reports: JSON files that :meth:`Report.save` or ``compare --json`` wrote, or reports.
+
+    Returns:
+        One report of every runner and every case; its verdict is the worst of them.
+
+    Raises:
+        KvparityError: A file is no report, or they are of different bundles or judged by different tolerances.
+
+    Example:
+        >>> kvparity.merge_reports(["phone.json", "laptop.json"]).save("both.html")  # doctest: +SKIP
+    """
+    from kvparity.exporter.contract.errors import TraceError
+    from kvparity.runners.compare.merge import merge
+
+    paths = [Path(item) for item in reports if isinstance(item, str | Path)]
+    short = len({path.stem for path in paths}) == len(paths)
+    named: dict[str, Report] = {}
+    for index, item in enumerate(reports):
+        name = (Path(item).stem if short else str(item)) if isinstance(item, str | Path) else f"report {index}"
+        if name in named:
+            raise TraceError(f"{item}: is given twice")
+        named[name] = _report(item)
+    return merge(named)
+
+
+def diff_reports(old: PathLike | Report, new: PathLike | Report) -> Changes:
+    """What became better or worse between two reports, case by case: an engine's upgrade, or a new export.
+
+    Args:
+        old: The report before: a JSON file, or a report.
+        new: The report now.
+
+    Returns:
+        The changes; ``verdict`` is ``mismatch`` where a case that matched does not now, ``error`` where nothing was
+        judged in both.
+
+    Raises:
+        KvparityError: A file is no report.
+
+    Example:
+        >>> print(kvparity.diff_reports("ort-1.27.json", "ort-1.32.json").sentence)  # doctest: +SKIP
+        NOT WORSE  nothing changed; 27 as before
+    """
+    from kvparity.runners.compare.changes import changes
+
+    return changes(_report(old), _report(new))
+
+
+def _report(report: PathLike | Report) -> Report:
+    from kvparity.runners.report.report import Report
+
+    return Report.load(report) if isinstance(report, str | Path) else report
 
 
 def run(

@@ -49,6 +49,8 @@ def cli_page() -> str:
     parts = [head, _help(cli.cli, "kvparity")]
     for name, command in sorted(cli.cli.commands.items()):
         parts.append(f"## {name}\n\n{_help(command, f'kvparity {name}')}")
+        for below, inner in sorted(command.commands.items()) if isinstance(command, click.Group) else ():
+            parts.append(f"### {name} {below}\n\n{_help(inner, f'kvparity {name} {below}')}")
     return "\n".join(parts)
 
 

@@ -26,7 +26,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners": 12270,
     "runners/adopt": 1340,
     "runners/bench": 210,
-    "runners/compare": 1100,
+    "runners/compare": 1310,
     "runners/decode": 600,
     "runners/diff": 1180,
     "runners/engines": 2530,

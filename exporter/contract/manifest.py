@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -189,6 +190,13 @@ class Manifest:
         if self.head is not None:
             yield self.head.file
         yield from self.files
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that a verdict depends on: graphs, weights, cases and what was recorded for them."""
+        beside = {file.path for file in self.files}
+        judged = sorted((file.path, file.sha256) for file in self.all_files() if file.path not in beside)
+        return hashlib.sha256(repr(judged).encode()).hexdigest()
 
     def sequences_of(self, case: CaseEntry) -> tuple[SequenceEntry, ...]:
         """The sequence of each row of a case."""

@@ -40,11 +40,11 @@ def _is_news(line: str) -> bool:
     return line.startswith("unavailable")
 
 
-def print_report(report: Report, *, as_json: bool) -> None:
-    """Print the report: for people, or as JSON and nothing else."""
-    if as_json:
-        sys.stdout.write(report.text("json"))
+def print_report(report: Report, form: str = "text") -> None:
+    """Print the report: for people, with every case where ``verbose``, or a format of files and nothing else."""
+    if form not in ("text", "verbose"):
+        sys.stdout.write(report.text(form))
         return
     from kvparity.runners.report.text import print_report as print_text
 
-    print_text(report, sys.stdout)
+    print_text(report, sys.stdout, verbose=form == "verbose")

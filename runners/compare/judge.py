@@ -13,7 +13,7 @@ from kvparity.exporter.contract.errors import BundleError, KvparityError, NotTak
 from kvparity.runners.base import CaseSession, RunnerInfo, RunnerSpec, Session
 from kvparity.runners.compare.expectations import Wanted, auto_limits, case_noise, fixed_limits, step_expectations
 from kvparity.runners.compare.identities import Identity, Played, identities, judge_identity, play_whole
-from kvparity.runners.compare.options import JudgeOptions, command_of, label_of
+from kvparity.runners.compare.options import JudgeOptions, command_of, label_of, runner_command
 from kvparity.runners.compare.summary import Answer, failed_case, make_report
 from kvparity.runners.compare.timing import Timed
 from kvparity.runners.compare.token_text import with_token_text
@@ -75,6 +75,7 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             lambda first: command_of(options, first),
             options.outputs,
             references.sentence,
+            "" if options.allow_modified else bundle.manifest.sha256,
         )
         report = replace(report, last_logits=asked.last_logits or bundle.options.logits == "last")
         if options.require_complete and report.verdict == "match" and not report.covers.complete:
@@ -191,7 +192,7 @@ class _Asked:
             yield label, None
             return
         try:
-            answer.runners.append(_record(label, session.info))
+            answer.runners.append(replace(_record(label, session.info), command=runner_command(self.options, spec)))
             yield label, session
         finally:
             session.close()

@@ -15,7 +15,7 @@ from kvparity.runners.spec import RunnerSpec
 if TYPE_CHECKING:
     from kvparity.runners.diff.records import Divergence
 
-__all__ = ["DEFAULT", "JudgeOptions", "command_of", "label_of"]
+__all__ = ["DEFAULT", "JudgeOptions", "command_of", "label_of", "runner_command"]
 
 DEFAULT = "ort"
 
@@ -93,6 +93,12 @@ def command_of(options: JudgeOptions, first: Divergence | None) -> str:
             words.append("--locate")
         runners, cases = narrow
     return " ".join(words + runners + [f"--case {shlex.quote(case)}" for case in cases])
+
+
+def runner_command(options: JudgeOptions, spec: RunnerSpec) -> str:
+    """The command that repeats one runner on every case."""
+    words = [f"{options.program} compare {options.shown_bundle}", *_strictness(options)]
+    return " ".join(words + ([] if str(spec) in (DEFAULT, "exact") else [_runner_words(spec)]))
 
 
 def _strictness(options: JudgeOptions) -> Iterator[str]:

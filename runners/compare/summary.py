@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
@@ -33,7 +33,7 @@ from kvparity.runners.diff.records import (
 from kvparity.runners.report.report import Report
 from kvparity.runners.report.words import times
 
-__all__ = ["Answer", "failed_case", "make_report"]
+__all__ = ["Answer", "failed_case", "first_divergence", "largest", "make_report"]
 
 Command = Callable[[Divergence | None], str]
 _TITLES: Mapping[Question, str] = {
@@ -89,6 +89,7 @@ def make_report(
     command: Command,
     outputs: tuple[str, ...] = (),
     reference: str = "",
+    sha256: str = "",
 ) -> Report:
     """The report of one ``compare``.
 
@@ -99,6 +100,7 @@ def make_report(
         command: Gives the command that narrows a divergence, or repeats a match.
         outputs: Glob patterns of the outputs that were judged; empty where all were.
         reference: What the runners were compared with, in words.
+        sha256: Hash of what was judged; empty where files may differ from the manifest.
     """
     blame = _blame(answers)
     questions = tuple(_question(bundle, answer, not_judged, outputs, blame, reference) for answer in answers)
@@ -108,7 +110,7 @@ def make_report(
         schema_version=SCHEMA_VERSION,
         verdict=worst_verdict([record.verdict for record in questions]),
         tol=answers[0].tol,
-        bundle=_bundle(bundle),
+        bundle=replace(_bundle(bundle), sha256=sha256),
         runners=tuple(runners.values()),
         questions=questions,
         first_divergence=first,
@@ -119,7 +121,12 @@ def make_report(
         command=command(first),
         outputs=outputs,
         reference=reference,
-        covers=covers_of(bundle, [case.record for case in answers[0].cases]),
+        covers=covers_of(
+            [case.record for case in answers[0].cases],
+            [entry.name for entry in bundle.manifest.cases],
+            bundle.model.windows,
+            derived_logits=bundle.manifest.head is not None,
+        ),
     )
 
 
@@ -139,37 +146,35 @@ def _question(
         tol=answer.tol,
         budget=answer.budget if answer.tol == "auto" else None,
         verdict=answer.verdict,
-        needs_tol=_largest([record.needs_tol for record in records if record.compared]),
-        needs_budget=_largest([number(b.ratio_max) for record in records for b in record.budget.values()]),
-        first_divergence=_first(bundle, answer),
+        needs_tol=largest([record.needs_tol for record in records if record.compared]),
+        needs_budget=largest([number(b.ratio_max) for record in records for b in record.budget.values()]),
+        first_divergence=first_divergence(records),
         notes=(
             f"Reference: {_reference(answer, reference)}.",
             *_notes(bundle, answer, not_judged, outputs),
             *([blame] if blame and answer.question == "exact" else []),
         ),
-        noise=_largest([own.largest for own in _noise(answer.cases).values()]),
+        noise=largest([own.largest for own in _noise(answer.cases).values()]),
     )
 
 
-def _first(bundle: Bundle, answer: Answer) -> Divergence | None:
+def first_divergence(records: Sequence[CaseRecord]) -> Divergence | None:
     """First runner that diverges; of its cases, the earliest call, then the lowest slot, then the lowest layer."""
-    found = [case.record.first_divergence for case in answer.cases if case.record.first_divergence]
+    found = [record.first_divergence for record in records if record.first_divergence]
     if not found:
         return None
-    depth = len(bundle.model.layers)
 
-    def key(record: Divergence) -> tuple[int, int, int]:
+    def key(record: Divergence) -> tuple[int, int, float]:
         position = -1 if record.position is None else record.position
-        return record.step, position, depth if record.layer is None else record.layer
+        return record.step, position, math.inf if record.layer is None else record.layer
 
     return min((record for record in found if record.runner == found[0].runner), key=key)
 
 
-def _largest(values: Sequence[Number | None]) -> Number | None:
+def largest(values: Sequence[Number | None]) -> Number | None:
     """The largest of some numbers; None where one is missing or none is there."""
-    numbers = [value if isinstance(value, float) else math.inf for value in values]
-    largest = max(numbers, default=math.inf)
-    return largest if math.isfinite(largest) else None
+    found = max((value if isinstance(value, float) else math.inf for value in values), default=math.inf)
+    return found if math.isfinite(found) else None
 
 
 def _rounding(answer: Answer) -> float | None:
@@ -178,7 +183,7 @@ def _rounding(answer: Answer) -> float | None:
     if answer.question != "gate" or answer.tol == "auto" or not failed:
         return None
     valued = all(record.budget and isinstance(record.needs_tol, float) and not record.message for record in failed)
-    worst = _largest([number(kind.ratio_max) for record in failed for kind in record.budget.values()])
+    worst = largest([number(kind.ratio_max) for record in failed for kind in record.budget.values()])
     return worst if valued and isinstance(worst, float) and worst <= JudgeOptions.budget else None
 
 

@@ -257,6 +257,7 @@ class RunnerRecord:
     Attributes:
         required: Whether its absence keeps the answer from being a match: false where ``--runner all`` met an engine
             that takes bundles of another layout or profile.
+        command: The command that repeats this runner; ``--case NAME`` behind it repeats one case.
     """
 
     name: str
@@ -267,6 +268,7 @@ class RunnerRecord:
     available: bool = True
     message: str = ""
     required: bool = True
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ class BundleRecord:
         quantization: What was quantised and what that cost; the reference is PyTorch with the quantised weights.
         exercises: Architecture features that the model has.
         not_proven: Features that it lacks, and the window where no recorded case passes it.
+        sha256: Hash of the graphs, weights, cases and vectors; empty where files were let differ from the manifest.
     """
 
     name: str
@@ -296,6 +299,7 @@ class BundleRecord:
     quantization: Quantization | None = None
     exercises: tuple[str, ...] = ()
     not_proven: tuple[str, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

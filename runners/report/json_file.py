@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from kvparity.runners.diff.records import ReportRecord
+from kvparity.exporter.contract.errors import TraceError
+from kvparity.runners.diff.records import SCHEMA_VERSION, ReportRecord
 
-__all__ = ["json_report", "json_schema"]
+__all__ = ["json_report", "json_schema", "read_report"]
+
+Kind = TypeVar("Kind", bound=ReportRecord)
 
 _ADAPTER: TypeAdapter[ReportRecord] = TypeAdapter(ReportRecord)
 
@@ -18,6 +22,30 @@ def json_report(report: ReportRecord) -> str:
     """The report as JSON text: one line per top-level key, and one per element of a list."""
     data: dict[str, Any] = _ADAPTER.dump_python(report, mode="json")
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {_value(value)}" for key, value in data.items()) + "\n}\n"
+
+
+def read_report(path: Path, kind: type[Kind]) -> Kind:
+    """Read what :func:`json_report` wrote.
+
+    Raises:
+        TraceError: It cannot be read, or is no report of this version.
+    """
+    wanted = "expected a report that `compare --json FILE` wrote"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: not readable JSON ({error}); {wanted}") from error
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found != SCHEMA_VERSION:
+        raise TraceError(f"{path}: schema_version {found!r}, expected {SCHEMA_VERSION}; {wanted} of this version")
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise TraceError(f"{path}: {place}: {first['msg']}; {wanted}") from error
 
 
 def json_schema() -> str:

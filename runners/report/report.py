@@ -29,6 +29,20 @@ class Report(ReportRecord):
         >>> report.save("report.html")  # doctest: +SKIP
     """
 
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read a report that was written as JSON.
+
+        Args:
+            path: The file.
+
+        Raises:
+            TraceError: It cannot be read, or is no report of this version.
+        """
+        from kvparity.runners.report.json_file import read_report
+
+        return read_report(Path(path), cls)
+
     def save(self, path: str | Path, form: str | None = None) -> Path:
         """Write the report to a file.
 

@@ -32,11 +32,18 @@ from kvparity.runners.report.words import (
 
 __all__ = ["print_report"]
 
+_FAILING = 5  # cases of a runner that are listed where there are several runners
 _STYLE: dict[Verdict, str] = {"match": "green", "mismatch": "bold red", "error": "yellow"}
 
 
-def print_report(report: ReportRecord, stream: IO[str]) -> None:
-    """Write the report as text; colours and the terminal's width only where the stream is a terminal."""
+def print_report(report: ReportRecord, stream: IO[str], *, verbose: bool = False) -> None:
+    """Write the report as text; colours and the terminal's width only where the stream is a terminal.
+
+    Args:
+        report: The report.
+        stream: Where to.
+        verbose: Show every case also where several runners were compared; else those that do not match.
+    """
     console = Console(file=stream, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, soft_wrap=True, width=160)
@@ -45,13 +52,14 @@ def print_report(report: ReportRecord, stream: IO[str]) -> None:
         console.print()
         console.print(Text(question.title, style="bold"))
         records = [record for record in report.cases if record.question == question.question]
-        if records:
-            console.print(_table(records), soft_wrap=False)
         asked = _asked(report, records)
-        if len(asked) > 1 and records:
-            console.print()
+        several = len(asked) > 1 and bool(records)
+        if several:
             console.print(_matrix(asked, records), soft_wrap=False)
-        for record in records if _narrow(records) else []:
+        listed = records if verbose or not several else list(_failing(asked, records))
+        if listed:
+            console.print(*([""] if several else []), _table(listed), sep="\n", soft_wrap=False)
+        for record in listed if _narrow(records) else []:
             console.print()
             console.print(Text(f"{record.runner}, {record.case}, call by call:", style="dim"))
             console.print(_step_table(report, record), soft_wrap=False)
@@ -69,6 +77,12 @@ def print_report(report: ReportRecord, stream: IO[str]) -> None:
         console.print(Text(f"This bundle does not prove: {', '.join(report.bundle.not_proven)}", style="dim"))
     console.print()
     console.print(Text(_last(report)))
+
+
+def _failing(asked: list[RunnerRecord], records: list[CaseRecord]) -> Iterator[CaseRecord]:
+    """Of every runner, the first cases that do not match."""
+    for runner in asked:
+        yield from [r for r in records if r.runner == runner.name and r.verdict != "match"][:_FAILING]
 
 
 def _table(records: list[CaseRecord]) -> Table:
@@ -181,15 +195,26 @@ def _lines(report: ReportRecord, question: QuestionRecord, records: list[CaseRec
     for runner in report.runners:
         if not runner.available:
             yield f"{runner.name}: not available: {runner.message}"
+    names = list(dict.fromkeys(record.case for record in records))
+    for name in dict.fromkeys(record.runner for record in records):
+        own = {record.case: record.verdict for record in records if record.runner == name}
+        failing = sum(verdict != "match" for verdict in own.values())
+        if failing > _FAILING and len(own) < len(records):
+            yield f"{name}: {failing} cases do not match; -v lists every case"
+        if missing := [case for case in names if case not in own]:
+            yield f"{name}: not judged on {len(missing)} of these {len(names)} cases: {_some(missing)}"
     said: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.message:
             said.setdefault((record.runner, record.message), []).append(record.case)
     for (name, message), cases in said.items():
-        more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
-        yield f"{name}, {', '.join(cases[:3])}{more}: {message}"
+        yield f"{name}, {_some(cases)}: {message}"
     yield smallest(question)
     yield from question.notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _last(report: ReportRecord) -> str:
