@@ -80,8 +80,8 @@ def measure(name: str, group: str, folder: Path) -> Row:
             limit=LIMIT,
             in_process=True,
         )
-        described = {"architecture": bundle.model.architecture, "pattern": bundle.model.pattern}
-        row = replace(row, **described, slots=len(bundle.model.slots))
+        model = bundle.model
+        row = replace(row, architecture=model.architecture, pattern=model.pattern, slots=len(model.slots))
         options = JudgeOptions((RunnerSpec("ort", {"threads": "1"}),), tol="auto", budget=4.0, exact=True)
         report = judge(bundle, options)
     except KvparityError as error:

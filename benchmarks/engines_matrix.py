@@ -186,7 +186,7 @@ def install(only: list[str]) -> None:
         print(f"installing {name}", file=sys.stderr, flush=True)
         try:
             subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
-            pip = [folder / name / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
             subprocess.run([*pip, *BASE, *(package for package in packages if package not in bare)], check=True)
             if bare:
                 subprocess.run([*pip, "--no-deps", *bare], check=True)

@@ -73,8 +73,8 @@ def measure(family: Family, folder: Path) -> Row:
     for name, options in OTHERS.items():
         cells[name] = _other(checkpoint, folder / name, options)
     model = bundle.model
-    described = {"pattern": model.pattern, "window": model.window, "slots": len(model.slots)}
-    return replace(row, **described, features=model.features, cells=cells)
+    row = replace(row, pattern=model.pattern, window=model.window, slots=len(model.slots))
+    return replace(row, features=model.features, cells=cells)
 
 
 def _export(checkpoint: Any, target: Path, options: ExportOptions) -> Bundle:

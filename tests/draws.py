@@ -158,7 +158,7 @@ def _latent(draw: st.DrawFn, config: Draw) -> Draw:
 def _options(draw: st.DrawFn, total: int) -> Draw:
     """Layout and profile; the static layout with buffers that just fit or do not, and any chunk and batch."""
     layout, profile = draw(st.sampled_from(_WAYS))
-    options = {
+    options: dict[str, Any] = {
         "layout": layout,
         "profile": profile,
         "sliding_cache": draw(st.sampled_from(("bounded", "full"))),

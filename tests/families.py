@@ -65,7 +65,7 @@ class Family:
 S, F = "sliding_attention", "full_attention"
 _GEMMA4 = {"vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8, "global_head_dim": 16}
 _GEMMA4_PLAIN = {"hidden_size_per_layer_input": 0, "global_head_dim": 16}
-_MOE = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24, "enable_moe_block": True}
+_MOE: dict[str, Any] = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24, "enable_moe_block": True}
 _MLA = {
     "num_key_value_heads": 4,
     "q_lora_rank": 16,

@@ -175,7 +175,10 @@ def _wide() -> Any:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.Tensor.float:
                 return args[0].double()
-            widen = lambda value: torch.float64 if value is torch.float32 else value  # noqa: E731
+
+            def widen(value: Any) -> Any:
+                return torch.float64 if value is torch.float32 else value
+
             return func(*map(widen, args), **{key: widen(value) for key, value in (kwargs or {}).items()})
 
     return Wide()

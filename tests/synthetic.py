@@ -31,6 +31,7 @@ from kvparity.exporter.contract.spec import (
     GraphSpec,
     LayerSpec,
     ModelSpec,
+    Part,
     SlotSpec,
     past_name,
     present_name,
@@ -114,7 +115,7 @@ class Decoder:
         outputs = {"logits": logits.astype(self.dtype), **outputs}
         return self.edit(graph, outputs) if self.edit else outputs
 
-    def _rows(self, slot: SlotSpec, part: str, hidden: Any, inputs: Mapping[str, Any], graph: str) -> Any:
+    def _rows(self, slot: SlotSpec, part: Part, hidden: Any, inputs: Mapping[str, Any], graph: str) -> Any:
         fresh = np.einsum("bsh,hkd->bksd", hidden, self._project[slot.slot, part].astype(self.dtype))
         past = inputs[past_name(slot.slot, part)].astype(self.dtype) if graph == DECODE else fresh[:, :, :0]
         return np.concatenate([past, fresh], axis=2)

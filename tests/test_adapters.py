@@ -47,7 +47,7 @@ def _adapt(base: Path, folder: Path, rows: int | None = None, **settings: Any) -
         for name, parameter in adapted.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 parameter.copy_(0.2 * torch.randn(parameter.shape))
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     return folder
 
 
@@ -68,7 +68,7 @@ def _export(base: Path, adapter: Path, target: Path, record: Any = None) -> Bund
 def test_ranks_and_scales_of_single_modules_are_heeded(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     base = _base(tmp_path / "base", tie_word_embeddings=False)
-    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 32}, "use_rslora": True}
+    patterns: dict[str, Any] = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 32}, "use_rslora": True}
     adapter = _adapt(base, tmp_path / "adapter", r=4, lora_alpha=6, target_modules="all-linear", **patterns)
     bundle = _export(base, adapter, tmp_path / "bundle")
     assert largest_difference(bundle.root, _unmerged(base, adapter)) < CLOSE

@@ -21,7 +21,7 @@ from kvparity.runners.adopt.stored import Stored
 from tests.foreign import foreign_package
 from tests.synthetic import MODEL
 
-SHORT = {"limit": 140, "cases": ("prefill-129", "handoff-128", "batch-ragged")}
+SHORT: dict[str, Any] = {"limit": 140, "cases": ("prefill-129", "handoff-128", "batch-ragged")}
 
 
 def touch(folder: Path, *names: str) -> Path:

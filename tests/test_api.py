@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -76,7 +77,7 @@ def test_sessions_of_the_caller_s_own_are_compared(bundle: Bundle) -> None:
         ({"budget": -1.0}, "must be finite and at least 0"),
     ],
 )
-def test_a_wrong_option_is_one_line(bundle: Bundle, options: dict[str, object], message: str) -> None:
+def test_a_wrong_option_is_one_line(bundle: Bundle, options: dict[str, Any], message: str) -> None:
     with pytest.raises(kvparity.KvparityError, match=message) as caught:
         kvparity.compare(bundle, engine, **options)
     assert len(str(caught.value).splitlines()) == 1
@@ -90,7 +91,7 @@ def test_a_wrong_option_is_one_line(bundle: Bundle, options: dict[str, object], 
         ({"chunk": "many"}, "option chunk: found 'many'"),
     ],
 )
-def test_a_wrong_export_option_is_one_line_before_anything_is_read(options: dict[str, object], message: str) -> None:
+def test_a_wrong_export_option_is_one_line_before_anything_is_read(options: dict[str, Any], message: str) -> None:
     with pytest.raises(kvparity.KvparityError, match=message):
         kvparity.export("nowhere", "never", **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_json_on_stdout_stands_alone_and_a_file_stands_beside_the_table(
 
 
 @pytest.mark.parametrize("options", [{"contexts": (0,)}, {"contexts": ()}, {"rounds": 0}, {"step": 3}, {"steps": "x"}])
-def test_numbers_that_measure_nothing_are_refused(options: dict[str, object]) -> None:
+def test_numbers_that_measure_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(kvparity.KvparityError, match=r"at least 1|unknown; known are|option steps"):
         kvparity.bench((), **options)
 
@@ -62,7 +63,7 @@ def test_an_engine_in_a_process_of_its_own_is_timed_there_and_its_memory_is_coun
 
     monkeypatch.setattr(decoders, "open_runner", opener)
     bundle = make_bundle(tmp_path / "bundle")
-    options = {"contexts": (4,), "prefill": 4, "rounds": 1, "steps": 2}
+    options: dict[str, Any] = {"contexts": (4,), "prefill": 4, "rounds": 1, "steps": 2}
     (found,) = kvparity.bench(bundle, "ort:python=elsewhere", **options)
     assert set(asked) == {"ort:python=elsewhere"}
     assert found.memory_mb > 5

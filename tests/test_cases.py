@@ -14,8 +14,7 @@ from kvparity.exporter.contract.spec import DECODE, PREFILL, LayerSpec, ModelSpe
 
 
 def model(window: int | None, vocab: int = 64, positions: int = 4096) -> ModelSpec:
-    kind = "full" if window is None else "sliding"
-    layers = (LayerSpec(0, kind, window, 0), LayerSpec(1, "full", None, 1))
+    layers = (LayerSpec(0, "full" if window is None else "sliding", window, 0), LayerSpec(1, "full", None, 1))
     return ModelSpec("m", "M", vocab, 8, 2, layers, (), positions, 0, "float32", True, 0, (1,), 2)
 
 

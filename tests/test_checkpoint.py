@@ -80,7 +80,9 @@ def test_model_safetensors_goes_before_an_index_as_in_transformers(tmp_path: Pat
     bundle = _export(new, tmp_path / "bundle")
     assert largest_difference(bundle.root, _load(new)) < CLOSE
     (new / "old.safetensors").unlink()  # shards that are gone stop nobody
-    assert {entry.path for entry in _export(new, tmp_path / "again").manifest.checkpoint.files} == {
+    read = _export(new, tmp_path / "again").manifest.checkpoint
+    assert read is not None
+    assert {entry.path for entry in read.files} == {
         "config.json",
         WEIGHTS,
     }

@@ -13,6 +13,7 @@ import cli
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare import judge as judge_module
+from kvparity.runners.isolation.process import open_runner
 from tests.synthetic import Decoder, make_bundle
 
 
@@ -25,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of the decoder that stands for ``ort``."""
     settings: dict[str, Any] = {}
-    real = judge_module.open_runner
+    real = open_runner
 
     def opener(opened: Bundle, spec: RunnerSpec) -> Any:
         return Decoder(**settings) if spec.name == "ort" else real(opened, spec)

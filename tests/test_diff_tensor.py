@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ LIMIT = 1e-4
 
 def expect(values: Any, **changes: Any) -> Expectation:
     array = np.asarray(values, np.float32)
-    axis = 1 if array.ndim == 3 else 2
+    axis: Literal[1, 2] = 1 if array.ndim == 3 else 2
     live = np.ones((array.shape[0], array.shape[axis]), bool)
     name = "logits" if axis == 1 else "present.0.key"
     return replace(Expectation(name, array, "float32", live, axis, 0, LIMIT), **changes)

@@ -109,7 +109,7 @@ def test_a_layer_that_makes_a_mask_of_its_own_is_refused(tmp_path: Path) -> None
     from kvparity.exporter.model.attention import Masks, Spelling, _attention, use
 
     layer = torch.nn.Module()
-    layer.layer_idx = 0  # type: ignore[assignment]
+    layer.layer_idx = 0
     rows = torch.zeros(1, 1, 2, 4)
     small_config("llama", {}).save_pretrained(tmp_path)
     masks = Masks(described(tmp_path), ExportOptions(), {0: torch.zeros(1, 1, 2, 2)})

@@ -71,7 +71,8 @@ def run(model: ir.Model, seed: int = 0) -> list[Any]:
     sizes = {"b": 2, "s": 5}
     feeds = {}
     for value in model.graph.inputs:
-        shape = [size if isinstance(size, int) else sizes[str(size.value)] for size in value.shape]
+        shape = [size if isinstance(size, int) else sizes[str(size.value)] for size in value.shape or ()]
+        assert value.dtype is not None
         feeds[value.name] = random.standard_normal(shape).astype(value.dtype.numpy())
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
+torch: Any = pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
 
 class Scaled(torch.nn.Module):

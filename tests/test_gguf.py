@@ -116,10 +116,10 @@ def test_tensors_are_where_gguf_finds_them(gguf_file: Path) -> None:
 
 
 def test_a_wrong_size_is_refused(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvparity.exporter.checkpoint import weights
+    from kvparity.exporter.checkpoint import weight_names, weights
     from kvparity.exporter.contract.errors import ExportError
 
-    names = weights.weight_names
+    names = weight_names.weight_names
     monkeypatch.setattr(weights, "weight_names", lambda meta_model: tuple(_longer(name) for name in names(meta_model)))
     with pytest.raises(ExportError, match=r"elements, expected shape|has shape"):
         _placed(resolve(str(gguf_file)), tmp_path, "float32")

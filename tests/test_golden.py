@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
-def golden(bundle: Bundle) -> dict:
+def golden(bundle: Bundle) -> Any:
     return json.loads((bundle.root / "cases" / "golden.json").read_text("utf-8"))
 
 
@@ -246,10 +247,10 @@ def test_a_layout_that_the_script_cannot_play_is_refused_with_the_reason(tiny_co
 def test_a_fresh_environment_with_numpy_and_onnxruntime_only_verifies(tiny_copy: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    command = [python, "-m", "pip", "install", "-q", "numpy", "onnxruntime"]
+    command = [str(python), "-m", "pip", "install", "-q", "numpy", "onnxruntime"]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("numpy and onnxruntime can't be installed here")
-    script = [python, tiny_copy / "verify.py"]
+    script = [str(python), str(tiny_copy / "verify.py")]
     assert subprocess.run(script, capture_output=True).returncode == 0
     weights = tiny_copy / "model.safetensors"
     flip_exponent_bit(weights, "model.norm.weight")

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +58,14 @@ def test_a_replay_after_the_page_expects_what_the_graphs_return(tmp_path: Path, 
             first = first_slot(text, start, stop)
             logits, wanted = result.outputs["logits"], vectors.arrays["logits"][:, first:stop]
             assert logits.shape == wanted.shape
-            assert np.abs(logits - wanted)[mask[:, first:stop]].max(initial=0) < 1e-4
+            assert np.abs(np.subtract(logits, wanted, dtype=np.float64))[mask[:, first:stop]].max(initial=0) < 1e-4
             for slot, part in bundle.model.cache_names():
                 kept = first_row(text, slot.window, stop)
                 rows = result.outputs[f"present.{slot.slot}.{part}"]
                 expected = vectors.arrays[cache_key(slot.slot, part)][:, :, kept:stop]
                 assert rows.shape == expected.shape
-                assert np.abs(np.moveaxis(rows - expected, 2, 1)[mask[:, kept:stop]]).max(initial=0) < 1e-4
+                apart = np.moveaxis(np.subtract(rows, expected, dtype=np.float64), 2, 1)
+                assert np.abs(apart[mask[:, kept:stop]]).max(initial=0) < 1e-4
                 compared += 1
     assert compared
 
@@ -71,7 +73,7 @@ def test_a_replay_after_the_page_expects_what_the_graphs_return(tmp_path: Path, 
 @pytest.mark.parametrize(("logits", "cache"), list(product(("all", "last"), ("bounded", "full"))))
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_static_page_states_the_capacity_of_every_buffer(
-    logits: str, cache: str, batch: int, tmp_path: Path
+    logits: Any, cache: Any, batch: int, tmp_path: Path
 ) -> None:
     options = ExportOptions(
         layout="static",
@@ -79,7 +81,7 @@ def test_the_static_page_states_the_capacity_of_every_buffer(
         chunk=4,
         batch=batch,
         logits=logits,
-        sliding_cache=cache,  # type: ignore[arg-type]
+        sliding_cache=cache,
     )
     bundle = make_bundle(tmp_path / "bundle", cases=())
     text = " ".join(readme(replace(bundle.manifest, options=options)).split())

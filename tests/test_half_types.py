@@ -95,6 +95,7 @@ def test_norms_and_softmax_stay_float32_where_transformers_keeps_them_so(gemma2:
         model = ir.load(path)
         for node in list(model.graph):
             if node.op_type == "Cast" and {use.node.op_type for use in node.outputs[0].uses()} == {"Softmax"}:
+                assert node.inputs[0] is not None
                 node.outputs[0].replace_all_uses_with(node.inputs[0])
                 model.graph.remove(node, safe=True)
         ir.save(model, tmp_path / path.name)

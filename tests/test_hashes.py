@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def aged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the file have lain there for a while."""
-    monkeypatch.setattr(hashes.time, "time_ns", lambda: path.stat().st_ctime_ns + 10_000_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: path.stat().st_ctime_ns + 10_000_000_000)
 
 
 def sha(path: Path) -> str:

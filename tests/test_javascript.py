@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ await serve({ open, receive: async () => take, send: (pieces) => pieces.forEach(
 """
 
 
-def frames(data: bytes) -> list:
+def frames(data: bytes) -> list[Any]:
     at, found = 0, []
 
     def take(count: int) -> bytes:
@@ -55,7 +56,7 @@ def frames(data: bytes) -> list:
 
 @pytest.mark.skipif(NODE is None, reason="needs node")
 def test_tensors_of_every_dtype_and_shape_pass_through_javascript_unchanged(tmp_path: Path) -> None:
-    given = {
+    given: dict[str, Any] = {
         "a": np.asarray([[1.5, -0.0, np.nan]], np.float32),
         "b": np.arange(6, dtype=np.int64).reshape(1, 2, 3) - 3,
         "c": np.zeros((1, 1, 0, 4), np.float32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def test_an_engine_of_all_that_takes_other_bundles_is_shown_and_one_that_was_nam
 def test_sessions_are_closed_also_after_a_crash(bundle: Bundle) -> None:
     sessions = [Decoder(crash_on_call=1), Decoder()]
     for session in sessions:
-        run(bundle, lambda session=session: session, cases=("prefill-1",))
+        run(bundle, partial(lambda session: session, session), cases=("prefill-1",))
     assert all(session.closed for session in sessions)
 
 
@@ -281,6 +282,7 @@ def test_auto_judges_against_float64_in_units_of_the_references_own_noise(bundle
     assert 0 < needed <= 4
     careful = run(bundle, lambda: Decoder("float64", edit=lambda _k, out: rounded(out)), tol="auto")
     assert careful.verdict == "match"
+    assert isinstance(careful.questions[0].needs_budget, float)
     assert careful.questions[0].needs_budget < needed
     coarse = run(bundle, lambda: Decoder(scale=1 + 3e-5), tol="auto")
     assert coarse.verdict == "mismatch"

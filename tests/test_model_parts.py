@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
+torch: Any = pytest.importorskip("torch", reason="the exporter's extra is not installed")
 ir = pytest.importorskip("onnx_ir")
 
 

@@ -49,14 +49,14 @@ class Builder:
 
     def model(self, *outputs: ir.Value) -> ir.Model:
         graph = ir.Graph(
-            self.inputs, outputs, nodes=self.nodes, initializers=self.constants.values(), opset_imports={"": 23}
+            self.inputs, outputs, nodes=self.nodes, initializers=list(self.constants.values()), opset_imports={"": 23}
         )
         return ShapeInferencePass()(ir.Model(graph, ir_version=11)).model  # passes want the shapes that tracing finds
 
 
 def run(model: ir.Model) -> list[Any]:
     feeds = {
-        str(value.name): np.random.default_rng(len(str(value.name))).normal(size=[int(d) for d in value.shape or ()])
+        str(value.name): np.random.default_rng(len(str(value.name))).normal(size=np.asarray(value.shape or (), int))
         for value in model.graph.inputs
     }
     return list(ReferenceEvaluator(ir.to_proto(model)).run(None, feeds))

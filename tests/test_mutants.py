@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import pytest
 
@@ -21,7 +21,7 @@ CASES = ("prefill-7", "prefill-9", "handoff-8", "chunk-9", "batch-ragged")
 
 
 @pytest.fixture(scope="module")
-def referee(subject: Bundle) -> Iterator[tuple[list[Vectors], object]]:
+def referee(subject: Bundle) -> tuple[list[Vectors], Any]:
     from kvparity.runners.locate.pytorch import WatchedModel
 
     return [subject.vectors(name) for name in CASES], WatchedModel(subject)
@@ -33,14 +33,14 @@ def test_the_catalogue_is_large_and_names_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_untouched_graph_is_never_accused(subject: Bundle, referee: tuple[list[Vectors], object]) -> None:
-    outcome = try_mutant(subject, None, *referee)  # type: ignore[arg-type]
+def test_the_untouched_graph_is_never_accused(subject: Bundle, referee: tuple[list[Vectors], Any]) -> None:
+    outcome = try_mutant(subject, None, *referee)
     assert (outcome.verdict, outcome.exact_case, outcome.self_case, outcome.probe) == ("match", "", "", "")
 
 
 @pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.name)
-def test_a_fault_is_killed_and_located(subject: Bundle, referee: tuple[list[Vectors], object], mutant: object) -> None:
-    outcome = try_mutant(subject, mutant, *referee)  # type: ignore[arg-type]
+def test_a_fault_is_killed_and_located(subject: Bundle, referee: tuple[list[Vectors], Any], mutant: Mutant) -> None:
+    outcome = try_mutant(subject, mutant, *referee)
     assert outcome.verdict == "killed"
     assert outcome.located, outcome.sentence
 

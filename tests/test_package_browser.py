@@ -10,7 +10,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -42,7 +42,7 @@ class Handler(SimpleHTTPRequestHandler):
     """Files of a folder; what the page says goes into a queue."""
 
     answers: queue.Queue[str]
-    extensions_map: ClassVar[dict[str, str]] = {
+    extensions_map = {  # noqa: RUF012
         ".mjs": "text/javascript",
         ".js": "text/javascript",
         ".wasm": "application/wasm",
@@ -63,15 +63,18 @@ class Handler(SimpleHTTPRequestHandler):
 
 def text_in_browser(folder: Path) -> str:
     """What the page of a folder says."""
-    handler = type("Answering", (Handler,), {"answers": queue.Queue()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+
+    class Answering(Handler):
+        answers = queue.Queue()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Answering, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     words = [chromium(), "--headless=new", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
     words += ["--no-sandbox"] if os.geteuid() == 0 else []
     page = f"http://127.0.0.1:{server.server_address[1]}/page.html"
     browser = subprocess.Popen([*words, page], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        return handler.answers.get(timeout=120)
+        return Answering.answers.get(timeout=120)
     finally:
         browser.kill()
         browser.wait()

@@ -84,7 +84,7 @@ def worst(bundle: Bundle, engine: str, *, poison: bool = False) -> float:
                 actual, axis = result.outputs[name], 1 if name == "logits" else 2
                 assert actual.shape == values.shape, (entry.name, name)
                 seen = live[:, result.step.stop - values.shape[axis] : result.step.stop]
-                delta = np.moveaxis(np.abs(actual.astype(np.float64) - values), axis, 1)[seen]
+                delta = np.moveaxis(np.abs(np.subtract(actual, values, dtype=np.float64)), axis, 1)[seen]
                 found = max(found, float(np.nan_to_num(delta, nan=np.inf).max(initial=0.0)))
     return found
 
@@ -149,7 +149,7 @@ def test_the_shared_buffers_are_written_in_place_and_one_wrong_length_is_a_misma
         changed = np.flatnonzero((buffer != old).any((0, 1, 3)))
         assert changed.tolist() == [second.start % buffer.shape[2]]
     full = np.full
-    monkeypatch.setattr(shared.np, "full", lambda shape, value, dtype: full(shape, value + 1, dtype))
+    monkeypatch.setattr(np, "full", lambda shape, value, dtype: full(shape, value + 1, dtype))
     assert worst(bundle, "exact") > 1e-4
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
+torch: Any = pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
 Forward = Callable[[Any, Any], Any]
 SIZES = ((433, 769), (630, 1030), (2, 3), (5, 2))

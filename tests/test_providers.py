@@ -38,7 +38,7 @@ def test_grouped_queries_match_and_are_exact(webgpu: Bundle) -> None:
     import onnx_ir as ir
 
     for kind in ("prefill", "decode"):
-        operators = [node.op_type for node in ir.load(webgpu.graph_path(kind)).graph]  # type: ignore[arg-type]
+        operators = [node.op_type for node in ir.load(webgpu.graph_path(kind)).graph]
         assert operators.count("GroupQueryAttention") == len(webgpu.model.layers)
         assert "Attention" not in operators
         assert "Softmax" not in operators

@@ -21,7 +21,7 @@ from kvparity.runners.reference.record import record_cases
 from kvparity.runners.spec import RunnerSpec
 from tests.synthetic import Decoder, make_bundle, reference
 
-HEADS = {
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, softcap": ("gemma2", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16}),
     "tied": ("gemma3_text", {"query_pre_attn_scalar": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "untied": ("llama", {"tie_word_embeddings": False}),
@@ -76,7 +76,8 @@ def test_rebuilt_logits_are_pytorchs_own_float64_logits(name: str, tmp_path: Pat
     assert whole.manifest.head is None
     assert {sequence.logits for sequence in rebuilt.manifest.sequences} == {"hidden"}
     for case in ("prefill-40", "batch-ragged", "special-tokens"):
-        wanted, found = whole.vectors(case).float64()["logits"], rebuilt.vectors(case).arrays["logits"]
+        wanted: Any = whole.vectors(case).float64()["logits"]
+        found: Any = rebuilt.vectors(case).arrays["logits"]
         assert isinstance(found, DerivedLogits)
         live = whole.vectors(case).case.mask == 1
         apart = np.abs(np.asarray(found)[live] - wanted[live]).max()

@@ -53,12 +53,12 @@ def make(subject: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Make:
     return made
 
 
-def tokens_of(bundle: Bundle, count: int) -> np.ndarray:  # type: ignore[type-arg]
+def tokens_of(bundle: Bundle, count: int) -> np.ndarray:
     return np.random.default_rng(11).integers(3, bundle.model.vocab_size, count)
 
 
 @pytest.fixture(scope="module")
-def truth(subject: Bundle) -> np.ndarray:  # type: ignore[type-arg]
+def truth(subject: Bundle) -> np.ndarray:
     """Float64 logits of the text in one prefill, by the bundle that cannot go back."""
     ids = tokens_of(subject, 5 * WINDOW + 16)
     session = open_runner(subject, RunnerSpec("exact"))

@@ -50,7 +50,7 @@ BY_LAYER_TYPE = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": ("phi3", LONGROPE),
     "dynamic": ("llama", DYNAMIC),
     "dynamic by layer type": ("gemma3_text", BY_LAYER_TYPE),

@@ -66,7 +66,7 @@ def worst(bundle: Bundle, session: Decoder, case: Case, *, poison: bool = False)
             actual, axis = mine.outputs[name], 1 if name == "logits" else 2
             assert actual.shape == expected.shape, name
             seen = live[:, mine.step.stop - actual.shape[axis] : mine.step.stop]
-            delta = np.abs(np.moveaxis(actual - expected, axis, 1)[seen])
+            delta = np.abs(np.moveaxis(np.subtract(actual, expected, dtype=np.float64), axis, 1)[seen])
             found = max(found, float(np.nan_to_num(delta, nan=np.inf).max(initial=0.0)))
     return found
 

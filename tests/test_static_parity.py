@@ -45,7 +45,7 @@ def in_calls(case: Case, most: int) -> Case:
     return replace(case, chunks=tuple(cut()))
 
 
-def logits(bundle: Bundle, session: Session, case: Case, *, poison: bool = False) -> np.ndarray:  # type: ignore[type-arg]
+def logits(bundle: Bundle, session: Session, case: Case, *, poison: bool = False) -> np.ndarray:
     """(batch, total, vocab) of a whole case; NaN stays, padding is 0."""
     steps = [result.outputs["logits"] for result in play(bundle, session, case, poison=poison)]
     return np.where((case.mask == 1)[..., None], np.concatenate(steps, axis=1).astype(np.float64), 0.0)

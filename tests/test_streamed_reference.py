@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def _check(bundle: Bundle, dtype: str) -> None:
     assert all(parameter.is_meta for parameter in session.model.parameters())
 
 
-def _made(folder: Path, kind: str, dtype: str = "float32", **settings: object) -> Bundle:
+def _made(folder: Path, kind: str, dtype: Any = "float32", **settings: object) -> Bundle:
     save_checkpoint(small_config(kind, {"num_hidden_layers": 1, **settings}), folder / "hf", dtype=dtype)
     return export(resolve(str(folder / "hf")), folder / "bundle", ExportOptions(dtype=dtype), in_process=True)
 

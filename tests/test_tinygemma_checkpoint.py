@@ -65,7 +65,7 @@ def test_sampling_tells_different_stories(model: Gemma4ForCausalLM) -> None:
     torch.manual_seed(0)
     texts = generate(model, "Once upon a time, there was a", do_sample=True, num_return_sequences=8)
     names = set(WORDS["girls"]) | set(WORDS["boys"]) | {name for _, name in CREATURES}
-    heroes = {re.search(r"named (\w+)", text)[1] for text in texts if re.search(r"named (\w+)", text)}
+    heroes = {found[1] for text in texts if (found := re.search(r"named (\w+)", text))}
     assert len(set(texts)) == 8
     assert len(heroes & names) >= 4
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.tinygemma.config import VOCAB_SIZE
 from kvparity.exporter.tinygemma.corpus import stories
+from kvparity.exporter.tinygemma.options import TrainOptions
 from kvparity.exporter.tinygemma.tokenizer import BOS, EOS, PAD, train_tokenizer
-from kvparity.exporter.tinygemma.training import TrainOptions
 
 SHIPPED = Path(__file__).parents[1] / "artifacts" / "tinygemma4text3m"
 TOKENIZER = PreTrainedTokenizerFast.from_pretrained(SHIPPED, subfolder="hf")

@@ -49,13 +49,15 @@ class Products:
 def only_products(path: Path) -> tuple[bytes, list[tuple[int, int]], list[int]]:
     """The graph, (rows, columns) of each product, and the widths of its inputs; weights stay in the bundle's file."""
     model = ir.load(path)
-    shapes, nodes, weights, sources = [], [], [], {}
+    shapes: list[tuple[int, int]] = []
+    nodes, weights = [], []
+    sources: dict[int, ir.Value] = {}
     for node in model.graph:
         turned = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
         weight = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer() or weight.shape is None:
             continue
-        columns, rows = (int(size) for size in weight.shape)
+        columns, rows = (int(str(size)) for size in weight.shape)
         width = ir.Input(f"x{rows}", ir.Shape([1, 1, rows]), ir.TensorType(ir.DataType.FLOAT))
         own = ir.Value(name=f"w{len(shapes)}", const_value=weight.const_value)
         transpose = ir.node("Transpose", [own], {"perm": [1, 0]})

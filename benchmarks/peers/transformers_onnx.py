@@ -42,7 +42,8 @@ class Decoder:
         self.reset()
 
     def reset(self) -> None:
-        self._total, self._past = 0, {}
+        self._total = 0
+        self._past: dict[str, Any] = {}
 
     def feed(self, ids: Any) -> Any:
         session, start = self._sessions[1 if self._total else 0], self._total

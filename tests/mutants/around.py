@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-import onnx_ir as ir
 
 from tests.mutants.attention import _half, _no_norm
-from tests.mutants.editor import Editor, NotApplicableError
+from tests.mutants.editor import Change, Edit, Editor, Node, NotApplicableError, Value
 from tests.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS"]
 _DECODE, _PREFILL = ("decode",), ("prefill",)
 
 
-def _joined_backwards(layer: int, part: str) -> object:
+def _joined_backwards(layer: int, part: str) -> Edit:
     """New rows come before the past ones."""
 
     def edit(e: Editor) -> None:
@@ -25,7 +26,7 @@ def _joined_backwards(layer: int, part: str) -> object:
     return edit
 
 
-def _stale(layer: int, part: str) -> object:
+def _stale(layer: int, part: str) -> Edit:
     """The new row is the one before it again."""
 
     def edit(e: Editor) -> None:
@@ -42,7 +43,7 @@ def _stale(layer: int, part: str) -> object:
     return edit
 
 
-def _shifted(layer: int, part: str) -> object:
+def _shifted(layer: int, part: str) -> Edit:
     """Past rows move one slot: the oldest goes to the end."""
 
     def edit(e: Editor) -> None:
@@ -56,7 +57,7 @@ def _shifted(layer: int, part: str) -> object:
     return edit
 
 
-def _neighbour(layer: int, other: int, part: str) -> object:
+def _neighbour(layer: int, other: int, part: str) -> Edit:
     def edit(e: Editor) -> None:
         node = e.maker(f"layers.{layer}.self_attn.{part}")
         e.read(node, 0, e.value(f"past_key_values.{other}.{part}"))
@@ -64,7 +65,7 @@ def _neighbour(layer: int, other: int, part: str) -> object:
     return edit
 
 
-def _presents_swapped(left: str, right: str) -> object:
+def _presents_swapped(left: str, right: str) -> Edit:
     def edit(e: Editor) -> None:
         values = {name: e.value(name) for name in (left, right)}
         outputs = e.model.graph.outputs
@@ -83,7 +84,7 @@ def _presents_swapped(left: str, right: str) -> object:
     return edit
 
 
-def _present_unrotated(slot: int) -> object:
+def _present_unrotated(slot: int) -> Edit:
     """Attention sees rotated keys, the cache keeps unrotated ones."""
 
     def edit(e: Editor) -> None:
@@ -101,7 +102,7 @@ def _present_unrotated(slot: int) -> object:
     return edit
 
 
-def _kept_rows(change: int) -> object:
+def _kept_rows(change: int) -> Edit:
     """Sliding caches keep another number of rows."""
 
     def edit(e: Editor) -> None:
@@ -112,7 +113,7 @@ def _kept_rows(change: int) -> object:
     return edit
 
 
-def _oldest_rows(slot: int) -> object:
+def _oldest_rows(slot: int) -> Edit:
     """A sliding cache keeps the first rows, not the newest."""
 
     def edit(e: Editor) -> None:
@@ -124,7 +125,7 @@ def _oldest_rows(slot: int) -> object:
     return edit
 
 
-def _shared_from(layer: int, source: int, part: str) -> object:
+def _shared_from(layer: int, source: int, part: str) -> Edit:
     """A layer that shares keys and values reads those of another layer."""
 
     def edit(e: Editor) -> None:
@@ -134,7 +135,7 @@ def _shared_from(layer: int, source: int, part: str) -> object:
     return edit
 
 
-def _product(e: Editor, layer: int, part: str) -> ir.Node:
+def _product(e: Editor, layer: int, part: str) -> Node:
     """The matrix product that reads a layer's keys or values."""
     context = f"layers.{layer}.self_attn.context"
     if part == "value":
@@ -146,7 +147,7 @@ def _product(e: Editor, layer: int, part: str) -> ir.Node:
     return node
 
 
-def _layer_input(layer: int, source: int) -> object:
+def _layer_input(layer: int, source: int) -> Edit:
     def edit(e: Editor) -> None:
         node = e.maker(f"layers.{layer}.per_layer_input")
         e.read(node, 1, e.constant(source, np.int64))
@@ -154,7 +155,7 @@ def _layer_input(layer: int, source: int) -> object:
     return edit
 
 
-def _mul_constant(node_of: object, value: float | None, factor: float | None = None) -> object:
+def _mul_constant(node_of: Callable[[Editor], Node], value: float | None, factor: float = 1.0) -> Edit:
     """Replace (or multiply) the constant of a Mul."""
 
     def edit(e: Editor) -> None:
@@ -166,17 +167,17 @@ def _mul_constant(node_of: object, value: float | None, factor: float | None = N
     return edit
 
 
-def _combination(e: Editor) -> ir.Node:
+def _combination(e: Editor) -> Node:
     """(projection + embedding) / √2."""
     return e.maker("layers.0.per_layer_input").inputs[0].producer()
 
 
-def _projection_scale(e: Editor) -> ir.Node:
+def _projection_scale(e: Editor) -> Node:
     """Projection · hidden^-½."""
     return next(u.node for u in e.value("per_layer_model_projection").uses() if u.node.op_type == "Mul")
 
 
-def _embed_scale(name: str) -> object:
+def _embed_scale(name: str) -> Edit:
     return lambda e: next(n for n in e.nodes(name, "Mul"))
 
 
@@ -185,7 +186,7 @@ def _without_tokens(e: Editor) -> None:
     e.read(node, 1, e.add("Mul", [node.inputs[1], e.constant(0.0)], node.inputs[1].producer()))
 
 
-def _scalar_dropped(layer: int) -> object:
+def _scalar_dropped(layer: int) -> Edit:
     return lambda e: e.weight(f"model.layers.{layer}.layer_scalar", np.ones_like)
 
 
@@ -218,7 +219,7 @@ def _untied(e: Editor) -> None:
     e.read(transpose, 0, other)
 
 
-def _row(row: int, value: float) -> object:
+def _row(row: int, value: float) -> Change:
     def change(array: np.ndarray) -> np.ndarray:
         array[row] *= np.float32(value)
         return array
@@ -236,7 +237,7 @@ def _bfloat16(array: np.ndarray) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def _activation(scope: str, form: str) -> object:
+def _activation(scope: str, form: str) -> Edit:
     """Another activation in a module."""
 
     def edit(e: Editor) -> None:
@@ -267,7 +268,7 @@ def _all_activations(e: Editor) -> None:
         _activation(f"layers.{layer}.act_fn", "erf")(e)
 
 
-def _swapped(layer: int) -> object:
+def _swapped(layer: int) -> Edit:
     """Gate and up are exchanged."""
 
     def edit(e: Editor) -> None:
@@ -282,7 +283,7 @@ def _swapped(layer: int) -> object:
     return edit
 
 
-def _residual(layer: int, keep: str) -> object:
+def _residual(layer: int, keep: str) -> Edit:
     """The residual behind attention: dropped, or added twice."""
 
     def edit(e: Editor) -> None:
@@ -299,7 +300,7 @@ def _residual(layer: int, keep: str) -> object:
     return edit
 
 
-def _values_from_keys(layer: int) -> object:
+def _values_from_keys(layer: int) -> Edit:
     def edit(e: Editor) -> None:
         prefix = f"layers.{layer}.self_attn"
         source, keys = e.value(f"{prefix}.v_proj"), e.value(f"{prefix}.k_proj")
@@ -309,7 +310,7 @@ def _values_from_keys(layer: int) -> object:
     return edit
 
 
-def _half_product(probe: str) -> object:
+def _half_product(probe: str) -> Edit:
     """Inputs and result of a matrix product in float16."""
 
     def edit(e: Editor) -> None:
@@ -323,7 +324,7 @@ def _half_product(probe: str) -> object:
 def _logits_rolled(e: Editor) -> None:
     """Every position gets the logits of the one before; the first keeps its own."""
 
-    def make(v: ir.Value) -> ir.Value:
+    def make(v: Value) -> Value:
         zero, one, last, minus, axis = (e.constant([n], np.int64) for n in (0, 1, np.iinfo(np.int64).max, -1, 1))
         del last
         head = e.add("Slice", [v, zero, one, axis], v.producer())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
-from tests.mutants.editor import Editor
+from tests.mutants.editor import Change, Edit, Editor, Node, Value
 from tests.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS"]
 
 
-def _window(change: int) -> object:
+def _window(change: int) -> Edit:
     def edit(e: Editor) -> None:
         node = e.before("mask.sliding", "Less")
         e.read(node, 1, e.constant((e.spec.window or 0) + change, np.int64))
@@ -19,7 +21,7 @@ def _window(change: int) -> object:
     return edit
 
 
-def _mask(source: str, *layers: int) -> object:
+def _mask(source: str, *layers: int) -> Edit:
     """The layers read another kind's mask."""
 
     def edit(e: Editor) -> None:
@@ -33,7 +35,7 @@ def _mask(source: str, *layers: int) -> object:
     return edit
 
 
-def _causal(op_type: str, shift: int) -> object:
+def _causal(op_type: str, shift: int) -> Edit:
     def edit(e: Editor) -> None:
         for name in ("mask.full", "mask.sliding"):
             node = e.before(name, "LessOrEqual")
@@ -47,7 +49,7 @@ def _causal(op_type: str, shift: int) -> object:
     return edit
 
 
-def _ignore_padding(*names: str) -> object:
+def _ignore_padding(*names: str) -> Edit:
     def edit(e: Editor) -> None:
         for name in names:
             node = e.before(name, "Equal")
@@ -56,7 +58,7 @@ def _ignore_padding(*names: str) -> object:
     return edit
 
 
-def _fill(value: float) -> object:
+def _fill(value: float) -> Edit:
     def edit(e: Editor) -> None:
         for name in ("mask.full", "mask.sliding"):
             e.read(e.maker(name), 2, e.constant(value))
@@ -64,11 +66,11 @@ def _fill(value: float) -> object:
     return edit
 
 
-def _frequencies(kind: str, change: object) -> object:
+def _frequencies(kind: str, change: Change) -> Edit:
     return lambda e: e.weight(f"model.rotary_emb.{kind}_attention_inv_freq", change)
 
 
-def _theta(theta: float) -> object:
+def _theta(theta: float) -> Change:
     return lambda old: (theta ** (-np.arange(old.size) / old.size)).astype(np.float32)
 
 
@@ -81,11 +83,11 @@ def _short_denominator(old: np.ndarray) -> np.ndarray:
     return np.where(old != 0, 1e6 ** (-np.arange(old.size) / live), 0).astype(np.float32)
 
 
-def _negate(name: str) -> object:
+def _negate(name: str) -> Edit:
     return lambda e: e.rewrite(name, lambda v: e.add("Neg", [v], v.producer()))
 
 
-def _positions(change: object) -> object:
+def _positions(change: Callable[[Editor, Value], Value]) -> Edit:
     """Rotary positions are computed from ``position_ids`` in another way."""
 
     def edit(e: Editor) -> None:
@@ -98,11 +100,11 @@ def _positions(change: object) -> object:
     return edit
 
 
-def _plus_one(e: Editor, ids: ir.Value) -> ir.Value:
+def _plus_one(e: Editor, ids: Value) -> Value:
     return e.add("Add", [ids, e.constant(1, np.int64)], None)
 
 
-def _from_slots(e: Editor, ids: ir.Value) -> ir.Value:
+def _from_slots(e: Editor, ids: Value) -> Value:
     """Slot numbers instead of positions: right until a row is padded."""
     mask = e.value("attention_mask")
     ones = e.add("Equal", [mask, mask], None)
@@ -115,7 +117,7 @@ def _from_slots(e: Editor, ids: ir.Value) -> ir.Value:
     return e.add("Slice", [zero, start, end, axis], start.producer())
 
 
-def _unrotated(part: str, layer: int) -> object:
+def _unrotated(part: str, layer: int) -> Edit:
     """Queries or new keys without rotation."""
 
     def edit(e: Editor) -> None:
@@ -127,7 +129,7 @@ def _unrotated(part: str, layer: int) -> object:
     return edit
 
 
-def _new_rows(e: Editor, layer: int, part: str) -> ir.Value:
+def _new_rows(e: Editor, layer: int, part: str) -> Value:
     """The rows that this call adds: (batch, kv_heads, sequence, head_dim)."""
     value = e.value(f"layers.{layer}.self_attn.{part}")
     node = value.producer()
@@ -137,7 +139,7 @@ def _new_rows(e: Editor, layer: int, part: str) -> ir.Value:
     return joined
 
 
-def _rotated_values(layer: int) -> object:
+def _rotated_values(layer: int) -> Edit:
     def edit(e: Editor) -> None:
         key = _new_rows(e, layer, "key").producer()
         assert key is not None
@@ -161,7 +163,7 @@ def _rotated_values(layer: int) -> object:
     return edit
 
 
-def _move_after(e: Editor, node: ir.Node, anchor: ir.Node) -> None:
+def _move_after(e: Editor, node: Node, anchor: Node) -> None:
     """Keep the graph in order after a node reads a later value."""
     order = list(e.model.graph)
     if order.index(node) < order.index(anchor):
@@ -169,7 +171,7 @@ def _move_after(e: Editor, node: ir.Node, anchor: ir.Node) -> None:
         e.model.graph.insert_after(anchor, node)
 
 
-def _interleaved(layer: int) -> object:
+def _interleaved(layer: int) -> Edit:
     """rotate_half pairs neighbours instead of halves."""
 
     def edit(e: Editor) -> None:
@@ -186,14 +188,14 @@ def _interleaved(layer: int) -> object:
     return edit
 
 
-def _reads(node: ir.Node, source: ir.Value, depth: int) -> bool:
+def _reads(node: Node, source: Value, depth: int) -> bool:
     return depth > 0 and any(
         v is not None and (v is source or (v.producer() is not None and _reads(v.producer(), source, depth - 1)))
         for v in node.inputs
     )
 
 
-def _no_norm(probe: str) -> object:
+def _no_norm(probe: str) -> Edit:
     """The norm is left out: its input is handed on."""
 
     def edit(e: Editor) -> None:
@@ -202,7 +204,7 @@ def _no_norm(probe: str) -> object:
     return edit
 
 
-def _norm_input(e: Editor, probe: str) -> ir.Value:
+def _norm_input(e: Editor, probe: str) -> Value:
     node = e.before(probe, "ReduceMean")
     square = node.inputs[0].producer()
     assert square is not None
@@ -211,7 +213,7 @@ def _norm_input(e: Editor, probe: str) -> ir.Value:
     return source
 
 
-def _eps(probe: str | None, value: float) -> object:
+def _eps(probe: str | None, value: float) -> Edit:
     def edit(e: Editor) -> None:
         means = (
             [n for n in e.model.graph if n.op_type == "ReduceMean"]
@@ -225,7 +227,7 @@ def _eps(probe: str | None, value: float) -> object:
     return edit
 
 
-def _centred(probe: str) -> object:
+def _centred(probe: str) -> Edit:
     """LayerNorm instead of RMSNorm: the mean is taken off first."""
 
     def edit(e: Editor) -> None:
@@ -239,7 +241,7 @@ def _centred(probe: str) -> object:
     return edit
 
 
-def _scores(factor: float, *layers: int) -> object:
+def _scores(factor: float, *layers: int) -> Edit:
     def edit(e: Editor) -> None:
         for layer in layers or range(len(e.spec.layers)):
             node = e.before(f"layers.{layer}.self_attn.context", "Softmax").inputs[0].producer()
@@ -250,7 +252,7 @@ def _scores(factor: float, *layers: int) -> object:
     return edit
 
 
-def _softmax(layer: int, change: object) -> object:
+def _softmax(layer: int, change: Callable[[Editor, Value], Value]) -> Edit:
     """Rewrite what goes into a layer's softmax."""
 
     def edit(e: Editor) -> None:
@@ -260,7 +262,7 @@ def _softmax(layer: int, change: object) -> object:
     return edit
 
 
-def _attention_cap(e: Editor, scores: ir.Value) -> ir.Value:
+def _attention_cap(e: Editor, scores: Value) -> Value:
     node = scores.producer()
     index = 0 if node.inputs[0].producer().op_type == "MatMul" else 1
     raw = node.inputs[index]
@@ -270,18 +272,18 @@ def _attention_cap(e: Editor, scores: ir.Value) -> ir.Value:
     return scores
 
 
-def _half(e: Editor, value: ir.Value) -> ir.Value:
+def _half(e: Editor, value: Value) -> Value:
     low = e.add("Cast", [value], value.producer(), to=int(ir.DataType.FLOAT16))
     return e.add("Cast", [low], low.producer(), to=int(ir.DataType.FLOAT))
 
 
-def _heads(probe: str, axis: int, order: list[int]) -> object:
+def _heads(probe: str, axis: int, order: list[int]) -> Edit:
     return lambda e: e.rewrite(
         probe, lambda v: e.add("Gather", [v, e.constant(order, np.int64)], v.producer(), axis=axis)
     )
 
 
-def _repeat(layer: int, part: str, order: list[int]) -> object:
+def _repeat(layer: int, part: str, order: list[int]) -> Edit:
     """The key-value heads that the query heads read, after they were repeated."""
 
     def edit(e: Editor) -> None:
@@ -299,7 +301,7 @@ def _repeat(layer: int, part: str, order: list[int]) -> object:
     return edit
 
 
-def _wrong_axis(layer: int) -> object:
+def _wrong_axis(layer: int) -> Edit:
     def edit(e: Editor) -> None:
         e.before(f"layers.{layer}.self_attn.context", "Softmax").attributes["axis"] = ir.AttrInt64("axis", 1)
 

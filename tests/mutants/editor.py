@@ -11,7 +11,11 @@ import onnx_ir as ir
 from kvparity.exporter.contract.probes import kept_probes
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, ModelSpec
 
-__all__ = ["Editor", "NotApplicableError"]
+__all__ = ["Change", "Edit", "Editor", "Node", "NotApplicableError", "Value"]
+
+# onnx_ir types every input and every producer as optional; a fault that finds none there raises, so none is narrowed.
+Node = Any
+Value = Any
 
 
 class NotApplicableError(Exception):
@@ -32,7 +36,7 @@ class Editor:
         self._count = 0
         self.mine: set[ir.Node] = set()  # nodes of the fault
 
-    def value(self, name: str) -> ir.Value:
+    def value(self, name: str) -> Value:
         """A value by name, or by the probe that it is."""
         name = kept_probes(self.model).get(name, name)
         for value in [*self.model.graph.inputs, *self.model.graph.initializers.values()]:
@@ -44,21 +48,21 @@ class Editor:
                     return value
         raise NotApplicableError(f"no value {name}")
 
-    def maker(self, name: str) -> ir.Node:
+    def maker(self, name: str) -> Node:
         """The node that makes a value."""
         node = self.value(name).producer()
         if node is None:
             raise NotApplicableError(f"{name} is not computed")
         return node
 
-    def nodes(self, scope: str, op_type: str) -> list[ir.Node]:
+    def nodes(self, scope: str, op_type: str) -> list[Node]:
         """Nodes of a module (exact path) and operator, in order."""
         found = [n for n in self.model.graph if (n.name or "").startswith(scope + "/") and n.op_type == op_type]
         if not found:
             raise NotApplicableError(f"no {op_type} in {scope}")
         return found
 
-    def before(self, name: str, op_type: str) -> ir.Node:
+    def before(self, name: str, op_type: str) -> Node:
         """The nearest node of an operator that a value is made from."""
         pending, seen = [self.maker(name)], set()
         while pending:
@@ -70,7 +74,7 @@ class Editor:
                 pending += [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
         raise NotApplicableError(f"{name} is not made with {op_type}")
 
-    def constant(self, array: Any, dtype: Any = np.float32) -> ir.Value:
+    def constant(self, array: Any, dtype: Any = np.float32) -> Value:
         """A new initializer."""
         self._count += 1
         name = f"fault_{self._count}"
@@ -78,18 +82,18 @@ class Editor:
         self.model.graph.register_initializer(value)
         return value
 
-    def read(self, node: ir.Node, index: int, value: ir.Value) -> None:
+    def read(self, node: Node, index: int, value: Value) -> None:
         """Let a node read another value."""
         node.replace_input_with(index, value)
 
-    def const_input(self, node: ir.Node) -> int:
+    def const_input(self, node: Node) -> int:
         """Index of a node's constant input."""
         for index, value in enumerate(node.inputs):
             if value is not None and value.const_value is not None:
                 return index
         raise NotApplicableError(f"{node.name} reads no constant")
 
-    def weight(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    def weight(self, name: str, change: Change) -> None:
         """Change an initializer, for all who read it."""
         value = self.model.graph.initializers.get(name)
         if value is None or value.const_value is None:
@@ -100,7 +104,7 @@ class Editor:
             self.model.metadata_props.get(FLOAT64_CONSTANTS, "{}"), name
         )
 
-    def add(self, op_type: str, inputs: Sequence[ir.Value], after: ir.Node | None, **attributes: Any) -> ir.Value:
+    def add(self, op_type: str, inputs: Sequence[Value], after: Node, **attributes: Any) -> Value:
         """Add a node behind another one (at the front for None); returns its output."""
         self._count += 1
         node = ir.node(op_type, list(inputs), attributes=attributes)
@@ -114,7 +118,7 @@ class Editor:
             self.model.graph.insert_after(after, node)
         return node.outputs[0]
 
-    def rewrite(self, name: str, make: Callable[[ir.Value], ir.Value]) -> None:
+    def rewrite(self, name: str, make: Callable[[Value], Value]) -> None:
         """Put what ``make`` builds from a value in the value's place, name and output port included.
 
         Nodes are inserted behind the value's maker one by one, so ``make`` must chain each from the last.
@@ -133,7 +137,7 @@ class Editor:
                 new.shape, new.type = old.shape, old.type
                 self.model.graph.outputs[index] = new
 
-    def _made_from(self, value: ir.Value) -> set[ir.Node]:
+    def _made_from(self, value: Value) -> set[ir.Node]:
         """Nodes of the fault that a value is made from."""
         pending, seen = [value.producer()], set()
         while pending:
@@ -147,9 +151,13 @@ class Editor:
         """Multiply a value."""
         self.rewrite(name, lambda v: self.add("Mul", [v, self.constant(factor)], v.producer()))
 
-    def bypass(self, name: str, source: ir.Value) -> None:
+    def bypass(self, name: str, source: Value) -> None:
         """Let everyone read ``source`` where they read a value."""
         self.rewrite(name, lambda v: self.add("Identity", [source], v.producer()))
+
+
+Edit = Callable[[Editor], None]
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 def _without(text: str, name: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.mutants.editor import Editor
+from tests.mutants.editor import Edit
 
 __all__ = ["BOTH", "Mutant"]
 
 BOTH = ("prefill", "decode")
-Edit = Callable[[Editor], None]
 
 
 @dataclass(frozen=True)

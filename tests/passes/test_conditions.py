@@ -52,13 +52,18 @@ def test_a_domain_that_is_not_imported_is_found() -> None:
     assert violations(sound, model) == ["Mul is of ai.elsewhere, which is not imported"]
 
 
+def put(attribute: str, value: object, *things: object) -> None:
+    for thing in things:
+        setattr(thing, attribute, value)
+
+
 @pytest.mark.parametrize(
     ("condition", "change", "found"),
     [
         (lacks("Mul"), lambda model: None, "Mul"),
-        (shaped, lambda model: [setattr(v, "shape", None) for n in model.graph for v in n.outputs], "no value has"),
-        (without_float64, lambda model: setattr(model.graph.node(0).outputs[0], "dtype", ir.DataType.DOUBLE), "n is"),
-        (unique_names, lambda model: [setattr(n, "name", "a") for n in model.graph], "two nodes are called a"),
+        (shaped, lambda model: put("shape", None, *(v for n in model.graph for v in n.outputs)), "no value has"),
+        (without_float64, lambda model: put("dtype", ir.DataType.DOUBLE, model.graph.node(0).outputs[0]), "n is"),
+        (unique_names, lambda model: put("name", "a", *model.graph), "two nodes are called a"),
         (digits_round, lambda model: model.metadata_props.update({FLOAT64_CONSTANTS: '{"t": ["0x1p-4"]}'}), "t is not"),
     ],
 )

@@ -44,7 +44,7 @@ def graph(text: str, opset: int = 18) -> ir.Model:
     model = ir.from_onnx_text(HEAD.format(opset=opset) + text)
     for value in model.graph.initializers.values():
         assert value.const_value is not None
-        value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape)
+        value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
     return model
 
 
