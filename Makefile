@@ -16,8 +16,12 @@ demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it t
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)/\1\t\2/' | expand -t 16
 
+JOBS ?= 2
+# one process a core, one thread each: most of a test is Python, which threads of PyTorch don't shorten
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 test: check  ## lint, types and the default tests
-	$(BIN)/python -m pytest -q -m "not slow and not real and not engine"
+	$(PYTEST) -m "not slow and not real and not engine"
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff check .
@@ -25,7 +29,7 @@ check: $(READY)  ## lint and types
 	$(BIN)/mypy
 
 test-all: check  ## everything but what needs an optional package
-	$(BIN)/python -m pytest -q -m "not real and not engine"
+	$(PYTEST) -m "not real and not engine"
 
 mutants: $(READY)  ## put 89 faults into right graphs; what catches and locates them (15 minutes)
 	$(BIN)/python -m tests.mutants --json artifacts/mutants/outcomes.json --markdown docs/mutants.md
