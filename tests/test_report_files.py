@@ -169,7 +169,7 @@ def test_an_upgrade_is_judged_in_one_line(bundle: Bundle, tmp_path: Path, capsys
 
 
 def text_cases(folder: Path) -> list[Any]:
-    return json.loads((folder / "old.json").read_text())["cases"]  # type: ignore[no-any-return]
+    return json.loads((folder / "old.json").read_text())["cases"]
 
 
 def re_first(text: str) -> str:
