@@ -203,7 +203,7 @@ def judge(
     revision: str | None = None,
     limit: int | None = None,
     limit_seconds: float = 120.0,
-    limit_mb: int = 0,
+    limit_mb: int | None = None,
     say: Say = _quiet,
     **options: Any,
 ) -> Report:
@@ -218,8 +218,8 @@ def judge(
         subfolder: Folder inside the checkpoint that holds the model.
         revision: Hub revision.
         limit: Longest case in tokens.
-        limit_seconds: Most seconds that one call of a graph may take.
-        limit_mb: Most megabytes that a graph's process may take; 0 for any.
+        limit_seconds: Most seconds that one call of a graph, or loading it, may take.
+        limit_mb: Most megabytes that a graph's process may take; the machine's memory where not given, 0 for any.
         say: Takes a line of progress at a time.
         **options: Fields of ``JudgeOptions``; without ``exact`` and ``locate``, what differs is located all the same.
 

@@ -27,17 +27,13 @@ class Limits:
 
     Attributes:
         limit: Longest case in tokens; None takes the model's schedule.
-        seconds: Most that one call may take.
-        megabytes: Most address space of the process that runs the graph; 0 for any.
+        seconds: Most that one call may take, and that loading may take.
+        megabytes: Most address space of a process that runs a graph; None takes the machine's memory, 0 sets no limit.
     """
 
     limit: int | None = None
     seconds: float = 120.0
-    megabytes: int = 0
-
-    def settings(self) -> dict[str, str]:
-        """The same as settings of a runner."""
-        return {"limit": f"{self.seconds:g}", **({"memory_mb": str(self.megabytes)} if self.megabytes else {})}
+    megabytes: int | None = None
 
 
 def judge_package(
@@ -63,9 +59,11 @@ def judge_package(
         say: Takes a line of progress at a time.
     """
     from kvparity.runners.adopt.package import find_package
+    from kvparity.runners.isolation.limits import limited
 
     package = find_package(path, variant)
-    with _adopted(package, checkpoint, output, limits, say) as adopted:
+    bounds = limited(limits.seconds, limits.megabytes)
+    with bounds, _adopted(package, checkpoint, output, limits.limit, say) as adopted:
         bundle, record = adopted
         report = compare(bundle, asked)
         if outputs := _comparable(report, asked):
@@ -93,7 +91,7 @@ def _comparable(report: Report, asked: Mapping[str, Any]) -> tuple[str, ...]:
 
 @contextmanager
 def _adopted(
-    package: Package, checkpoint: Checkpoint, output: Path | None, limits: Limits, say: Say
+    package: Package, checkpoint: Checkpoint, output: Path | None, limit: int | None, say: Say
 ) -> Iterator[tuple[Bundle, Any]]:
     """A bundle of a package with its record, kept in ``output`` or gone at the end."""
     from kvparity.exporter.contract.bundle import MANIFEST
@@ -103,15 +101,15 @@ def _adopted(
         with tempfile.TemporaryDirectory(prefix="kvparity-judge-") as name:
             folder = Path(name) / "bundle"
             folder.mkdir()
-            yield _adopt(package, checkpoint, folder, folder, limits, say)
+            yield _adopt(package, checkpoint, folder, folder, limit, say)
         return
     with new_folder(output, MANIFEST) as folder:
-        bundle, record = _adopt(package, checkpoint, folder, output, limits, say)
+        bundle, record = _adopt(package, checkpoint, folder, output, limit, say)
     yield replace(bundle, root=output), record
 
 
 def _adopt(
-    package: Package, checkpoint: Checkpoint, folder: Path, target: Path, limits: Limits, say: Say
+    package: Package, checkpoint: Checkpoint, folder: Path, target: Path, limit: int | None, say: Say
 ) -> tuple[Bundle, Any]:
     """Copy, measure, audit, and record references."""
     from kvparity.exporter.adopted import describe_checkpoint
@@ -121,16 +119,12 @@ def _adopt(
     from kvparity.runners.adopt.head import write_head
     from kvparity.runners.adopt.rounded import rounded_reference, rounding_cost
     from kvparity.runners.diff.audit import PackageRecord
-    from kvparity.runners.isolation.process import open_isolated
     from kvparity.runners.reference.model import load_reference
     from kvparity.runners.reference.record import record_cases
 
-    def opener(bundle: Bundle, spec: Any) -> Any:
-        return open_isolated(bundle, replace(spec, options={**spec.options, **limits.settings()}))
-
-    side = describe_checkpoint(checkpoint, folder, target, limits.limit)
+    side = describe_checkpoint(checkpoint, folder, target, limit)
     say(f"running {package.kind}")
-    manifest = adopt(package, side.model, folder, opener)
+    manifest = adopt(package, side.model, folder)
     assert manifest.foreign is not None
     cases, left_out = playable(side.cases, manifest.foreign)
     say("auditing weights")

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -111,6 +112,14 @@ class Engine(Protocol):
         Raises:
             EngineUnavailableError: It is not installed, or cannot take these graphs; the message says why.
         """
+        ...
+
+
+class GraphEngine(Protocol):
+    """An engine that takes a graph file without a bundle as well."""
+
+    def open_graph(self, path: Path, options: Mapping[str, str]) -> Session:
+        """Load one graph; the session runs it whatever graph is named."""
         ...
 
 

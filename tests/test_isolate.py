@@ -16,6 +16,8 @@ from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
 from kvparity.runners.base import RunnerSpec, Session, parse_runner
 from kvparity.runners.compare.judge import JudgeOptions, judge
 from kvparity.runners.decode.layouts.dynamic import Player
+from kvparity.runners.engines.exact import open_model
+from kvparity.runners.isolation.limits import limited
 from kvparity.runners.isolation.process import (
     EngineCrashError,
     IsolatedSession,
@@ -198,3 +200,42 @@ def test_the_worker_describes_a_real_engine_and_refuses_what_it_cannot_open(bund
         open_runner(bundle, parse_runner("onnx_reference:colour=red"))
     with pytest.raises(EngineUnavailableError, match="onnx_reference cannot load"):
         open_runner(bundle, parse_runner("onnx_reference"))
+
+
+ENDLESS = """<ir_version: 8, opset_import: ["" : 18]>
+g (double[1] x) => (double[1] y) {
+  most = Constant<value: tensor = int64 {9223372036854775807}>()
+  yes = Constant<value: tensor = bool {1}>()
+  y = Loop(most, yes, x) <body = b (int64 i, bool go, double[1] s) => (bool more, double[1] t) {
+    more = Identity(go)
+    t = Add(s, s)
+  }>
+}"""
+HUGE = """<ir_version: 8, opset_import: ["" : 18]>
+g (double[1] x) => (double[n] y) {
+  n = Constant<value: tensor = int64[1] {1000000000000}>()
+  y = Expand(x, n)
+}"""
+
+
+@pytest.mark.parametrize(("text", "words"), [(ENDLESS, "did not answer within 3 s"), (HUGE, "alloc|memory|Expand")])
+def test_a_graph_without_end_and_one_without_bounds_stop_at_the_limits(text: str, words: str) -> None:
+    import onnx_ir as ir
+    from onnx.parser import parse_model
+
+    with limited(3.0, 4000):
+        names, run = open_model(ir.from_proto(parse_model(text)), "ort", "graph")
+        with pytest.raises(TraceError, match=words):
+            run({"x": np.ones(1)})
+    assert names == ["y"]
+
+
+def test_a_right_graph_gives_the_same_within_limits() -> None:
+    import onnx_ir as ir
+    from onnx.parser import parse_model
+
+    model = ir.from_proto(parse_model(HUGE.replace("1000000000000", "3")))
+    here = open_model(model, "ort", "graph")[1]({"x": np.ones(1)})
+    with limited(30.0):
+        there = open_model(model, "onnx", "graph")[1]({"x": np.ones(1)})
+    assert [array.tolist() for array in here] == [array.tolist() for array in there] == [[1.0, 1.0, 1.0]]

@@ -26,7 +26,9 @@ from kvparity.runners.adopt.graph import GraphFile, read_graph
 from kvparity.runners.adopt.measure import BATCH, CHUNKS, MASK, Measured, measure
 from kvparity.runners.adopt.package import Package
 from kvparity.runners.adopt.ports import extra_input, recognise_inputs, recognise_outputs
-from kvparity.runners.base import Array, RunnerSpec, Session
+from kvparity.runners.base import Array, RunnerSpec
+from kvparity.runners.isolation.limits import settings
+from kvparity.runners.isolation.process import open_isolated
 
 __all__ = ["FOLDER", "adopt", "listed_files", "playable"]
 
@@ -34,19 +36,13 @@ FOLDER = "package"  # of the foreign files inside the bundle
 _DTYPES = ("float16", "bfloat16")
 
 
-def adopt(
-    package: Package,
-    model: ModelSpec,
-    folder: Path,
-    opener: Callable[[Bundle, RunnerSpec], Session],
-) -> Manifest:
+def adopt(package: Package, model: ModelSpec, folder: Path) -> Manifest:
     """Copy a package into a folder and describe it; cases and references are not there yet.
 
     Args:
         package: What was found.
         model: What the checkpoint is that it is judged against.
         folder: The bundle being written.
-        opener: Opens ONNX Runtime on a bundle, in a process of its own: a foreign graph is untrusted.
 
     Raises:
         BundleError: A graph cannot be read, its ports are not those of such a model, or it does not run.
@@ -71,7 +67,7 @@ def adopt(
     )
     write_manifest(folder, manifest)  # what runs it now reads it from there
     ports = {kind: {port.name: port for port in graph.inputs} for kind, graph in places.items()}
-    with _running(Bundle(folder, manifest), opener) as run:
+    with _running(Bundle(folder, manifest)) as run:
         measured = measure(foreign, ports, model, run)
     return replace(manifest, foreign=measured.foreign, options=_options(dtype, measured))
 
@@ -163,11 +159,10 @@ def _dtype(foreign: Foreign, graph: GraphFile) -> str:
 
 
 @contextmanager
-def _running(
-    bundle: Bundle, opener: Callable[[Bundle, RunnerSpec], Session]
-) -> Iterator[Callable[[GraphKind, Mapping[str, Array]], dict[str, Array]]]:
+def _running(bundle: Bundle) -> Iterator[Callable[[GraphKind, Mapping[str, Array]], dict[str, Array]]]:
+    """ONNX Runtime on the graphs, in a process of its own."""
     try:
-        session = opener(bundle, RunnerSpec("ort"))
+        session = open_isolated(bundle, RunnerSpec("ort", dict(settings())))
     except KvparityError as error:
         raise BundleError(f"ONNX Runtime does not load it: {error}") from error
     try:

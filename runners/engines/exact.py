@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.files import scratch_folder
 from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, GraphKind
-from kvparity.runners.base import Array, RunnerInfo, need, only
+from kvparity.runners.base import Array, RunnerInfo, RunnerSpec, Session, need, only
 from kvparity.runners.engines._wide import folder, wide_weight
+from kvparity.runners.isolation.limits import settings
+from kvparity.runners.isolation.process import open_isolated
 
-__all__ = ["INSTALL", "ExactSession", "bundle_graph", "describe", "open_model", "open_session", "widen"]
+__all__ = ["INSTALL", "ExactSession", "bundle_graph", "describe", "open_graph", "open_model", "open_session", "widen"]
 
 INSTALL = "pip install onnx onnx-ir onnxruntime"
 TAKES = "the dynamic and static layouts, every profile, evaluated in float64"
@@ -101,18 +105,55 @@ def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evalua
     names = [str(value.name) for value in model.graph.outputs]
     wanted = [str(value.name) for value in model.graph.inputs]
     proto = ir.to_proto(model)
+    opened = _evaluator if not settings() else _elsewhere
+    run = opened(proto, evaluator, name, folder())
+    return names, lambda feeds: run({name: feeds[name] for name in wanted})
+
+
+def open_graph(path: Path, options: Mapping[str, str]) -> Session:
+    """One graph as :func:`open_model` takes it, from a file: what a process with limits runs."""
+    import onnx
+
+    return _Graph(_evaluator(onnx.load(str(path)), options["with"], options["name"], options["weights"]))
+
+
+class _Graph:
+    """A session of one graph, whose outputs are numbered."""
+
+    def __init__(self, run: Evaluate) -> None:
+        self._run, self.info = run, describe()
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {str(index): np.asarray(array) for index, array in enumerate(self._run(inputs))}
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def _elsewhere(proto: Any, evaluator: str, name: str, weights: str) -> Evaluate:
+    """The evaluation in a process of its own, within the limits that are set."""
+    place = scratch_folder("kvparity-graph-")
+    path = Path(place.name) / "graph.onnx"
+    path.write_bytes(proto.SerializeToString())
+    options = {**settings(), "with": evaluator, "name": name, "weights": weights}
+    session = open_isolated(path, RunnerSpec("exact", options), place)
+    return lambda feeds: list(session.run("decode", feeds).values())
+
+
+def _evaluator(proto: Any, evaluator: str, name: str, weights: str) -> Evaluate:
+    names = [value.name for value in proto.graph.output]
     if evaluator == "ort":
         import onnxruntime
 
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        settings.add_session_config_entry(_EXTERNAL, folder())
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry(_EXTERNAL, weights)
         try:
             session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-            return names, lambda feeds: session.run(names, {name: feeds[name] for name in wanted})
+            return lambda feeds: session.run(names, dict(feeds))
         except Exception as error:
             if "NOT_IMPLEMENTED" not in str(error) and "larger than" not in str(error):
                 raise EngineUnavailableError(
@@ -121,16 +162,16 @@ def open_model(model: Any, evaluator: str, name: str) -> tuple[list[str], Evalua
     from onnx.reference import ReferenceEvaluator
 
     reference = ReferenceEvaluator(proto, new_ops=[_erf(), _gather_elements()])
-    return names, lambda feeds: reference.run(names, {name: feeds[name] for name in wanted})
+    return lambda feeds: reference.run(names, dict(feeds))
 
 
 def _erf() -> Any:
-    """Erf in float64: ONNX Runtime has none, and onnx's own rounds its result to float32 (8e-7 on logits)."""
+    """Erf in its input's dtype: ONNX Runtime has none in float64, and onnx's own rounds to float32 (8e-7 on logits)."""
     from onnx.reference.op_run import OpRun
 
     class Erf(OpRun):
         def _run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]]:
-            return (np.vectorize(math.erf, otypes=[np.float64])(x),)
+            return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
 
     return Erf
 

@@ -29,6 +29,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import EngineUnavailableError, KvparityError, TraceError
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, RunnerSpec, Session, load_engine
+from kvparity.runners.isolation.limits import settings
 from kvparity.runners.isolation.plain_folder import plain_folder
 from kvparity.runners.isolation.wire import Frame, HungError, encode, read_exactly, read_frame, write_all
 from kvparity.start import command
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 ROOT = Path(kvparity.__file__).resolve().parents[1]
-OURS = ("env", "python", "limit", "memory_mb")
+OURS = ("env", "python", "limit", "load_limit", "memory_mb")
 IN_PROCESS = ("exact", "ort", "torch_eager", "trace_file")
 _OUR_PORTS = ("exact", "torch_eager", "trace_file")  # they read no graph, or translate it themselves
 LIMIT = 120.0
@@ -211,7 +212,7 @@ class IsolatedSession:
     """A session whose engine runs in another process; a process that died is replaced at the next call.
 
     Args:
-        bundle: The bundle; the process opens it by its folder.
+        bundle: The bundle, which the process opens by its folder; or a graph file, for an engine that takes one.
         launch: How the process is started.
         options: The engine's settings.
         folder: A temporary folder that the bundle lies in and that goes when the session closes.
@@ -219,13 +220,14 @@ class IsolatedSession:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | Path,
         launch: Launch,
         options: Mapping[str, str],
         folder: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         self._launch, self._folder = launch, folder
-        self._open = {"op": "open", "bundle": str(bundle.root.resolve()), "options": dict(options)}
+        place = bundle if isinstance(bundle, Path) else bundle.root
+        self._open = {"op": "open", "bundle": str(place.resolve()), "options": dict(options)}
         self._process: Process | None = None
         self._hangs = 0
         self.seconds = self.waited = 0.0
@@ -317,19 +319,19 @@ def interpreter(name: str, options: Mapping[str, str]) -> str:
     return sys.executable
 
 
-def limit_of(name: str, options: Mapping[str, str]) -> float:
-    """The setting ``limit``: seconds that one call may take.
+def limit_of(name: str, options: Mapping[str, str], key: str = "limit", usual: float = LIMIT) -> float:
+    """The setting ``limit`` (seconds that one call may take) or ``load_limit`` (seconds that loading may take).
 
     Raises:
         EngineUnavailableError: It is not a number above 0.
     """
-    text = options.get("limit", str(LIMIT))
+    text = options.get(key, str(usual))
     try:
         limit = float(text)
     except ValueError:
         limit = 0.0
     if not 0 < limit < float("inf"):
-        raise EngineUnavailableError(f"{name}: limit {text!r} is not a number of seconds")
+        raise EngineUnavailableError(f"{name}: {key} {text!r} is not a number of seconds")
     return limit
 
 
@@ -344,27 +346,34 @@ def launch_of(spec: RunnerSpec) -> Launch:
     memory = spec.options.get("memory_mb", "0")
     if not memory.isdigit():
         raise EngineUnavailableError(f"{spec.name}: memory_mb {memory!r} is not a number of megabytes")
-    return Launch(spec.name, words, limit_of(spec.name, spec.options), memory_mb=int(memory))
+    limits = limit_of(spec.name, spec.options), limit_of(spec.name, spec.options, "load_limit", LOAD_LIMIT)
+    return Launch(spec.name, words, *limits, memory_mb=int(memory))
 
 
-def open_isolated(bundle: Bundle, spec: RunnerSpec) -> IsolatedSession:
-    """Open a runner in a process of its own.
+def open_isolated(
+    bundle: Bundle | Path, spec: RunnerSpec, folder: tempfile.TemporaryDirectory[str] | None = None
+) -> IsolatedSession:
+    """Open a runner in a process of its own; see :class:`IsolatedSession`.
 
     Raises:
         EngineUnavailableError: The engine is not there, or cannot take the graphs.
         EngineCrashError: It died while loading them.
     """
     options = {key: value for key, value in spec.options.items() if key not in OURS}
-    return IsolatedSession(bundle, launch_of(spec), options)
+    return IsolatedSession(bundle, launch_of(spec), options, folder)
 
 
 def open_runner(bundle: Bundle, spec: RunnerSpec) -> Session:
     """Open a runner the way it should run: our own references here, every other engine in its own process."""
-    elsewhere = any(key in spec.options for key in OURS)
     engine = load_engine(spec.name)
+    own_process = getattr(engine, "OWN_PROCESS", False)
+    if spec.name not in ("torch_eager", "trace_file"):  # these run no graph
+        kept = {key: value for key, value in settings().items() if key == "limit" or not own_process}
+        spec = replace(spec, options={**kept, **spec.options})
+    elsewhere = any(key in spec.options for key in OURS)
     if spec.name not in _OUR_PORTS:  # these read links themselves, or no graph
         bundle = plain_folder(bundle)
-    if getattr(engine, "OWN_PROCESS", False) or (spec.name in IN_PROCESS and not elsewhere):
+    if own_process or (spec.name in IN_PROCESS and not elsewhere):
         return _played(bundle, spec, engine.open_session(bundle, spec.options))
     return _played(bundle, spec, open_isolated(bundle, spec))
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import KvparityError
-from kvparity.runners.base import Array, Engine, RunnerInfo, Session, load_engine
+from kvparity.runners.base import Array, Engine, GraphEngine, RunnerInfo, Session, load_engine
 from kvparity.runners.isolation.wire import encode, requests, write_all
 
 __all__ = ["main"]
@@ -56,8 +56,11 @@ class _State:
         if header["op"] == "describe":
             return {"info": _info(self._engine.describe())}, {}
         if header["op"] == "open":
-            bundle = Bundle.open(Path(header["bundle"]), allow_modified=True)
-            self._session = self._engine.open_session(bundle, header["options"])
+            place, options = Path(header["bundle"]), header["options"]
+            if place.is_file():
+                self._session = cast(GraphEngine, self._engine).open_graph(place, options)
+            else:
+                self._session = self._engine.open_session(Bundle.open(place, allow_modified=True), options)
             return {"info": _info(self._session.info)}, {}
         assert self._session is not None
         started = time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.spec import GraphKind
-from kvparity.runners.engines.exact import widen
+from kvparity.runners.engines.exact import open_model, widen
 from kvparity.runners.locate.graphs import cut, evaluate, expose, inline_weights, load_graph, probes_of
 from kvparity.runners.locate.probe_diff import Array, Call, ProbeDiff, diff_probe
 
@@ -88,14 +88,11 @@ def float64_values(
 
 def _in_own_dtype(model: Any, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
     """The cut graph in its own dtype on onnx's evaluator; nothing where that lacks an operator."""
-    import onnx_ir as ir
-    from onnx.reference import ReferenceEvaluator
-
-    names = [str(value.name) for value in model.graph.outputs]
     inline_weights(model)
     try:
+        names, run = open_model(model, "onnx", "the graph in its own dtype")
         with np.errstate(all="ignore"):  # its Sigmoid computes both branches of a where, and one of them overflows
-            results = ReferenceEvaluator(ir.to_proto(model)).run(names, dict(feeds))
+            results = run(feeds)
     except Exception:  # an operator of another domain; the floor alone is used
         return {}
     return dict(zip(names, results, strict=True))
