@@ -31,7 +31,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/diff": 1180,
     "runners/engines": 2530,
     "runners/inspect": 550,
-    "runners/isolation": 450,
+    "runners/isolation": 490,
     "runners/locate": 2300,
     "runners/reference": 870,
     "runners/report": 1110,
