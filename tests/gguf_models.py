@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,6 +256,7 @@ def write_gguf(
     without: str = "",
     extra: Mapping[str, Any] | None = None,
     alignment: int = 0,
+    types: Callable[[str], str] = lambda name: "F32",
 ) -> Path:
     """Write a model as llama.cpp's converter does.
 
@@ -266,6 +267,7 @@ def write_gguf(
         without: A key or tensor to leave out.
         extra: Keys to add, without prefix.
         alignment: ``general.alignment``; 0 leaves it out.
+        types: The type of a matrix by its name.
     """
     import gguf
 
@@ -282,12 +284,36 @@ def write_gguf(
     writer.add_eos_token_id(1)
     for name, array in {**_tensors(row, model), **row.tensors}.items():
         if name != without:
-            writer.add_tensor(name, np.ascontiguousarray(array))
+            kind = gguf.GGMLQuantizationType[types(name) if array.ndim == 2 else "F32"]
+            writer.add_tensor(name, blocks_of(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def blocks_of(array: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
+    """Rows of a type's blocks; random ones of about the same size where gguf's library has no quantiser of the type."""
+    import gguf
+
+    from kvparity.exporter.quantize.gguf import TYPES
+
+    try:
+        return np.ascontiguousarray(gguf.quantize(np.ascontiguousarray(array), kind))
+    except NotImplementedError:
+        columns, size = gguf.GGML_QUANT_SIZES[kind]
+        random, found = np.random.default_rng(0), TYPES[kind.name]
+        blocks = random.integers(0, 256, (len(array), array.shape[1] // columns, size)).astype(np.uint8)
+        places = [place for place in (found.factor, found.minimum) if place is not None]
+
+        def rows(factor: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            for place in places:
+                blocks[..., place : place + 2] = factor.astype(np.float16)[..., None].view(np.uint8)
+            return blocks.reshape(len(array), -1)
+
+        factors = random.uniform(0.5, 1, blocks.shape[:2])
+        return rows(factors * np.std(array) / np.std(gguf.dequantize(rows(factors), kind)))
 
 
 def _add(writer: Any, name: str, value: Any) -> None:

@@ -1,24 +1,36 @@
 """How quantised weights are laid out in a bundle, and what they stand for: numpy only, for exporter and runners alike.
 
-A weight (rows, columns) is cut along its columns into blocks that share a scale and a zero point, as ONNX Runtime's
-MatMulNBits and GatherBlockQuantized read them: element = (code - zero point) x scale. Its file holds, instead of
-``NAME``, ``NAME.blocks`` (rows, columns x bits / 8) uint8 with the first of several codes in a byte's low bits,
-``NAME.scales`` (rows, blocks) in the bundle's dtype and ``NAME.zero_points`` (rows, bytes) uint8, packed as the codes;
-without zero points every one is 2^(bits - 1).
+A weight (rows, columns) is cut along its columns into blocks that share a scale, a zero point and a minimum, the first
+two as ONNX Runtime's MatMulNBits and GatherBlockQuantized read them: element = (code - zero point) x scale - minimum.
+Its file holds, instead of ``NAME``, ``NAME.blocks`` (rows, columns x bits / 8) uint8 with the first of several codes
+in a byte's low bits, ``NAME.scales`` (rows, blocks) in the bundle's dtype, ``NAME.zero_points`` (rows, bytes) uint8,
+packed as the codes, and ``NAME.minima`` (rows, blocks) as the scales; without zero points every one is 2^(bits - 1),
+without minima every one is 0. Minima are of GGUF's types Q4_1, Q5_1, Q2_K, Q4_K and Q5_K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCKS", "SCALES", "ZERO_POINTS", "Blocks", "dequantize", "pack", "quantized_names", "unpack"]
+__all__ = [
+    "BLOCKS",
+    "MINIMA",
+    "PARTS",
+    "SCALES",
+    "ZERO_POINTS",
+    "Blocks",
+    "dequantize",
+    "pack",
+    "quantized_names",
+    "unpack",
+]
 
-BLOCKS, SCALES, ZERO_POINTS = ".blocks", ".scales", ".zero_points"
+PARTS = BLOCKS, SCALES, ZERO_POINTS, MINIMA = ".blocks", ".scales", ".zero_points", ".minima"
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -30,11 +42,26 @@ class Blocks:
         codes: (rows, columns x bits / 8) uint8, packed.
         scales: (rows, blocks) float32 or float16.
         zero_points: (rows, bytes) uint8, packed; None where all are 2^(bits - 1).
+        minima: (rows, blocks) as the scales; None where all are 0.
     """
 
     codes: Bytes
     scales: npt.NDArray[Any]
-    zero_points: Bytes | None
+    zero_points: Bytes | None = None
+    minima: npt.NDArray[Any] | None = None
+
+    @classmethod
+    def of(cls, part: Callable[[str], Any]) -> Blocks:
+        """A weight from a function that gives the array of each of :data:`PARTS`, None where there is none."""
+        return cls(*(part(name) for name in PARTS))
+
+    def __getitem__(self, rows: Any) -> Blocks:
+        """Some of its rows."""
+        return self.of(lambda name: None if self.part(name) is None else self.part(name)[rows])
+
+    def part(self, name: str) -> Any:
+        """The array of one of :data:`PARTS`."""
+        return dict(zip(PARTS, (self.codes, self.scales, self.zero_points, self.minima), strict=True))[name]
 
     def bits(self, columns: int) -> int:
         """Bits of a code, for a weight of so many columns."""
@@ -77,9 +104,10 @@ def dequantize(blocks: Blocks, columns: int, dtype: npt.DTypeLike = np.float64) 
     if blocks.zero_points is not None:
         points = unpack(blocks.zero_points, bits, count)
     codes = unpack(blocks.codes, bits, columns).reshape(rows, count, -1)
-    values = (codes.astype(np.int16) - points[:, :, None].astype(np.int16)).astype(dtype) * blocks.scales[
-        :, :, None
-    ].astype(dtype)
+    whole = codes.astype(np.int16) - points[:, :, None].astype(np.int16)
+    values = whole.astype(dtype) * blocks.scales[:, :, None].astype(dtype)
+    if blocks.minima is not None:
+        values -= blocks.minima[:, :, None].astype(dtype)
     return values.reshape(rows, columns)
 
 

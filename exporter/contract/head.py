@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize
+from kvparity.exporter.contract.blocks import BLOCKS, Blocks, dequantize
 from kvparity.exporter.contract.errors import BundleError
 
 __all__ = ["CHECKED", "Head", "HeadRule", "Stored", "probes_of_width", "same_rows", "stored_tensors"]
@@ -203,8 +203,7 @@ class _Rows:
             self.size = int(self._plain.shape[0])
         elif name + BLOCKS in stored:
             self._plain = None
-            parts = [stored[name + part].array() if name + part in stored else None for part in _PARTS]
-            self._codes, self._scales, self._points = parts
+            self._blocks = Blocks.of(lambda part: stored[name + part].array() if name + part in stored else None)
             self.size = int(stored[name + BLOCKS].shape[0])
         else:
             raise BundleError(f"the weights lack {name}, which the reference's logits are rebuilt with; export again")
@@ -212,9 +211,4 @@ class _Rows:
     def __call__(self, start: int, stop: int) -> Floats:
         if self._plain is not None:
             return self._plain[start:stop].astype(np.float64)
-        cut = [None if part is None else np.asarray(part[start:stop]) for part in (self._scales, self._points)]
-        codes: Any = self._codes
-        return dequantize(Blocks(np.asarray(codes[start:stop]), cut[0], cut[1]), self._width)  # type: ignore[arg-type]
-
-
-_PARTS = (BLOCKS, SCALES, ZERO_POINTS)
+        return dequantize(self._blocks[start:stop], self._width)

@@ -82,7 +82,9 @@ class Quantization:
         lines = [f"quantised {self.quantised} weights, the file {share:.3f} of its size; {kinds}{kept}"]
         if self.dynamic:
             lines.append(f"products of integers, activations rounded to int8 call by call: {', '.join(self.dynamic)}")
-        if self.from_source is not None:
+        if self.from_source == self.quantised:
+            lines.append("all of them hold exactly the GGUF file's values")
+        elif self.from_source is not None:
             lines.append(
                 f"{self.from_source} of {self.quantised} hold exactly the GGUF file's values, "
                 "the others' types do not fit and were rounded anew"

@@ -335,8 +335,9 @@ class ExportOptions:
         batch: Static layout: batch rows; 1 where not given.
         provider: Execution provider that profile ``ort`` picks operators for.
         quantize: Weights of linear layers, experts and embeddings in blocks of ``int4`` or ``int8``, a GGUF file's own
-            where they fit; ``int8-dynamic`` has one scale per row, rounds activations too, and multiplies integers.
-        block_size: Columns that share a scale.
+            where they fit; ``gguf`` keeps every weight as a GGUF file has it; ``int8-dynamic`` has one scale per row,
+            rounds activations too, and multiplies integers.
+        block_size: Columns that share a scale; those of a GGUF file's own weights are the file's.
         keep: Kinds of layers that stay as they are, such as ``embed``.
         quantizer: How weights are rounded; both are ONNX Runtime's.
         accuracy_level: 0 computes with activations as they are; 4 lets the engine round them to int8.
@@ -353,7 +354,7 @@ class ExportOptions:
     chunk: int | None = None
     batch: int | None = None
     provider: Literal["cpu", "cuda", "webgpu"] = "cpu"
-    quantize: Literal["none", "int4", "int8", "int8-dynamic"] = "none"
+    quantize: Literal["none", "int4", "int8", "gguf", "int8-dynamic"] = "none"
     block_size: int = 32
     keep: tuple[str, ...] = ()
     quantizer: Literal["rtn", "k_quant"] = "rtn"

@@ -6,9 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["add_constant", "add_target", "constant", "made_by", "replace", "reshape_target", "same_size"]
+__all__ = [
+    "add_constant",
+    "add_target",
+    "constant",
+    "insert_after",
+    "insert_before",
+    "made_by",
+    "replace",
+    "reshape_target",
+    "same_size",
+]
 
 
 def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -25,10 +36,10 @@ def constant(value: ir.Value | None) -> list[Any] | None:
     return np.asarray(tensor.numpy()).ravel().tolist()
 
 
-def add_constant(model: ir.Model, name: str, array: Any) -> ir.Value:
-    """An int64 constant of that name; made once."""
+def add_constant(model: ir.Model, name: str, array: Any, dtype: npt.DTypeLike = np.int64) -> ir.Value:
+    """A constant of that name; made once."""
     if name not in model.graph.initializers:
-        tensor = ir.tensor(np.asarray(array, np.int64), name=name)
+        tensor = ir.tensor(np.asarray(array, dtype), name=name)
         model.graph.register_initializer(
             ir.Value(
                 name=name, const_value=tensor, shape=ir.Shape(list(np.shape(array))), type=ir.TensorType(tensor.dtype)
@@ -54,6 +65,35 @@ def reshape_target(data: ir.Shape, out: ir.Shape) -> list[int] | None:
 def same_size(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
     """Whether two sizes are known to be equal; two unknown ones are not."""
     return one == other and getattr(one, "value", one) is not None
+
+
+def insert_before(
+    model: ir.Model,
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    domain: str = "",
+    **attributes: Any,
+) -> ir.Value:
+    """The output of a new node before another, of which it is a part."""
+    made = ir.node(op_type, inputs, attributes=attributes, domain=domain)
+    made.metadata_props.update(node.metadata_props)
+    model.graph.insert_before(node, made)
+    return made.outputs[0]
+
+
+def insert_after(
+    model: ir.Model, source: ir.Value, op_type: str, *others: ir.Value, outputs: int = 1, **attributes: Any
+) -> Sequence[ir.Value]:
+    """The outputs of a new node that takes a value, right after the node that makes it, of which it is a part."""
+    made = ir.node(op_type, [source, *others], attributes=attributes, num_outputs=outputs)
+    producer = source.producer()
+    if producer is None:
+        model.graph.insert_before(model.graph.node(0), made)
+    else:
+        made.metadata_props.update(producer.metadata_props)
+        model.graph.insert_after(producer, made)
+    return made.outputs
 
 
 def replace(

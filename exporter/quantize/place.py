@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks
+from kvparity.exporter.contract.blocks import MINIMA, PARTS, SCALES, Blocks
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.spec import ExportOptions
@@ -28,7 +28,7 @@ class Placed:
 
     Attributes:
         placements: Where each tensor lies: quantised weights as their parts (``contract.blocks``), others whole.
-        kept_exactly: Quantised weights whose values are those of a quantised source; None where it is not.
+        kept_exactly: Quantised weights whose values are those of a quantised source; None where there is none.
     """
 
     placements: dict[str, Placement]
@@ -47,36 +47,40 @@ def place_quantized(
     Args:
         folder: The bundle being written; it holds the weights as they are.
         placements: Where.
-        chosen: Weights to quantise.
+        chosen: Weights to quantise; with ``gguf`` those of them that the source gives.
         options: How.
         source: Gives a weight's blocks where the source holds it quantised and they stand for exactly these values.
     """
-    bits = 4 if options.quantize == "int4" else 8
     exact: list[str] = []
-    longest = max(map(len, placements)) + len(ZERO_POINTS)
-    with write_tensors(folder / f"{FILE}.new", 3 * len(placements), longest) as write:
+    longest = max(map(len, placements)) + max(map(len, PARTS))
+    with write_tensors(folder / f"{FILE}.new", len(PARTS) * len(placements), longest) as write:
         for name in sorted(placements):
             array = read_placed(folder, placements[name])
-            if name not in chosen:
-                write(name, array)
-                continue
-            by_row = options.quantize == "int8-dynamic" and array.ndim == 2
-            blocks = source(name, array) if source is not None and array.ndim == 2 and not by_row else None
+            blocks = source(name, array) if source is not None and name in chosen else None
             if blocks is not None:
                 exact.append(name)
-            elif by_row:
-                blocks = quantize_rows(array)
-            else:
-                flat = array.reshape(-1, array.shape[-1])  # experts one after the other
-                blocks = quantize_weight(flat, bits, options.block_size, options.quantizer)
-            write(name + BLOCKS, blocks.codes)
-            write(name + SCALES, blocks.scales.astype(numpy_dtype(options.dtype)))
-            if blocks.zero_points is not None:
-                write(name + ZERO_POINTS, blocks.zero_points)
+            elif name in chosen and options.quantize != "gguf":
+                blocks = _rounded(array, options)
+            if blocks is None:
+                write(name, array)
+                continue
+            for part in PARTS:
+                values = blocks.part(part)
+                if values is not None:
+                    write(
+                        name + part, values.astype(numpy_dtype(options.dtype)) if part in (SCALES, MINIMA) else values
+                    )
     for location in {place.location for place in placements.values()}:
         (folder / location).unlink()
     (folder / f"{FILE}.new").rename(folder / FILE)
     return Placed(write.placements(FILE), None if source is None else tuple(exact))
+
+
+def _rounded(array: npt.NDArray[Any], options: ExportOptions) -> Blocks:
+    if options.quantize == "int8-dynamic" and array.ndim == 2:
+        return quantize_rows(array)
+    flat = array.reshape(-1, array.shape[-1])  # experts one after the other
+    return quantize_weight(flat, 4 if options.quantize == "int4" else 8, options.block_size, options.quantizer)
 
 
 def read_placed(folder: Path, place: Placement) -> npt.NDArray[Any]:

@@ -39,8 +39,9 @@ def plan(meta_model: Any, options: ExportOptions) -> tuple[str, ...]:
     chosen = [name for name in shapes if not any(_is(name, kind) for kind in options.keep)]
     if not chosen:
         raise ExportError("--keep leaves nothing to quantise; keep fewer kinds or leave --quantize out")
-    blocked = [name for name in chosen if options.quantize != "int8-dynamic" or len(shapes[name]) > 2]
-    _check_fit({name: shapes[name][-1] for name in blocked}, options.block_size)
+    if options.quantize != "gguf":
+        blocked = [name for name in chosen if options.quantize != "int8-dynamic" or len(shapes[name]) > 2]
+        _check_fit({name: shapes[name][-1] for name in blocked}, options.block_size)
     return tuple(chosen)
 
 
@@ -50,12 +51,13 @@ def _check(options: ExportOptions) -> None:
         raise ExportError(f"{way}: profile bare promises plain float operators; use --profile ort, portable or modern")
     if options.dtype == "bfloat16":
         raise ExportError(f"{way}: ONNX Runtime's CPU multiplies quantised weights in float32 and float16 only")
-    if options.quantize == "int8-dynamic":
+    if options.quantize in ("int8-dynamic", "gguf"):
         if options.dtype != "float32":
-            raise ExportError(f"{way}: ONNX's DynamicQuantizeLinear takes float32 only; leave --dtype out")
+            whose = "a GGUF file's scales are" if options.quantize == "gguf" else "ONNX's DynamicQuantizeLinear takes"
+            raise ExportError(f"{way}: {whose} float32 only; leave --dtype out")
         for option, value in (
             ("--quantizer", options.quantizer != "rtn"),
-            ("--accuracy-level", options.accuracy_level),
+            ("--accuracy-level", options.accuracy_level and options.quantize == "int8-dynamic"),
         ):
             if value:
                 raise ExportError(f"{way}: {option} is for weights in blocks, --quantize int4 or int8; leave it out")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
+from kvparity.exporter.contract.blocks import PARTS, Blocks, dequantize, quantized_names
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.quantization import Quality
 from kvparity.exporter.quantize.place import read_placed
@@ -56,11 +56,9 @@ def quantised_tensors(
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Name and float32 value of every quantised weight; ``shapes`` are those of the weights."""
     for name in quantized_names(placements):
-        parts = [placements.get(name + part) for part in (BLOCKS, SCALES, ZERO_POINTS)]
-        codes, scales, points = (None if place is None else np.array(read_placed(folder, place)) for place in parts)
-        assert codes is not None
-        assert scales is not None
-        yield name, dequantize(Blocks(codes, scales, points), shapes[name][-1], np.float32).reshape(shapes[name])
+        places = {part: placements[name + part] for part in PARTS if name + part in placements}
+        parts = {part: np.array(read_placed(folder, place)) for part, place in places.items()}
+        yield name, dequantize(Blocks.of(parts.get), shapes[name][-1], np.float32).reshape(shapes[name])
 
 
 def logits_of(model: Any, windows: Ids) -> Iterator[npt.NDArray[np.float32]]:

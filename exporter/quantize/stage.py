@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.checkpoint.tokenizer import sample_text
-from kvparity.exporter.contract.blocks import Blocks
+from kvparity.exporter.contract.blocks import BLOCKS, Blocks, quantized_names
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.quantization import Quality, Quantization
@@ -49,17 +49,27 @@ def quantize_weights(
     """
     shapes = {name: placements[name].shape for name in chosen}
     before = sum((folder / location).stat().st_size for location in {place.location for place in placements.values()})
+    changes = options.quantize != "gguf"
     name, windows, real = _windows(folder, spec, text)
-    model = reference_model(config, folder, placements)
+    model = reference_model(config, folder, placements) if changes else None
     placed = place_quantized(folder, placements, chosen, options, source)
-    changed = quantised_tensors(folder, placed.placements, shapes)
-    quality = quality_of(model, changed, windows, name, real=real, rounding=options.quantize == "int8-dynamic")
-    return placed.placements, _describe(placed, placements, chosen, before, options, quality)
+    if not quantized_names(placed.placements):
+        raise ExportError("--quantize gguf: the file holds no quantised weights that could be kept; leave it out")
+    quality = None
+    if changes:
+        changed = quantised_tensors(folder, placed.placements, shapes)
+        quality = quality_of(model, changed, windows, name, real=real, rounding=options.quantize == "int8-dynamic")
+    return placed.placements, _describe(placed, placements, before, options, quality)
 
 
 def held_blocks(checkpoint: Checkpoint, meta_model: Any, options: ExportOptions) -> Held | None:
     """What gives the blocks of a GGUF file's quantised weights; None for other checkpoints."""
-    if checkpoint.gguf is None or options.dtype != "float32":
+    if checkpoint.gguf is None and options.quantize == "gguf":
+        raise ExportError(
+            f"--quantize gguf keeps what a GGUF file holds, and {checkpoint.source} is none; give MODEL.gguf, or "
+            "--quantize int4"
+        )
+    if checkpoint.gguf is None or options.dtype != "float32" or options.quantize == "int8-dynamic":
         return None
     from kvparity.exporter.quantize.gguf import gguf_blocks
 
@@ -85,16 +95,16 @@ def _windows(folder: Path, spec: ModelSpec, path: Path | None) -> tuple[str, npt
 def _describe(
     placed: Placed,
     placements: Mapping[str, Placement],
-    chosen: Sequence[str],
     before: int,
     options: ExportOptions,
-    quality: Quality,
+    quality: Quality | None,
 ) -> Quantization:
+    chosen = quantized_names(placed.placements)
     bits: dict[str, int] = {}
     integers = options.quantize == "int8-dynamic"
     for name in chosen:
         kind = name.split(".")[-2]
-        codes = 8 * placed.placements[f"{name}.blocks"].length // int(np.prod(placements[name].shape))
+        codes = 8 * placed.placements[name + BLOCKS].length // int(np.prod(placements[name].shape))
         bits[kind] = max(bits.get(kind, 0), codes)
     return Quantization(
         bits=dict(sorted(bits.items())),

@@ -75,9 +75,13 @@ def _dequantise(model: ir.Model) -> None:
     """Products with quantised weights are products with what the weights stand for, exactly."""
     for node in list(model.graph):
         if node.op_type == "MatMulNBits":
-            table = _table(model, node, node.inputs[1:4], node.attributes["K"].as_int())
+            source, columns = node.inputs[0], node.attributes["K"].as_int()
+            whole = _halved(node)
+            if whole is not None:
+                source, columns = whole, columns // 2
+            table = _table(model, node, node.inputs[1:4], columns, halved=whole is not None)
             turned = ir.node("Transpose", [table], attributes={"perm": [1, 0]}, name=f"{node.name}/transpose")
-            plain = [turned, ir.node("MatMul", [node.inputs[0], turned.outputs[0]], name=node.name)]
+            plain = [turned, ir.node("MatMul", [source, turned.outputs[0]], name=node.name)]
         elif node.op_type == "GatherBlockQuantized":
             codes, ids, scales, *points = node.inputs
             blocks = (
@@ -121,11 +125,36 @@ def _source(value: ir.Value | None, place: int) -> Any:
     return node.inputs[place]
 
 
-def _table(model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], columns: int) -> ir.Value:
-    """The float64 weight (rows, columns); both operators share the one that has their scales."""
+def _halved(node: ir.Node) -> ir.Value | None:
+    """X of a product of x and 16 x by turns with bytes read as two four-bit codes: x times whole bytes, less 136."""
+    value = node.inputs[0]
+    for op_type in ("Reshape", "Mul", "Unsqueeze"):
+        made = value.producer() if value is not None else None
+        if made is None or made.op_type != op_type:
+            return None
+        factors = made.inputs[1].const_value if op_type == "Mul" and made.inputs[1] is not None else None
+        if op_type == "Mul" and (factors is None or factors.numpy().tolist() != [1, 16]):
+            return None
+        value = made.inputs[0]
+    plain = node.attributes["bits"].as_int() == 4 and len([*filter(None, node.inputs)]) == 3
+    return value if plain else None
+
+
+def _table(
+    model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], columns: int, *, halved: bool = False
+) -> ir.Value:
+    """The float64 weight (rows, columns); both operators share the one that has their scales.
+
+    Args:
+        model: The graph.
+        node: What reads it.
+        parts: Codes, scales and zero points.
+        columns: Of the weight.
+        halved: Whether the codes are bytes that the node reads as two of four bits.
+    """
     scales = parts[1]
     assert scales is not None
-    name = f"{scales.name}/weight"
+    name = f"{scales.name}/{'halves' if halved else 'weight'}"
     if name not in model.graph.initializers:
         arrays = [None if part is None or part.const_value is None else part.const_value.numpy() for part in parts]
         codes, factors, points = [*arrays, None][:3]
@@ -134,6 +163,8 @@ def _table(model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], col
         leading = factors.shape[:-1] if factors.ndim > 1 else factors.shape
         rows = int(np.prod(leading))
         points = None if points is None else points.reshape(rows, -1)
+        if halved:
+            points = np.full((rows, factors.size // rows), 136, np.uint8)
         blocks = Blocks(codes.reshape(rows, -1), factors.reshape(rows, -1), points)
         tensor = ir.tensor(dequantize(blocks, columns).reshape(*leading, columns), name=name)
         shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvparity.exporter.contract.blocks import BLOCKS, SCALES, ZERO_POINTS, Blocks, dequantize, quantized_names
+from kvparity.exporter.contract.blocks import PARTS, Blocks, dequantize, quantized_names
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
@@ -170,12 +170,9 @@ def _state(bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str) ->
     for entry in bundle.manifest.weights:
         state.update(load_file(bundle.root / entry.path))
     for name in quantized_names(state):
-        parts = [state.pop(name + part, None) for part in (BLOCKS, SCALES, ZERO_POINTS)]
-        codes, scales, points = (None if part is None else part.numpy() for part in parts)
-        assert codes is not None
-        assert scales is not None
+        parts = {part: state.pop(name + part).numpy() for part in PARTS if name + part in state}
         wide = np.float64 if dtype == "float64" else np.float32
-        state[name] = torch.from_numpy(dequantize(Blocks(codes, scales, points), shapes[name][-1], wide))
+        state[name] = torch.from_numpy(dequantize(Blocks.of(parts.get), shapes[name][-1], wide))
         state[name] = state[name].reshape(shapes[name])
     return state
 

@@ -29,7 +29,7 @@ TOOL = "@huggingface/transformers"
 # num_hidden_layers, and counts positions from 0; gemma3_text counts from 1, and gemma4_text is unknown.
 TYPE = "llama"
 _MOST_FILES = 100  # of external data
-_DTYPES = {"none": "fp32", "int4": "q4", "int8": "int8", "int8-dynamic": "q8"}  # of weights
+_DTYPES = {"none": "fp32", "int4": "q4", "int8": "int8", "gguf": "q4", "int8-dynamic": "q8"}  # of weights
 _HALF = {"none": "fp16", "int4": "q4f16"}  # the same in a float16 bundle, where there is a name of its own
 _SUFFIXES = {"fp32": "", "q8": "_quantized"}  # of the graph's file; that of any other is its name
 
