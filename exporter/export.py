@@ -36,6 +36,7 @@ from kvparity.exporter.contract.cases import Case, default_cases
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles, checkpoint_entry
 from kvparity.exporter.contract.errors import ExportError, KvparityError
 from kvparity.exporter.contract.files import new_folder
+from kvparity.exporter.contract.gguf_loading import part_paths
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.ports import graph_spec, host_inputs, resolve_options
 from kvparity.exporter.contract.quantization import Quantization
@@ -201,7 +202,7 @@ def origin(checkpoint: Checkpoint, target: Path) -> CheckpointEntry:
     """The checkpoint's config and weights, hashed: by them a comparison recognises it later."""
     names = {"config.json", *(tensor.file.name for tensor in checkpoint.stored().values())}
     if checkpoint.gguf:
-        names = {checkpoint.gguf}
+        names = {path.name for path in part_paths(checkpoint.folder / checkpoint.gguf)}
     return checkpoint_entry(checkpoint.files(), tuple(sorted(names)), target, checkpoint.subfolder)
 
 

@@ -231,6 +231,12 @@ MODELS: dict[str, GgufModel] = {
     ),
     "nemotron": GgufModel("nemotron", "nemotron", {"norm_eps": 1e-3}, heeds=("rope.dimension_count",)),
     "stablelm": GgufModel("stablelm", "stablelm", {"use_qkv_bias": True, "layer_norm_eps": 1e-3}),
+    "lfm2": GgufModel(
+        "lfm2",
+        "lfm2",
+        {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv"]},
+        {"shortconv.l_cache": 3, "attention.head_count_kv": [0, 2, 0]},
+    ),
     "gpt2": GgufModel("gpt2", "gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_inner": 48}),
 }
 
@@ -257,6 +263,7 @@ def write_gguf(
     extra: Mapping[str, Any] | None = None,
     alignment: int = 0,
     types: Callable[[str], str] = lambda name: "F32",
+    parts: int = 0,
 ) -> Path:
     """Write a model as llama.cpp's converter does.
 
@@ -268,10 +275,13 @@ def write_gguf(
         extra: Keys to add, without prefix.
         alignment: ``general.alignment``; 0 leaves it out.
         types: The type of a matrix by its name.
+        parts: Split into about so many files, the first of them without tensors; 0 does not.
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, row.architecture)
+    arrays = {**_tensors(row, model), **row.tensors}
+    split = {"split_max_tensors": -(-len(arrays) // (parts - 1)), "small_first_shard": True} if parts else {}
+    writer = gguf.GGUFWriter(path, row.architecture, **split)
     writer.add_name("tiny")
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -282,7 +292,7 @@ def write_gguf(
     writer.add_token_list([f"t{index}" for index in range(model.config.vocab_size)])
     writer.add_bos_token_id(2)
     writer.add_eos_token_id(1)
-    for name, array in {**_tensors(row, model), **row.tensors}.items():
+    for name, array in arrays.items():
         if name != without:
             kind = gguf.GGMLQuantizationType[types(name) if array.ndim == 2 else "F32"]
             writer.add_tensor(name, blocks_of(array, kind), raw_dtype=kind)
@@ -351,7 +361,8 @@ def _keys(model: Any) -> dict[str, Any]:
         keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     for name in ("layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon"):
         if hasattr(config, name):
-            keys["attention.layer_norm_epsilon"] = float(getattr(config, name))
+            kind = "layer_norm_rms" if config.model_type == "lfm2" else "layer_norm"
+            keys[f"attention.{kind}_epsilon"] = float(getattr(config, name))
     if hasattr(config, "rms_norm_eps"):
         keys["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
     return keys
@@ -402,6 +413,8 @@ def _laid_out(architecture: str, name: str, array: np.ndarray[Any, Any], config:
         and any(part in name for part in ("attn_qkv", "ffn_down", "ffn_up", "attn_output"))
     ):
         return array.T
+    if "shortconv.conv" in name:
+        return array[:, 0]
     if architecture == "qwen2moe" and "ffn_gate_inp_shexp" in name:
         return array[0]
     return array

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvparity.exporter.checkpoint.gguf_file import read_gguf
 from kvparity.exporter.checkpoint.source import Checkpoint, resolve
 from kvparity.exporter.checkpoint.weights import place_weights
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.export import origin
 from tests.gguf_models import MODELS, YARN, GgufModel, make_model, write_gguf
 
 NAMES = list(MODELS)
@@ -137,26 +139,53 @@ def test_a_missing_tensor_is_named_before_anything_is_loaded(tmp_path: Path, mon
             place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path)
 
 
-def test_parts_of_a_split_file_are_refused_with_the_way_to_join_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "lfm2"])  # transformers has a reader of its own for the latter
+def test_a_file_in_parts_is_read_whole_whichever_part_is_named(tmp_path: Path, name: str) -> None:
+    row = MODELS[name]
+    model = make_model(row)
+    write_gguf(row, model, tmp_path / "m.gguf", parts=4)
+    parts = sorted(path.name for path in tmp_path.glob("*.gguf"))
+    assert parts[0].startswith("m-00001-of-")
+    for part in (parts[0], parts[-1]):
+        checkpoint = resolve(str(tmp_path / part))
+        assert checkpoint.gguf == parts[0]
+        assert np.abs(loaded(checkpoint) - logits(model)).max() < 1e-5 * np.abs(logits(model)).max()
+    places = place_weights(checkpoint, checkpoint.meta_model(checkpoint.config()), tmp_path)
+    assert places.keys() == dict(model.named_parameters()).keys() - {"lm_head.weight"} or name == "llama"
+    assert {file.path for file in origin(checkpoint, tmp_path / "bundle").files} == set(parts)
+
+
+def test_parts_that_are_missing_or_of_another_file_are_named(tmp_path: Path) -> None:
     row = MODELS["llama"]
-    for number in (0, 1):
-        path = tmp_path / f"m-{number + 1:05}-of-00002.gguf"
-        _write_part(row, path, number)
-        with pytest.raises(ExportError, match=r"part . of a GGUF file in 2 parts.*--merge m-00001-of-00002.gguf"):
-            resolve(str(path)).config()
+    write_gguf(row, make_model(row), tmp_path / "m.gguf", parts=4)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    whole = parts[2].read_bytes()
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(ExportError, match=rf"{parts[2].name}: not part 3 of {len(parts)} \(it says part 2 of"):
+        resolve(str(parts[0])).config()
+    parts[2].unlink()
+    for part in (parts[0], parts[1]):
+        with pytest.raises(ExportError, match=rf"1 of the {len(parts)} parts .* not beside it: {parts[2].name}; put"):
+            resolve(str(part))
+    (tmp_path / "other.gguf").write_bytes(whole)
+    with pytest.raises(ExportError, match=r"found by name; call them other-00001-of-00004.gguf to other-00004-of"):
+        resolve(str(tmp_path / "other.gguf"))
 
 
-def _write_part(row: GgufModel, path: Path, number: int) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(path, row.architecture)
-    writer.add_uint16("split.no", number)
-    writer.add_uint16("split.count", 2)
-    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_parts_whose_writer_did_not_say_how_they_are_aligned_are_refused_or_right(
+    tmp_path: Path, alignment: int
+) -> None:
+    row = MODELS["llama"]
+    model = make_model(row)
+    write_gguf(row, model, tmp_path / "m.gguf", parts=4, alignment=alignment)
+    try:
+        tensors = read_gguf(tmp_path / "m-00001-of-00004.gguf").tensors
+    except ExportError as error:
+        said = str(error)
+        assert "written with another general.alignment" in said or "ends at byte" in said
+    else:
+        assert np.array_equal(tensors["token_embd.weight"].rows, model.state_dict()["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("architecture", ["gemma", "mamba", "clip", "no such"])

@@ -16,6 +16,8 @@ __all__ = [
     "WEIGHTS",
     "brings_code",
     "has_weights",
+    "is_gguf",
+    "no_config",
     "no_weights",
     "refuse_adapter",
     "refuse_remote_code",
@@ -32,6 +34,20 @@ T = TypeVar("T")
 def has_weights(folder: Path) -> bool:
     """Whether there are weights that transformers reads without pickle."""
     return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its first bytes (Ollama's have no ending) or by its ending."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return path.suffix == ".gguf" or stream.read(4) == b"GGUF"
+
+
+def no_config(folder: Path) -> str:
+    """What to pass instead of a folder without ``config.json``."""
+    files = sorted(folder.glob("*.gguf"))
+    return f"pass its GGUF file, such as {files[0]}" if files else "expected a folder that transformers saved"
 
 
 def no_weights(folder: Path) -> str:

@@ -496,6 +496,8 @@ def _transformers(*taken: str) -> Callable[[_Keys], Settings]:
             raise keys.error(f"the file lacks {error.args[0]}, so its model is not known", whole=True) from error
         for name in taken:
             keys.rest.pop(name, None)
+        for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+            keys.equal(name, made["hidden_size"] // made["num_attention_heads"])
         return cast(Settings, made)
 
     return build

@@ -10,7 +10,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.gguf_loading import part_paths
 
-__all__ = ["GgufFile", "GgufTensor", "read_gguf"]
+__all__ = ["GgufFile", "GgufTensor", "gguf_files", "read_gguf"]
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _FORMATS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
@@ -53,7 +54,7 @@ class GgufFile:
 
     Attributes:
         name: Its base name.
-        architecture: llama.cpp's name of the model's kind.
+        architecture: llama.cpp's name of the model's kind; empty where the file does not say, as later parts do not.
         keys: Every key; lists of texts, such as the vocabulary, as their length.
         tensors: Every tensor by llama.cpp's name.
     """
@@ -64,33 +65,87 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
 
-def read_gguf(path: Path) -> GgufFile:
-    """Read the head of a GGUF file.
+def gguf_files(path: Path) -> list[Path]:
+    """The files that a GGUF file consists of, first to last, whichever of them is named.
 
     Raises:
-        ExportError: It is no GGUF file of a model, is damaged or cut off, or is one part of several.
+        ExportError: It is no GGUF file, is damaged, or some of its parts are not beside it.
     """
+    parts = _parts(_head(path))
+    if parts == 1:
+        return [path]
+    paths = part_paths(path)
+    if len(paths) != parts:
+        start = path.stem.partition("-0000")[0]
+        raise ExportError(
+            f"{path.name}: one of {parts} parts of a GGUF file, which are found by name; "
+            f"call them {start}-00001-of-{parts:05}.gguf to {start}-{parts:05}-of-{parts:05}.gguf"
+        )
+    absent = [other.name for other in paths if not other.is_file()]
+    if absent:
+        raise ExportError(
+            f"{path.name}: {len(absent)} of the {parts} parts of this GGUF file are not beside it: "
+            f"{', '.join(absent[:3])}{' …' if absent[3:] else ''}; put them into {path.parent}"
+        )
+    return paths
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Read the head of a GGUF file; of one in parts, the keys of the first and the tensors of all.
+
+    Raises:
+        ExportError: It is no GGUF file of a model, is damaged or cut off, or its parts do not belong together.
+    """
+    paths = gguf_files(path)
+    heads = [_head(part) for part in paths]
+    first = heads[0]
+    if not first.architecture:
+        raise ExportError(f"{path.name}: damaged or cut off GGUF file (no general.architecture); fetch it again")
+    kind = first.keys.get("general.type", "model")
+    if kind != "model":
+        raise ExportError(f"{path.name}: a GGUF file of type {kind!r}, which holds no model; give the model's own file")
+    tensors: dict[str, GgufTensor] = {}
+    for number, head in enumerate(heads):
+        place = (head.keys.get("split.no", 0), _parts(head))
+        twice = sorted(tensors.keys() & head.tensors.keys())
+        if place != (number, len(heads)) or twice:
+            says = f"it says part {place[0] + 1} of {place[1]}"
+            reason = says if place != (number, len(heads)) else f"{twice[0]} is in an earlier part too"
+            raise ExportError(f"{head.name}: not part {number + 1} of {len(heads)} ({reason}); fetch all parts again")
+        if number and _spare(paths[number], head) >= _ALIGNMENT:  # gguf's own writer does that
+            raise ExportError(
+                f"{head.name}: its tensors lie elsewhere than it says: it was written with another general.alignment "
+                f"than {_ALIGNMENT} and does not say so; split the model again with llama.cpp's llama-gguf-split"
+            )
+        tensors |= head.tensors
+    total = first.keys.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise ExportError(f"{path.name}: its parts hold {len(tensors)} tensors of {total}; fetch all parts again")
+    return replace(first, tensors=MappingProxyType(tensors))
+
+
+def _head(path: Path) -> GgufFile:
+    """The head of one file."""
     try:
         state = path.stat()
-        found = _read(path, state.st_size, state.st_mtime_ns)
+        return _read(path, state.st_size, state.st_mtime_ns)
     except (struct.error, IndexError, KeyError, ValueError, OverflowError, OSError) as error:
         reason = "it ends within its head" if isinstance(error, struct.error) else str(error) or type(error).__name__
         raise ExportError(f"{path.name}: damaged or cut off GGUF file ({reason}); fetch it again") from error
-    parts = found.keys.get("split.count", 1)
-    if parts > 1:
-        part = found.keys.get("split.no", 0) + 1
-        first = path.name.replace(f"-{part:05}-of-", "-00001-of-")
-        raise ExportError(
-            f"{path.name}: part {part} of a GGUF file in {parts} parts; put them together with llama.cpp's "
-            f"llama-gguf-split --merge {first} MODEL.gguf, and export that file"
-        )
-    kind = found.keys.get("general.type", "model")
-    if kind != "model":
-        raise ExportError(f"{path.name}: a GGUF file of type {kind!r}, which holds no model; give the model's own file")
-    return found
 
 
-@lru_cache(maxsize=4)
+def _spare(path: Path, head: GgufFile) -> int:
+    """Bytes after the last tensor."""
+    ends = [tensor.rows.offset + tensor.rows.nbytes for tensor in head.tensors.values() if tensor.rows.size]
+    return path.stat().st_size - max(ends, default=path.stat().st_size)
+
+
+def _parts(head: GgufFile) -> int:
+    count = head.keys.get("split.count", 1)
+    return count if isinstance(count, int) and count > 1 else 1
+
+
+@lru_cache(maxsize=64)  # as many as the parts of one file
 def _read(path: Path, size: int, _changed: int) -> GgufFile:
     if size < 24:
         raise ValueError(f"{size} bytes")
@@ -111,10 +166,9 @@ def _read(path: Path, size: int, _changed: int) -> GgufFile:
         if name in found:
             raise ValueError(f"two tensors are called {name}")
         found[name] = _tensor(path, name, shape, kind, start + offset, size)
-    architecture = keys.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ValueError("no general.architecture")
-    return GgufFile(path.name, architecture, MappingProxyType(keys), MappingProxyType(found))
+    architecture = keys.get("general.architecture")  # only the first of several parts has it
+    name = architecture if isinstance(architecture, str) else ""
+    return GgufFile(path.name, name, MappingProxyType(keys), MappingProxyType(found))
 
 
 def _read_keys(data: mmap.mmap, count: int) -> tuple[dict[str, Any], int]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kvparity.exporter.checkpoint.gguf_file import GgufFile, GgufTensor, read_gguf
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.gguf_names import whole_names
+from kvparity.exporter.contract.gguf_loading import whole_gguf
 
 __all__ = ["check_gguf", "gguf_names", "gguf_parts"]
 
@@ -54,7 +54,7 @@ def gguf_names(file: GgufFile, meta_model: Any) -> tuple[Any, dict[str, str]]:
 
     kind = loader.TENSOR_PROCESSORS.get(file.architecture, loader.TensorProcessor)
     processor = kind(config=meta_model.config.to_dict())
-    with whole_names() as names_of:
+    with whole_gguf() as names_of:
         return processor, names_of(meta_model, processor)
 
 

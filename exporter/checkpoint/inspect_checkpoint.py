@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvparity.exporter.checkpoint.folder import is_gguf
 from kvparity.exporter.contract.adapters import ADAPTER_CONFIG
 from kvparity.exporter.contract.bundle import MANIFEST
 from kvparity.exporter.contract.spec import ModelSpec
@@ -15,7 +16,7 @@ def is_checkpoint(path: Path) -> bool:
     """Whether a path is a model rather than a bundle (a bundle has a config.json too)."""
     if (path / ADAPTER_CONFIG).is_file():
         return not (path / MANIFEST).is_file()
-    return path.suffix == ".gguf" or ((path / "config.json").is_file() and not (path / MANIFEST).is_file())
+    return is_gguf(path) or ((path / "config.json").is_file() and not (path / MANIFEST).is_file())
 
 
 def inspect_checkpoint(path: Path) -> tuple[str, ModelSpec, str]:
@@ -34,7 +35,7 @@ def inspect_checkpoint(path: Path) -> tuple[str, ModelSpec, str]:
     config = checkpoint.config()
     model = checkpoint.meta_model(config)
     if checkpoint.gguf:
-        check_gguf(read_gguf(path), model)
+        check_gguf(read_gguf(checkpoint.folder / checkpoint.gguf), model)
     packed = checkpoint.quantization()
     words = "" if packed is None else describe_quantized(packed)
     return checkpoint.source, model_spec(config, model, "float32"), words

@@ -17,6 +17,8 @@ from kvparity.exporter.checkpoint.folder import (
     INDEX,
     WEIGHTS,
     has_weights,
+    is_gguf,
+    no_config,
     no_weights,
     refuse_adapter,
     refuse_remote_code,
@@ -29,7 +31,7 @@ from kvparity.exporter.contract.adapters import check_adapter
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
 from kvparity.exporter.contract.errors import ExportError
-from kvparity.exporter.contract.gguf_names import whole_names
+from kvparity.exporter.contract.gguf_loading import whole_gguf
 from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.exporter.model.attention import ATTENTION, register_attention
 
@@ -173,7 +175,7 @@ class Checkpoint:
         packed = None if self.gguf else quantization_of(whole)
         try:
             # Progress bars go nowhere; stages are reported by the exporter.
-            with whole_names(), contextlib.redirect_stderr(io.StringIO()):
+            with whole_gguf(), contextlib.redirect_stderr(io.StringIO()):
                 model, found = kind.from_pretrained(
                     self.folder,
                     dtype=dtype,
@@ -230,19 +232,20 @@ def resolve(
             )
         return replace(found, adapter=adapter)
     path = Path(model)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ExportError(f"{model}: no such GGUF file")
-        return Checkpoint(path.name, None, path.parent, path.name)
+    if is_gguf(path):
+        from kvparity.exporter.checkpoint.gguf_file import gguf_files
+
+        first = gguf_files(path)[0]
+        return Checkpoint(first.name, None, first.parent, first.name)
     if path.is_dir():
         folder = path / subfolder if subfolder else path
         refuse_adapter(folder)
         if not (folder / "config.json").is_file():
-            raise ExportError(
-                f"{folder}: not a model, config.json is missing; expected a folder that transformers saved"
-            )
+            raise ExportError(f"{folder}: not a model, config.json is missing; {no_config(folder)}")
         return Checkpoint(path.name if path.name != "hf" else path.parent.name, None, folder)
-    if path.exists() or model.count("/") != 1 or model.startswith((".", "/")):
+    if path.exists():
+        raise ExportError(f"{model}: not a model; pass the folder of its config.json and weights, or a GGUF file")
+    if model.count("/") != 1 or model.startswith((".", "/")) or path.suffix == ".gguf":
         raise ExportError(f"{model}: no such folder or GGUF file, and not a hub id (owner/name)")
     return _from_hub(model, subfolder, revision)
 

@@ -19,7 +19,7 @@ from kvparity.exporter.contract.adapters import merge_adapter
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
-from kvparity.exporter.contract.gguf_names import whole_names
+from kvparity.exporter.contract.gguf_loading import whole_gguf
 from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.runners.engines._streamed import widen_as_called
 
@@ -93,7 +93,7 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
     arguments: dict[str, Any] = {"gguf_file": checkpoint.gguf} if checkpoint.gguf else {"use_safetensors": True}
     folder = config if checkpoint.gguf else checkpoint.folder
     try:
-        with _quiet(), whole_names():
+        with _quiet(), whole_gguf():
             given = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             ask_dense(given)
             for part in (given, given.get_text_config(decoder=True)):
