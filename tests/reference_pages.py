@@ -1,4 +1,7 @@
-"""docs/cli.md from ``--help`` and docs/api.md from docstrings: ``python -m tests.reference_pages --write``."""
+"""docs/cli.md from ``--help``, docs/api.md from docstrings, docs/refusals.md from errors.
+
+``python -m tests.reference_pages --write`` writes them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from kvparity.runners.bench.options import BenchOptions
 from kvparity.runners.compare.options import JudgeOptions
 from kvparity.runners.decode.sampling import Sampling
 from tests.folder_tree import ROOT
+from tests.refusals import refusals_page
 
 API_HEAD = """# Python API
 
@@ -97,7 +101,7 @@ def _signature(function: object) -> str:
     return "(" + "".join(f"\n    {line}," for line in lines) + f"\n) -> {signature.return_annotation}"
 
 
-PAGES = {"cli.md": cli_page, "api.md": api_page}
+PAGES = {"cli.md": cli_page, "api.md": api_page, "refusals.md": refusals_page}
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 import cli
 from kvparity.exporter.contract.bundle import Bundle
+from tests.refusals import is_listed
 
 CASE = "prefill-2"
 _FOREIGN = ("allow_pickle", "Traceback", "KVPARITY_TRACEBACK", "hard link", "pydantic", "zlib", "Errno", "Error:")
@@ -30,6 +31,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     assert code == 2, said
     assert len(lines) == 1, said
     assert not [word for word in _FOREIGN if word in said.out + said.err], said
+    assert is_listed(lines[0]), f"not in docs/refusals.md: {lines[0]}"
     return lines[0]
 
 
