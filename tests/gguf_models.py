@@ -280,7 +280,9 @@ def write_gguf(
     import gguf
 
     arrays = {**_tensors(row, model), **row.tensors}
-    split = {"split_max_tensors": -(-len(arrays) // (parts - 1)), "small_first_shard": True} if parts else {}
+    split: dict[str, Any] = (
+        {"split_max_tensors": -(-len(arrays) // (parts - 1)), "small_first_shard": True} if parts else {}
+    )
     writer = gguf.GGUFWriter(path, row.architecture, **split)
     writer.add_name("tiny")
     if alignment:

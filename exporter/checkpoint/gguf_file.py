@@ -136,7 +136,8 @@ def _head(path: Path) -> GgufFile:
 
 def _spare(path: Path, head: GgufFile) -> int:
     """Bytes after the last tensor."""
-    ends = [tensor.rows.offset + tensor.rows.nbytes for tensor in head.tensors.values() if tensor.rows.size]
+    rows = [tensor.rows for tensor in head.tensors.values() if isinstance(tensor.rows, np.memmap)]
+    ends = [each.offset + each.nbytes for each in rows]
     return path.stat().st_size - max(ends, default=path.stat().st_size)
 
 

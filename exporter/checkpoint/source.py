@@ -326,5 +326,5 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """The lines of a message, which of a failed validation are the field and then the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = _VALIDATION.sub("", " ".join(lines)) or type(error).__name__
+    text = re.sub(r"<class '(\w+)'>", r"\1", _VALIDATION.sub("", " ".join(lines))) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:250]} … {text[-140:]}"

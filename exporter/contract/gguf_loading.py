@@ -48,7 +48,7 @@ def whole_gguf() -> Iterator[Any]:
     class Whole(plain):  # type: ignore[misc, valid-type]
         def __init__(self, path: Any, mode: Any = "r") -> None:
             super().__init__(path, mode)
-            self.tensors = [*self.tensors, *others(path)]
+            self.tensors.extend(others(path))
 
     def header(path: str) -> Any:
         first = reader.GgufHeader.from_file(path)

@@ -147,6 +147,8 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("Could not guard on data" in line for line in lines):
         return "its code chooses between branches by the value of a tensor, which a graph can't"
+    if isinstance(error, (KeyError, IndexError)) and str(error).isdigit():  # a cache of more layers than the config has
+        return f"its code asks for layer or entry {error}, which the config has not"
     named = [line for line in lines if "No ONNX function found" in line]
     return (named or lines or [repr(error)])[0][:300]
 
