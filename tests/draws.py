@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from kvparity.exporter.contract.spec import DECODE, PREFILL
 
-__all__ = ["Draw", "draws", "traits"]
+__all__ = ["Draw", "checkpoint_draws", "draws", "traits"]
 
 Draw = dict[str, Any]
 S, F = "sliding_attention", "full_attention"
 _KINDS = (S, F)
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Types that take any pattern of sliding and full layers, one window for all, or full layers only.
 _PATTERNED = ("gemma4_text", "gemma3_text", "gemma3n_text", "cohere2", "olmo3", "gpt_oss", "ministral", "exaone4")
 _WINDOWED = ("mistral", "mixtral", "phi3", "starcoder2", "gemma2", "qwen2")
@@ -49,6 +50,36 @@ def draws(draw: st.DrawFn) -> Draw:
     total = draw(st.integers(1, 24))
     case = draw(_case(total))
     return {"model_type": model_type, "config": config, "case": case, "options": draw(_options(total))}
+
+
+@st.composite
+def checkpoint_draws(draw: st.DrawFn) -> Draw:
+    """A configuration, how its checkpoint lies about, and how it is exported, as JSON."""
+    model_type = draw(st.sampled_from((*_PLAIN, *_WINDOWED, *_PATTERNED)))
+    config = draw(_config(model_type))
+    ids = st.sampled_from((-1, 0, 1, 2, config["vocab_size"] - 1, config["vocab_size"], 500, None))
+    wrapped = model_type in ("llama", "mistral", "qwen2", "qwen3", "cohere2", "gemma2", "granite", "gemma3_text")
+    checkpoint = {
+        "stored": draw(st.sampled_from(("float32", "bfloat16", "float16"))),
+        "named": draw(st.sampled_from(("dtype", "torch_dtype", None))),
+        "wrapper": draw(st.sampled_from((None, None, "llava", "mistral3", "aya_vision"))) if wrapped else None,
+        "head": draw(st.sampled_from(("as saved", "as saved", "same", "other", "absent"))),
+        "tied": draw(st.sampled_from((None, None, True, False))),
+        "shards": draw(st.integers(1, 3)),
+        "stale": draw(st.sampled_from(("nothing", "nothing", "index", "copy"))),
+        "extra": draw(st.booleans()),
+        "missing": draw(st.integers(0, 9)) == 9,
+        "ids": {name: draw(ids) for name in draw(st.sets(st.sampled_from(_IDS)))},
+        "generation_config": draw(st.booleans()),
+        "old_rope": draw(st.booleans()),
+    }
+    options = {
+        "dtype": draw(st.sampled_from(("float32", "float32", "float16", "bfloat16"))),
+        "profile": draw(st.sampled_from(("portable", "portable", "ort", "modern"))),
+    }
+    recorded, limit = draw(st.booleans()), draw(st.sampled_from((None, 2, 9, 40)))
+    whole = {"model_type": model_type, "config": config, "checkpoint": checkpoint, "options": options}
+    return {**whole, "recorded": recorded, "limit": limit}
 
 
 @st.composite
@@ -182,8 +213,14 @@ def _case(draw: st.DrawFn, total: int) -> Draw:
 
 def traits(draw: Draw) -> Iterator[tuple[str, str]]:
     """(field, value) pairs of a draw, for counting what a run covered."""
-    config, case, options = draw["config"], draw["case"], draw["options"]
+    config, case, options = draw["config"], draw.get("case", {}), draw["options"]
     yield "model type", draw["model_type"]
+    if checkpoint := draw.get("checkpoint"):
+        yield "exported as", f"{options['dtype']} {options['profile']}"
+        yield from ((field, str(checkpoint[field])) for field in checkpoint if field != "ids")
+        for field, value in checkpoint["ids"].items():
+            yield field, str(value)
+        return
     yield "exported as", f"{options['layout']} {options['profile']}"
     yield "sliding caches", options.get("sliding_cache", "bounded")
     yield "logits", options.get("logits", "all")

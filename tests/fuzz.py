@@ -2,8 +2,10 @@
 
 ``python -m tests.fuzz -n 200`` draws configurations and cases (:mod:`tests.draws`). Every draw is compared in float64
 with the module that is traced (milliseconds), then exported and its graphs compared in float64 (1e-10) and in ONNX
-Runtime (the budget), about three seconds. The run ends with what it covered; a failure is shrunk by hypothesis and
-printed as the command that repeats it. A draw that takes too long is neither pass nor failure and is counted apart.
+Runtime (the budget), about three seconds. ``--checkpoints`` draws checkpoints as they lie about instead, and compares
+plain ONNX Runtime with ``from_pretrained`` (:mod:`tests.fuzz_checkpoints`). The run ends with what it covered; a
+failure is shrunk by hypothesis and printed as the command that repeats it. A draw that takes too long is neither pass
+nor failure and is counted apart.
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ from kvparity.runners.decode.layouts.dynamic import Player
 from kvparity.runners.decode.layouts.shared import Player as SharedPlayer
 from kvparity.runners.decode.layouts.static import Player as StaticPlayer
 from kvparity.runners.reference.record import record_cases, reference_arrays
-from tests.draws import Draw, draws, traits
+from tests.draws import Draw, checkpoint_draws, draws, traits
 from tests.families import draw_weights, is_fault, save_checkpoint, small_config
+from tests.fuzz_checkpoints import check_checkpoint
 
 EXACT = 1e-10  # relative to the largest value; agreement is at 1e-13
 BUDGET = 8.0
 SHRINKING = 240.0  # seconds
 Check = Callable[[Draw], str]
+Draws = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -214,30 +218,30 @@ def _graphs(config: Any, given_case: Draw, options: ExportOptions) -> None:
     assert report.verdict == "match", first.sentence if first else report.verdict
 
 
-def collect(numbers: range) -> list[Draw]:
+def collect(numbers: range, drawn_from: Draws = draws) -> list[Draw]:
     """Draw without checking: each from a seed of its own, since hypothesis makes most examples out of earlier ones."""
     found: list[Draw] = []
     for number in numbers:
         drawn: list[Draw] = []
-        _drawn(number, drawn.append, (Phase.generate,))
+        _drawn(number, drawn.append, (Phase.generate,), drawn_from)
         found.append(drawn[-1])
     return found
 
 
-def _drawn(start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...]) -> None:
+def _drawn(start: int, use: Callable[[Draw], None], phases: tuple[Phase, ...], drawn_from: Draws) -> None:
     @seed(start)
     # The first example is always the simplest one.
     @settings(max_examples=2, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck))
-    @given(draws())
+    @given(drawn_from())
     def run(draw: Draw) -> None:
         use(draw)
 
     run()
 
 
-def shrunk(number: int, failed: Outcome, tried: Callable[[Draw], Outcome]) -> Draw:
+def shrunk(number: int, failed: Outcome, tried: Callable[[Draw], Outcome], drawn_from: Draws = draws) -> Draw:
     """The smallest draw that hypothesis finds, within :data:`SHRINKING` seconds, to fail as draw ``number`` does."""
-    (smallest,) = collect(range(number, number + 1))
+    (smallest,) = collect(range(number, number + 1), drawn_from)
     known, kind = {json.dumps(smallest): failed}, failed.words.partition(":")[0]
     end = time.monotonic() + SHRINKING
 
@@ -253,7 +257,7 @@ def shrunk(number: int, failed: Outcome, tried: Callable[[Draw], Outcome]) -> Dr
             raise AssertionError(kind)
 
     try:
-        _drawn(number, fail_again, (Phase.generate, Phase.shrink))
+        _drawn(number, fail_again, (Phase.generate, Phase.shrink), drawn_from)
     except AssertionError:
         pass
     return smallest
@@ -281,15 +285,18 @@ def summary(drawn: Sequence[Draw], outcomes: Sequence[Outcome]) -> list[str]:
 @click.option("--graphs/--no-graphs", default=True, show_default=True, help="Export and judge the graphs too.")
 @click.option("--first", default=0, show_default=True, help="Number of the first draw, to run many in pieces.")
 @click.option("--limit", default=120.0, show_default=True, help="Seconds of processor time that a draw may take.")
+@click.option("--checkpoints", is_flag=True, help="Draw checkpoints as they lie about.")
 @click.option("--config", help="Repeat one draw, given as JSON.")
-def main(count: int, graphs: bool, first: int, limit: float, config: str | None) -> None:
+def main(count: int, graphs: bool, first: int, limit: float, checkpoints: bool, config: str | None) -> None:
     """Draw, compare, say what was covered; exit 1 on a failure, 2 where a draw ran out of time."""
     _quiet()
 
-    def tried(draw: Draw) -> Outcome:
-        return attempt(draw, lambda draw: check(draw, graphs=graphs), limit)
+    drawn_from = checkpoint_draws if checkpoints else draws
 
-    drawn = [json.loads(config)] if config else collect(range(first, first + count))
+    def tried(draw: Draw) -> Outcome:
+        return attempt(draw, check_checkpoint if checkpoints else lambda draw: check(draw, graphs=graphs), limit)
+
+    drawn = [json.loads(config)] if config else collect(range(first, first + count), drawn_from)
     outcomes: list[Outcome] = []
     for draw in drawn:
         outcomes.append(tried(draw))
@@ -304,8 +311,9 @@ def main(count: int, graphs: bool, first: int, limit: float, config: str | None)
         last_failed = False
     click.echo("\n".join(summary(drawn, outcomes)))
     if last_failed:
-        worst = drawn[0] if config else shrunk(first + len(outcomes) - 1, outcomes[-1], tried)
-        click.echo(f"python -m tests.fuzz --config '{json.dumps(worst)}'")
+        worst = drawn[0] if config else shrunk(first + len(outcomes) - 1, outcomes[-1], tried, drawn_from)
+        kind = "--checkpoints " if checkpoints else ""
+        click.echo(f"python -m tests.fuzz {kind}--config '{json.dumps(worst)}'")
     sys.exit(1 if last_failed else 2 if any(outcome.kind == "out of time" for outcome in outcomes) else 0)
 
 
