@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter": 11040,
-    "exporter/checkpoint": 1_730,
+    "exporter/checkpoint": 1_800,
     "exporter/contract": 2960,
     "exporter/golden": 520,
     "exporter/model": 1020,
