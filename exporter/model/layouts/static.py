@@ -39,7 +39,7 @@ class _Rows:
     """What one kind of buffer does in one call; every tensor is (capacity,) but ``keys``.
 
     Attributes:
-        old: Rows whose content before the call may be read.
+        old: Rows whose content before the call may be read, by this one or after going back.
         written: Rows that the call writes.
         source: Which of the call's tokens each written row takes.
         keys: Slot of every row that a layer sees, (rows,); negative where there is none.
@@ -127,7 +127,7 @@ class Cache(LayoutCache):
     def _ring(self, capacity: int, window: int) -> _Rows:
         """One token overwrites the one row that it can't see; more would overwrite rows that the first still sees."""
         before, after = held_slots(capacity, self._first - 1), held_slots(capacity, self._last)
-        old = torch.logical_and(before >= 0, before > self._first - window)
+        old = torch.logical_and(before >= 0, before > self._first - (window + self.options.rewind))
         tokens = self._position.shape[0]
         oldest = _at_least_0(self._first - (window - 1))
         slots = oldest + torch.arange(window - 1 + tokens, device=self._position.device)
