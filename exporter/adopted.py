@@ -8,8 +8,9 @@ from pathlib import Path
 from kvparity.exporter.checkpoint.model_spec import model_spec
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.checkpoint.tokenizer import copy_tokenizer, sample_text
-from kvparity.exporter.contract.cases import Case, default_cases
+from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.manifest import CheckpointEntry
+from kvparity.exporter.contract.schedule import default_cases
 from kvparity.exporter.contract.spec import ModelSpec
 from kvparity.exporter.export import copy_files, origin, versions
 

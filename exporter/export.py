@@ -32,7 +32,7 @@ from kvparity.exporter.contract.bundle import (
     unrecorded,
     write_manifest,
 )
-from kvparity.exporter.contract.cases import Case, default_cases
+from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles, checkpoint_entry
 from kvparity.exporter.contract.errors import ExportError, KvparityError
 from kvparity.exporter.contract.files import new_folder
@@ -40,6 +40,7 @@ from kvparity.exporter.contract.gguf_loading import part_paths
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.ports import graph_spec, host_inputs, resolve_options
 from kvparity.exporter.contract.quantization import Quantization
+from kvparity.exporter.contract.schedule import default_cases
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec
 from kvparity.exporter.golden.test_data import write_golden
 from kvparity.exporter.minimum_runtime import minimum_runtime
@@ -211,9 +212,9 @@ def _with_vectors(
 ) -> Manifest:
     """The manifest with its cases, recorded or only listed, and with the golden files."""
     options = manifest.options
-    cases = default_cases(manifest.model, sample_text(folder, 4096), limit, options.max_len)
+    cases = default_cases(manifest.model, sample_text(folder, 4096), limit, options)
     if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
-        cases = tuple(case for case in cases if case.batch == 1 or max(case.chunks[1:], default=1) == 1)
+        cases = tuple(case for case in cases if not case.joins_several)
     recording = record(Bundle(folder, manifest), cases, checkpoint) if record else unrecorded(folder, cases)
     assert manifest.checkpoint is not None
     manifest = replace(

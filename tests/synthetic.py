@@ -23,7 +23,8 @@ from kvparity.exporter.contract.bundle import (
     unrecorded,
     write_manifest,
 )
-from kvparity.exporter.contract.cases import Case, default_cases
+from kvparity.exporter.contract.cases import Case
+from kvparity.exporter.contract.schedule import default_cases
 from kvparity.exporter.contract.spec import (
     DECODE,
     PREFILL,
@@ -107,7 +108,7 @@ class Decoder:
             kept = self.options.kept_rows(slot, mask.shape[1])
             for part, array in rows.items():
                 array = array.astype(self.dtype)
-                outputs[present_name(slot.slot, part)] = array[:, :, array.shape[2] - kept :]
+                outputs[present_name(slot.slot, part)] = array[:, :, max(array.shape[2] - kept, 0) :]
         with np.errstate(invalid="ignore"):  # a test may have put an Inf into the past
             logits = (np.concatenate(contexts, axis=-1) * self.scale).astype(self.dtype) @ self._head.astype(self.dtype)
         if self.options.logits == "last":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvparity.exporter.contract.cases import Case, default_cases, left_padded, seeded_tokens
-from kvparity.exporter.contract.spec import DECODE, PREFILL, LayerSpec, ModelSpec, SlotSpec, StateSpec
+from kvparity.exporter.contract.cases import Case, Move, left_padded, seeded_tokens
+from kvparity.exporter.contract.schedule import default_cases
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, LayerSpec, ModelSpec, SlotSpec, StateSpec
 
 
 def model(window: int | None, vocab: int = 64, positions: int = 4096) -> ModelSpec:
@@ -82,8 +84,10 @@ def test_a_case_that_does_not_add_up_is_refused(chunks: tuple[int, ...], pads: t
 
 def test_no_case_is_longer_than_the_buffers_and_larger_ones_change_nothing() -> None:
     plain = {case.name for case in default_cases(model(8), limit=40)}
-    assert {case.name for case in default_cases(model(8), limit=40, rows=64)} == plain
-    assert max(case.total for case in default_cases(model(8), rows=30)) == 30
+    assert {
+        case.name for case in default_cases(model(8), limit=40, options=ExportOptions(layout="static", max_len=64))
+    } == plain
+    assert max(case.total for case in default_cases(model(8), options=ExportOptions(layout="static", max_len=30))) == 30
 
 
 KINDS = (
@@ -100,6 +104,14 @@ KINDS = (
     "text-prefill",
     "text-across",
     "text-chunks",
+    "rewind-edge",
+    "rewind-past",
+    "rewind-rounds",
+    "replay",
+    "resume",
+    "reorder",
+    "batch-leave",
+    "batch-join",
 )
 
 
@@ -157,3 +169,84 @@ def test_models_with_states_are_cut_at_the_edges_of_convolutions_and_chunks() ->
     assert lengths >= {1, 2, 3, 4, 5, 15, 16, 17, 35}
     assert cases["chunk-2"].chunks == (2, 2, 2)
     assert cases["chunk-17"].chunks == (17, 15, 16, 1)
+
+
+MOVED = KINDS[-8:]
+
+
+@pytest.mark.parametrize("rewind", [0, 2, 4])
+@pytest.mark.parametrize("window", [None, 8, 128])
+def test_every_number_of_drafted_tokens_is_taken_back_as_far_as_caches_reach(window: int | None, rewind: int) -> None:
+    cached = replace(model(window), slots=(SlotSpec(0, 0, "sliding" if window else "full", window, 1, 4, 4),))
+    cases = {case.name: case for case in default_cases(cached, limit=400, options=ExportOptions(rewind=rewind))}
+    for name in ("rewind-edge", "rewind-past"):
+        steps = list(cases[name].steps())
+        back = {before.stop - step.start for before, step in pairwise(steps) if before.rows == (1,)}
+        assert back == {0, 1, 2, 3, 4}
+        dropped = {step.reached - step.start for step in steps if step.reached and step.tokens == 1}
+        assert dropped >= set(range(1, 5 if window is None else rewind + 1))
+        spliced = [step for before, step in pairwise(steps) if step.past == ((before.index, 0),)]
+        assert bool(spliced) == (window is not None and rewind < 4)
+    if window is not None:
+        assert cases["rewind-edge"].total > window - 1
+        assert next(cases["rewind-past"].steps()).stop > window
+
+
+def test_rejected_tokens_and_other_beams_cost_no_sequence_of_their_own() -> None:
+    from kvparity.exporter.contract.cases import masters
+
+    cases = default_cases(model(128, positions=1024), range(800))
+    plain = [case for case in cases if not case.moves]
+    assert {case.name for case in cases if case.moves} == set(MOVED)
+    assert {len(tokens) for tokens in masters(cases).values()} == {len(tokens) for tokens in masters(plain).values()}
+
+
+def test_models_with_states_replay_and_never_drop_rows() -> None:
+    states = (StateSpec("conv_state", (8, 3)), StateSpec("ssm_state", (2, 4, 4), chunk=16))
+    kept = replace(model(None), slots=(SlotSpec(0, 0, "recurrent", None, 0, 0, 0, states=states),))
+    cases = [case for case in default_cases(kept, limit=150) if case.moves]
+    assert {case.name for case in cases} == {name for name in MOVED if not name.startswith("rewind")}
+    assert not any(step.reached for case in cases for step in case.steps())
+    for case in cases:
+        steps = list(case.steps())
+        for step in (step for step in steps if step.start):
+            for (call, row), own in zip(case.sources(step), step.rows, strict=True):
+                assert steps[call].stop - case.pads[row] == step.start - case.pads[own]
+
+
+TOKENS = np.asarray([[5, 6, 7, 8, 9, 9], [5, 6, 1, 2, 3, 4], [0, 0, 5, 6, 7, 8]])
+PREFILLED, DRAFTED = Move(0, (0,)), Move(2, (1,))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "moves"),
+    [
+        ((2,), (PREFILLED, DRAFTED)),  # as many moves as calls
+        ((2, 2), (PREFILLED, Move(2, ()))),  # a call of no row
+        ((2, 2), (PREFILLED, Move(2, (3,)))),  # no such row
+        ((2, 5), (PREFILLED, Move(2, (0,)))),  # past the end
+        ((2, 2), (PREFILLED, Move(3, (0,)))),  # further than the caches
+        ((3, 2), (PREFILLED, Move(3, (1,)))),  # other tokens than the caches hold
+        ((2, 2), (PREFILLED, Move(2, (0,), ((1, 0),)))),  # a call that is not before it
+        ((2, 2), (PREFILLED, Move(2, (0,), ((0, 1),)))),  # no such row of that call
+        ((2, 2), (PREFILLED, Move(2, (0, 1)))),  # another batch than the caches in hand
+        ((2, 2), (PREFILLED, Move(4, (2,)))),  # other slots than the caches in hand
+        ((2, 2), (PREFILLED, Move(0, (0,), ((0, 0),)))),  # nothing comes before slot 0
+    ],
+)
+def test_a_call_that_does_not_continue_what_it_names_is_refused(
+    chunks: tuple[int, ...], moves: tuple[Move, ...]
+) -> None:
+    fine = Case(
+        "c", TOKENS, (3, 2, 1, 1), (0, 0, 2), moves=(PREFILLED, DRAFTED, Move(2, (0,)), Move(4, (2,), ((0, 0),)))
+    )
+    assert [(step.start, step.reached, step.graph) for step in fine.steps()] == [
+        (0, 0, PREFILL),
+        (2, 3, DECODE),
+        (2, 4, DECODE),
+        (4, 0, DECODE),
+    ]
+    assert fine.sources(list(fine.steps())[3]) == [(0, 0)]
+    assert [fine.ends(row) for row in range(3)] == [{3, 4}, {3, 4}, {3}]
+    with pytest.raises(ValueError, match="case c: "):
+        Case("c", TOKENS, chunks, (0, 0, 2), moves=moves)

@@ -14,10 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
-    "exporter": 11040,
+    "exporter": 11_300,
     "exporter/checkpoint": 1_800,
-    "exporter/contract": 2960,
-    "exporter/golden": 520,
+    "exporter/contract": 3_200,
+    "exporter/golden": 620,
     "exporter/model": 1020,
     "exporter/passes": 1810,
     "exporter/quantize": 560,
@@ -26,8 +26,8 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners": 12270,
     "runners/adopt": 1340,
     "runners/bench": 210,
-    "runners/compare": 1310,
-    "runners/decode": 600,
+    "runners/compare": 1_330,
+    "runners/decode": 680,
     "runners/diff": 1180,
     "runners/engines": 2530,
     "runners/inspect": 550,

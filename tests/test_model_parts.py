@@ -62,8 +62,8 @@ def test_gather_elements_of_the_float64_evaluation_is_onnx_runtimes() -> None:
 
 @pytest.mark.parametrize("by_slot", [True, False])
 def test_a_model_that_counts_positions_by_slot_has_no_left_padded_case(by_slot: bool) -> None:
-    from kvparity.exporter.contract.cases import default_cases
     from kvparity.exporter.contract.features import unproven
+    from kvparity.exporter.contract.schedule import default_cases
     from kvparity.exporter.contract.spec import LayerSpec, ModelSpec
 
     layers = (LayerSpec(0, "full", None, 0),)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.cases import default_cases
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.features import unproven
 from kvparity.exporter.contract.ports import resolve_options
+from kvparity.exporter.contract.schedule import default_cases
 from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.cases import Case, default_cases, seeded_tokens
+from kvparity.exporter.contract.cases import Case, seeded_tokens
 from kvparity.exporter.contract.errors import ExportError, TraceError
 from kvparity.exporter.contract.ports import graph_spec, resolve_options
+from kvparity.exporter.contract.schedule import default_cases
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, present_name
 from kvparity.exporter.model.layouts.base import open_cache
 from kvparity.runners.decode.play import play
@@ -57,7 +58,7 @@ def static(**given: Any) -> ExportOptions:
 
 def worst(bundle: Bundle, session: Decoder, case: Case, *, poison: bool = False) -> float:
     """Largest difference from the dynamic layout over live slots; inf for NaN."""
-    plain = Decoder(options=ExportOptions(sliding_cache=bundle.options.sliding_cache, logits=bundle.options.logits))
+    plain = Decoder(options=make_dynamic(bundle).options)
     dynamic = make_dynamic(bundle)
     live, found = case.mask == 1, 0.0
     pairs = zip(play(bundle, session, case, poison=poison), play(dynamic, plain, case), strict=True)
@@ -65,7 +66,7 @@ def worst(bundle: Bundle, session: Decoder, case: Case, *, poison: bool = False)
         for name, expected in theirs.outputs.items():
             actual, axis = mine.outputs[name], 1 if name == "logits" else 2
             assert actual.shape == expected.shape, name
-            seen = live[:, mine.step.stop - actual.shape[axis] : mine.step.stop]
+            seen = live[mine.step.which, mine.step.stop - actual.shape[axis] : mine.step.stop]
             delta = np.abs(np.moveaxis(np.subtract(actual, expected, dtype=np.float64), axis, 1)[seen])
             found = max(found, float(np.nan_to_num(delta, nan=np.inf).max(initial=0.0)))
     return found
@@ -74,7 +75,8 @@ def worst(bundle: Bundle, session: Decoder, case: Case, *, poison: bool = False)
 def make_dynamic(bundle: Bundle) -> Bundle:
     from dataclasses import replace
 
-    options = ExportOptions(sliding_cache=bundle.options.sliding_cache, logits=bundle.options.logits)
+    given = bundle.options
+    options = ExportOptions(sliding_cache=given.sliding_cache, logits=given.logits, rewind=given.rewind)
     return Bundle(bundle.root, replace(bundle.manifest, options=options))
 
 
@@ -96,12 +98,24 @@ def test_every_case_gives_the_dynamic_layouts_numbers_at_every_chunk(tmp_path: P
 
 @pytest.mark.parametrize(
     "given",
-    [{"batch": 2}, {"batch": 5}, {"sliding_cache": "full"}, {"logits": "last"}, {"max_len": WINDOW}, {"max_len": 4}],
+    [
+        {"batch": 2},
+        {"batch": 5},
+        {"sliding_cache": "full"},
+        {"logits": "last"},
+        {"max_len": WINDOW},
+        {"max_len": 4},
+        {"rewind": 4},
+        {"rewind": 2, "batch": 2},
+    ],
 )
-def test_batch_full_caches_last_logits_and_small_buffers_change_nothing(tmp_path: Path, given: dict[str, Any]) -> None:
+def test_batch_full_caches_last_logits_small_buffers_and_rewind_change_nothing(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
     options = static(**given)
     bundle, session = opened(tmp_path, options), StaticDecoder(options=options)
-    fitting = [case for case in CASES if case.total <= (options.max_len or 0)]
+    cases = default_cases(MODEL, limit=MAX_LEN, options=options) if options.rewind else CASES
+    fitting = [case for case in cases if case.total <= (options.max_len or 0)]
     assert fitting
     assert max(worst(bundle, session, case, poison=True) for case in fitting) < 1e-5
 

@@ -66,6 +66,11 @@ class Engine:
             ``logits`` and ``present.N.key/value`` of the bundle's contract; ``inside`` holds the values between.
         """
         config, self.inside = self.config, {}
+        past = self.caches[0][0].shape[2] if self.caches else 0
+        if mask.shape != (len(ids), past + ids.shape[1]):  # a past that lacks rows, or a mask that lacks columns
+            raise SystemExit(
+                f"attention_mask is {mask.shape}, and there are {past} cached and {ids.shape[1]} new tokens"
+            )
         hidden = self.weights["model.embed_tokens.weight"][ids]
         if self.fault != "embedding":
             hidden = hidden * np.float32(config["hidden_size"] ** 0.5)
@@ -202,16 +207,44 @@ class Engine:
 def record(bundle: Path, case: str, fault: str, *, probes: bool) -> dict[str, Array]:
     """Play a case call by call; keys and values as docs/trace-format.md says."""
     given = np.load(bundle / "cases" / f"{case}.npz")
+    (entry,) = (
+        item for item in json.loads((bundle / "manifest.json").read_text("utf-8"))["cases"] if item["name"] == case
+    )
+    pads = (given["attention_mask"] == 0).sum(axis=1)
     engine, trace, start = Engine(bundle, fault), {}, 0
+    done: list[tuple[list[int], list[tuple[Array, Array]]]] = []  # rows of each call, and its caches
     for step, tokens in enumerate(given["chunks"].tolist()):
+        move = {"start": start, "rows": list(range(len(pads))), "past": []}
+        move = entry["moves"][step] if entry["moves"] else move
+        start, rows = move["start"], move["rows"]
         stop = start + tokens
-        ids, positions = given["input_ids"][:, start:stop], given["position_ids"][:, start:stop]
-        outputs = engine(ids, given["attention_mask"][:, :stop], positions)
+        engine.caches = continued(move, done, pads)
+        ids, positions = given["input_ids"][rows, start:stop], given["position_ids"][rows, start:stop]
+        outputs = engine(ids, given["attention_mask"][rows, :stop], positions)
         trace |= {f"{case}/step_{step}/{name}": value for name, value in outputs.items()}
         if probes:
             trace |= {f"{case}/step_{step}/probes/{name}": value for name, value in engine.inside.items()}
+        done.append((rows, engine.caches))
         start = stop
     return trace
+
+
+def continued(move: dict[str, Any], done: list[Any], pads: Array) -> list[tuple[Array, Array]]:
+    """Caches of the ``start`` slots before a call: those in hand, or for each row those of an earlier call."""
+    start = move["start"]
+    if not start:
+        return []
+    past = move["past"] or [(len(done) - 1, place) for place in range(len(move["rows"]))]
+    parts = []
+    for row, (call, place) in zip(move["rows"], past, strict=True):
+        rows, caches = done[call]
+        pad = int(pads[row] - pads[rows[place]])  # a joining row is padded on the left, with zeros
+        kept = [[array[place : place + 1, :, : start - pad] for array in pair] for pair in caches]
+        parts.append([[np.pad(array, ((0, 0), (0, 0), (pad, 0), (0, 0))) for array in pair] for pair in kept])
+    return [
+        (np.concatenate([p[n][0] for p in parts]), np.concatenate([p[n][1] for p in parts]))
+        for n in range(len(parts[0]))
+    ]
 
 
 def main() -> None:

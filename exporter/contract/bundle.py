@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters
+from kvparity.exporter.contract.cases import Case, IntArray, Move, master_of, masters
 from kvparity.exporter.contract.errors import BundleError, TraceError
 from kvparity.exporter.contract.files import bring_back
 from kvparity.exporter.contract.hashes import digest, started
@@ -164,7 +164,7 @@ class Bundle:
             TraceError: Its file is unreadable.
         """
         entry = self._entry(name)
-        return read_case(inside(self.root, entry.file.path), name)
+        return read_case(inside(self.root, entry.file.path), name, entry.moves)
 
     def head(self) -> Head | None:
         """What rebuilds logits from hidden states, its rows checked; None where logits were recorded themselves."""
@@ -199,11 +199,12 @@ def write_case(root: Path, case: Case, known: Mapping[str, IntArray]) -> CaseEnt
     calls = {"chunks": np.asarray(case.chunks, np.int64), "first": np.asarray(case.first), "why": np.asarray(case.why)}
     write_npz(path, {**inputs, **calls})
     rows = tuple(RowEntry(master_of(case.row(row), known) or "", case.pads[row]) for row in range(case.batch))
-    return CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, file_entry(root, path), rows)
+    file = file_entry(root, path)
+    return CaseEntry(case.name, case.batch, case.total, case.chunks, case.first, case.why, file, rows, case.moves)
 
 
-def read_case(path: Path, name: str) -> Case:
-    """Read a file written by :func:`write_case`.
+def read_case(path: Path, name: str, moves: tuple[Move, ...] = ()) -> Case:
+    """Read a file written by :func:`write_case`; the manifest has its moves.
 
     Raises:
         TraceError: It is unreadable or lacks a key of the format.
@@ -216,7 +217,7 @@ def read_case(path: Path, name: str) -> Case:
     chunks = tuple(int(n) for n in data["chunks"])
     first = DECODE if data["first"].item() == DECODE else PREFILL
     why = str(data["why"].item()) if "why" in data else ""
-    return Case(name, data["input_ids"].astype(np.int64), chunks, pads, first, why)
+    return Case(name, data["input_ids"].astype(np.int64), chunks, pads, first, why, moves)
 
 
 def write_sequence(root: Path, name: str, recorded: Recorded) -> FileEntry:

@@ -1,7 +1,11 @@
-"""Cases: token sequences and how they are cut into calls, made so that the window is crossed every way.
+"""Cases: token sequences and how they are cut into calls.
 
 Most cases are cuts of a few master sequences: what a causal model computes at a position depends on the tokens up to
 it alone, so that one recorded pass over a sequence is the reference of every case that begins with the same tokens.
+
+In a plain case every call carries all rows and continues the call before it. A case with moves says of each call
+which rows it carries, where it starts and whose caches it continues: rejected tokens, reordered beams, rows that leave
+or join a batch and saved caches are all that.
 
 Standard library and numpy only: the same cases are used by the exporter, the runners and other people's engines.
 """
@@ -9,16 +13,33 @@ Standard library and numpy only: the same cases are used by the exporter, the ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind, ModelSpec
 
-__all__ = ["Case", "Step", "default_cases", "left_padded", "master_of", "masters", "seeded_tokens"]
+__all__ = ["Case", "Move", "Step", "left_padded", "master_of", "masters", "seeded_tokens"]
 
 IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where a call continues, where that is not every row at the end of the call before it.
+
+    Attributes:
+        start: First slot of the call; 0 begins a conversation.
+        rows: The case's rows that the call carries, in the order of its batch.
+        past: For each of them an earlier call, and the row of that call's batch, whose caches it continues: their rows
+            of the ``start`` slots before this call, older ones from what that call was given. Slots shift with the
+            padding. Empty: the caches in hand, their newest rows dropped where they go beyond ``start``.
+    """
+
+    start: int
+    rows: tuple[int, ...]
+    past: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,9 @@ class Step:
         graph: Which graph is called.
         start: First slot of this call; equally the number of slots before it.
         stop: One past the last slot.
-        reached: Slots that calls before this one came to; more than ``start`` where this one goes back.
+        reached: Slots that the caches in hand came to; more than ``start`` where their newest rows are dropped.
+        rows: The case's rows that it carries; empty where it carries all.
+        past: See :class:`Move`.
     """
 
     index: int
@@ -38,6 +61,8 @@ class Step:
     start: int
     stop: int
     reached: int = 0
+    rows: tuple[int, ...] = ()
+    past: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -46,21 +71,27 @@ class Step:
 
     @property
     def peak(self) -> int:
-        """Slots that the calls so far came to, this one included."""
+        """Slots that the caches in hand came to, this call included."""
         return max(self.reached, self.stop)
+
+    @property
+    def which(self) -> slice | list[int]:
+        """Index of its rows in an array of the whole case."""
+        return list(self.rows) if self.rows else slice(None)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A token sequence per batch row, cut into calls.
+    """A token sequence per row, cut into calls.
 
     Attributes:
         name: Short and unique within a bundle.
-        tokens: (batch, total) int64; padded slots hold the pad token.
-        chunks: Tokens of each call; they add up to ``total``.
+        tokens: (rows, total) int64; padded slots hold the pad token. Without moves, the rows are those of the batch.
+        chunks: Tokens of each call; without moves they add up to ``total``.
         pads: Left-padded slots of each row.
-        first: Graph of the first call; every later call goes to the decode graph.
+        first: Graph of a call that begins a conversation; every other call goes to the decode graph.
         why: What the case is there to catch.
+        moves: One per call; empty where every call carries all rows and continues the call before it.
     """
 
     name: str
@@ -69,54 +100,141 @@ class Case:
     pads: tuple[int, ...]
     first: GraphKind = PREFILL
     why: str = ""
+    moves: tuple[Move, ...] = ()
 
     def __post_init__(self) -> None:
         batch, total = self.tokens.shape
-        if sum(self.chunks) != total or min(self.chunks, default=0) < 1:
+        if (not self.moves and sum(self.chunks) != total) or min(self.chunks, default=0) < 1:
             raise ValueError(f"case {self.name}: chunks {self.chunks} do not add up to {total} tokens")
         if len(self.pads) != batch or not all(0 <= pad < total for pad in self.pads):
             raise ValueError(f"case {self.name}: pads {self.pads} do not fit {batch} rows of {total} slots")
+        if self.moves:
+            self._check_moves()
+
+    def _check_moves(self) -> None:
+        """Every call continues caches of the same tokens.
+
+        Raises:
+            ValueError: One does not, or names a row or a call that is not there.
+        """
+        if len(self.moves) != len(self.chunks):
+            raise ValueError(f"case {self.name}: {len(self.moves)} moves for {len(self.chunks)} calls")
+        seen: list[Step] = []
+        for step in self.steps():
+            past = step.past or tuple((step.index - 1, row) for row in range(len(step.rows)) if step.start)
+            bad = not step.rows or step.stop > self.total or not all(0 <= row < len(self.pads) for row in step.rows)
+            bad |= bool(step.start) != bool(past) or (bool(past) and len(past) != len(step.rows))
+            bad |= not step.past and bool(past) and len(seen[-1].rows) != len(step.rows)
+            for row, (call, place) in zip(step.rows, past if not bad else (), strict=False):
+                source = seen[call] if 0 <= call < len(seen) and place < len(seen[call].rows) else None
+                bad |= source is None or not self._continues(step, row, source, place)
+            if bad:
+                raise ValueError(f"case {self.name}: call {step.index} does not continue the calls that it names")
+            seen.append(step)
+
+    def _continues(self, step: Step, row: int, source: Step, place: int) -> bool:
+        """Whether a row's tokens before a call are those that an earlier call's caches hold."""
+        other = source.rows[place]
+        shift = self.pads[row] - self.pads[other]
+        before, there = (
+            self.tokens[row, self.pads[row] : step.start],
+            self.tokens[other, self.pads[other] : source.stop],
+        )
+        fits = shift >= 0 if step.past else shift == 0
+        return fits and len(before) <= len(there) and np.array_equal(before, there[: len(before)])
 
     @property
     def batch(self) -> int:
-        """Rows of the batch."""
+        """Rows of the case."""
         return int(self.tokens.shape[0])
 
     @property
+    def width(self) -> int:
+        """Rows of the widest call."""
+        return max((len(move.rows) for move in self.moves), default=self.batch)
+
+    @property
+    def joins_several(self) -> bool:
+        """Whether a batch of several rows takes several tokens after a past."""
+        return any(step.start and step.tokens > 1 < len(self.seen_by(step).pads) for step in self.steps())
+
+    @property
     def total(self) -> int:
-        """Slots after the last call."""
+        """Slots of the longest row."""
         return int(self.tokens.shape[1])
 
     @property
     def mask(self) -> IntArray:
-        """(batch, total) int64: 1 where a slot is live, 0 where it is padding."""
+        """(rows, total) int64: 1 where a slot is live, 0 where it is padding."""
         slots = np.arange(self.total)[None, :]
         return (slots >= np.asarray(self.pads)[:, None]).astype(np.int64)
 
     @property
     def positions(self) -> IntArray:
-        """(batch, total) int64: rotary position of each slot, 0 at the first live one and on padding."""
+        """(rows, total) int64: rotary position of each slot, 0 at the first live one and on padding."""
         return np.maximum(np.cumsum(self.mask, axis=1) - 1, 0).astype(np.int64)
 
     def row(self, index: int) -> IntArray:
-        """(total - pad,) int64: the tokens of one batch row without its padding."""
+        """(total - pad,) int64: the tokens of one row without its padding."""
         return self.tokens[index, self.pads[index] :]
 
     def steps(self) -> Iterator[Step]:
         """The calls in order."""
+        if self.moves:
+            yield from self._moved()
+            return
         start = 0
         for index, tokens in enumerate(self.chunks):
             graph = self.first if index == 0 else DECODE
             yield Step(index, graph, start, start + tokens)
             start += tokens
 
+    def _moved(self) -> Iterator[Step]:
+        peak = 0
+        for index, (tokens, move) in enumerate(zip(self.chunks, self.moves, strict=True)):
+            if move.past or not move.start:  # other caches than those in hand
+                peak = move.start
+            graph = DECODE if move.start else self.first
+            reached = peak if peak > move.start else 0
+            yield Step(index, graph, move.start, move.start + tokens, reached, move.rows, move.past)
+            peak = max(peak, move.start + tokens)
+
+    def sources(self, step: Step) -> list[tuple[int, int]]:
+        """For each row of a call that continues others: the call and the case's row whose caches it continues."""
+        if not self.moves:
+            return [(step.index - 1, row) for row in range(self.batch)]
+        rows = [move.rows for move in self.moves]
+        past = step.past or tuple((step.index - 1, place) for place in range(len(step.rows)))
+        return [(call, rows[call][place]) for call, place in past]
+
+    def ends(self, row: int) -> frozenset[int]:
+        """Tokens of a row after which a call that it goes through ended, counted without padding."""
+        steps = list(self.steps())
+        todo = {(step.index, row) for step in steps if not step.rows or row in step.rows}
+        done: set[tuple[int, int]] = set()
+        while todo:
+            index, own = todo.pop()
+            done.add((index, own))
+            step = steps[index]
+            if step.start:
+                todo |= {self.sources(step)[step.rows.index(own) if step.rows else own]} - done
+        return frozenset(steps[index].stop - self.pads[own] for index, own in done)
+
+    def seen_by(self, step: Step) -> Case:
+        """The rows that a call carries, as a case of one call."""
+        if not step.rows:
+            return self
+        tokens = self.tokens[step.which]
+        pads = tuple(self.pads[row] for row in step.rows)
+        return replace(self, tokens=tokens, chunks=(self.total,), pads=pads, moves=())
+
     def inputs(self, step: Step) -> dict[str, IntArray]:
         """``input_ids``, ``attention_mask`` and ``position_ids`` of one call; the mask covers the whole history."""
-        span = slice(step.start, step.stop)
+        rows, span = step.which, slice(step.start, step.stop)
         return {
-            "input_ids": np.ascontiguousarray(self.tokens[:, span]),
-            "attention_mask": np.ascontiguousarray(self.mask[:, : step.stop]),
-            "position_ids": np.ascontiguousarray(self.positions[:, span]),
+            "input_ids": np.ascontiguousarray(self.tokens[rows, span]),
+            "attention_mask": np.ascontiguousarray(self.mask[rows, : step.stop]),
+            "position_ids": np.ascontiguousarray(self.positions[rows, span]),
         }
 
 
@@ -156,203 +274,3 @@ def master_of(tokens: IntArray, known: Mapping[str, IntArray]) -> str | None:
     """Name of the first sequence that begins with these tokens; None where none does."""
     fits = (name for name, master in known.items() if np.array_equal(master[: len(tokens)], tokens))
     return next(fits, None)
-
-
-class _Schedule:
-    """Builds the cases of one model as cuts of seeded sequences; a case that is too long is cut down, never left out.
-
-    Args:
-        spec: The model.
-        limit: Most tokens of a case.
-        longest: Tokens of one call over all rows that its logits leave room for.
-    """
-
-    def __init__(self, spec: ModelSpec, limit: int, longest: int) -> None:
-        self.spec, self.limit, self.longest = spec, limit, longest
-        self.cases: list[Case] = []
-        self._random = [seeded_tokens(spec, limit, seed)[0] for seed in (1, 2, 3)]
-
-    def add(
-        self, kind: str, chunks: Sequence[int], why: str, *, first: GraphKind = PREFILL, of: int = 0, sized: bool = True
-    ) -> None:
-        """Add a single-row case: the beginning of random sequence ``of``, named after its kind and first call."""
-        chunks = self._fit(chunks)
-        self._keep(f"{kind}-{chunks[0]}" if sized else kind, self._random[of][None, : sum(chunks)], chunks, why, first)
-
-    def add_tokens(self, name: str, tokens: Sequence[int], chunks: Sequence[int], why: str) -> None:
-        """Add a single-row case of given tokens."""
-        chunks = self._fit(chunks)
-        self._keep(name, np.asarray([tokens[: sum(chunks)]], np.int64), chunks, why)
-
-    def add_batch(self, name: str, chunks: Sequence[int], pads: Sequence[int], why: str) -> None:
-        """Add a ragged batch, left-padded: each row begins one of the random sequences."""
-        chunks = self._fit(chunks)
-        total = sum(chunks)
-        rows = max(self.longest // max(chunks), 2)
-        pads = pads if len(pads) <= rows else pads[1 : 1 + rows]
-        pads = tuple(sorted({min(pad, total - 1) for pad in pads}))
-        if self.spec.position_by_slot:
-            pads, why = (0,) * len(pads), "rows of one length: this model counts positions by slot, padding included"
-        if self.spec.rope_switch is not None and total > self.spec.rope_switch:
-            pads, why = (0,) * len(pads), "rows of one length: the longest row sets the rotary frequencies of all"
-        tokens = np.stack([self._random[row % len(self._random)][:total] for row in range(len(pads))])
-        self._keep(name, left_padded(self.spec, tokens, pads), chunks, why, pads=pads)
-
-    def _keep(
-        self,
-        name: str,
-        tokens: IntArray,
-        chunks: tuple[int, ...],
-        why: str,
-        first: GraphKind = PREFILL,
-        pads: tuple[int, ...] = (0,),
-    ) -> None:
-        if all(case.name != name for case in self.cases):
-            self.cases.append(Case(name, tokens, chunks, pads, first, why))
-
-    def _fit(self, chunks: Sequence[int]) -> tuple[int, ...]:
-        """The same calls in as many tokens as a case may have: long calls are cut to one length."""
-        if sum(chunks) <= self.limit:
-            return tuple(chunks)
-        caps = range(self.limit, 0, -1)
-        cap = next((cap for cap in caps if sum(min(call, cap) for call in chunks) <= self.limit), 1)
-        return tuple(min(call, cap) for call in chunks)[: self.limit]
-
-
-def default_cases(
-    spec: ModelSpec, text: Sequence[int] = (), limit: int | None = None, rows: int | None = None
-) -> tuple[Case, ...]:
-    """The position schedule of a model: every way that prefill, chunks and decode steps can meet the window.
-
-    Every kind of case is there however short the cases must be; :func:`exporter.contract.features.unproven` says what
-    a schedule that is too short for the window does not show.
-
-    Args:
-        spec: The model; its smallest window W sets the lengths (at most 64 is used where every layer is full).
-        text: Token ids of real text, for the cases that use it.
-        limit: Longest case in tokens; where None, what the window needs, at least 1,000; never past ``max_position``.
-        rows: Rows of the layout's buffers, which no case may be longer than.
-    """
-    own = min(spec.windows, default=None)
-    limit = min(limit or _default_limit(own or 64), spec.max_position, rows or spec.max_position)
-    window = _edge(own, limit)
-    plan = _Schedule(spec, limit, max(_CALL_BYTES // (4 * spec.vocab_size), limit))
-    _prefill_cases(plan, window, limit)
-    _decode_cases(plan, window)
-    _chunk_cases(plan, window)
-    _switch_cases(plan, limit)
-    _state_cases(plan)
-    _batch_cases(plan, window)
-    _token_cases(plan)
-    _text_cases(plan, window, text)
-    return tuple(plan.cases)
-
-
-_CALL_BYTES = 2_000_000_000  # logits of one call of several rows; a vocabulary of 262,144 takes 1 MB a token
-_MOST = 16_384  # tokens of the longest default case: the attention scores of a reference grow with its square
-
-
-def _default_limit(window: int) -> int:
-    """Long enough for three chunks beyond a window of up to 512, and for one prefill of 2W + 3 beyond larger ones.
-
-    Of a window too large for that, its edge is crossed where that is affordable, and not where it is not.
-    """
-    if window <= 512:
-        return max(1000, 3 * (window + 1))
-    if 2 * window + 8 <= _MOST:
-        return max(1000, 2 * window + 8)
-    return window + 64 if window + 64 <= _MOST else 1000
-
-
-def _edge(window: int | None, limit: int) -> int:
-    """What stands for the window: the model's own where a case can cross it, else up to a third of the longest case."""
-    third = max(limit // 3 - 1, 2)
-    if window is None:
-        return min(64, third)
-    return window if window < limit else min(64, third)
-
-
-def _prefill_cases(plan: _Schedule, window: int, limit: int) -> None:
-    for length in (1, 2, window - 1, window, window + 1, 2 * window + 3):
-        if length >= 1:
-            plan.add("prefill", [length], f"one prefill of {length} tokens, window {window}")
-    plan.add("prefill", [limit], "one long prefill, near the last position")
-
-
-def _switch_cases(plan: _Schedule, limit: int) -> None:
-    """Calls below, at and beyond the length at which rotary frequencies change, for models that change them."""
-    switch = plan.spec.rope_switch
-    if switch is None or not 4 <= switch <= limit - 4:
-        return
-    for length in (switch - 1, switch, switch + 1):
-        plan.add("prefill", [length], f"one prefill of {length} tokens, rotary frequencies change beyond {switch}")
-    plan.add("rope-switch-steps", [switch - 3] + [1] * 6, f"token by token beyond {switch}", of=1, sized=False)
-    plan.add("rope-switch-chunk", [switch - 3, 5, 1, 1], f"a chunk from below {switch} to beyond it", of=2, sized=False)
-
-
-def _state_cases(plan: _Schedule) -> None:
-    """Edges of convolutions and of the chunks that recurrences are computed in, for models that have them."""
-    states = [state for slot in plan.spec.slots for state in slot.states]
-    for kernel in sorted({state.shape[-1] + 1 for state in states if state.part == "conv_state"}):
-        for length in range(max(kernel - 2, 1), kernel + 2):
-            plan.add("prefill", [length], f"one prefill of {length} tokens, convolutions of {kernel}")
-        plan.add("chunk", [max(kernel - 2, 1)] * 3, f"chunks that fill no convolution of {kernel}", of=1)
-    for chunk in sorted({state.chunk for state in states if state.chunk}):
-        for length in (chunk - 1, chunk, chunk + 1, 2 * chunk + 3):
-            plan.add("prefill", [length], f"one prefill of {length} tokens, chunks of {chunk}")
-        plan.add("chunk", [chunk + 1, chunk - 1, chunk, 1], f"calls around chunks of {chunk}", of=1)
-
-
-def _decode_cases(plan: _Schedule, window: int) -> None:
-    half = max(window // 2, 1)
-    steps = min(2 * window - half, 192)
-    start = max(half, window - steps // 2)
-    across = [start] + [1] * steps
-    plan.add("decode-across", across, "token by token from below the window to beyond it", of=1, sized=False)
-    for length in (window - 1, window, window + 1):
-        if length >= 1:
-            why = f"prefill of {length}, then decode: the cache just fills"
-            plan.add("handoff", [length, 1, 1, 1], why, of=1)
-    plan.add("decode-only", [1] * 12, "the decode graph alone, from an empty cache", first=DECODE, of=1, sized=False)
-    far = [max(plan.limit - 8, 1)] + [1] * 8
-    plan.add("decode-far", far, "decode near the last position", sized=False)
-
-
-def _chunk_cases(plan: _Schedule, window: int) -> None:
-    plan.add("chunk", [1] * 10, "chunks of one token from the first on", of=2)
-    sevens = [7] * (2 * window // 7 + 2) if window <= 64 else [window - 20] + [7] * 8
-    plan.add("chunk-7", sevens, "chunks of seven", of=2, sized=False)
-    for length in (window - 1, window, window + 1):
-        if length >= 1:
-            plan.add("chunk", [length] * 3, f"three chunks of {length}")
-    plan.add("chunk-cross", [window + 9, window + 5], "two chunks that both cross the window", of=2, sized=False)
-    why = "the decode graph takes the first chunk too"
-    plan.add("chunk-empty", [window + 3, 4, 1], why, first=DECODE, of=2, sized=False)
-
-
-def _batch_cases(plan: _Schedule, window: int) -> None:
-    long = 2 * window + 5
-    plan.add_batch("batch-ragged", [long, 1, 1, 1], (0, 3, window, long - 2), "ragged rows, left-padded, then decode")
-    plan.add_batch("batch-chunks", [8, window, 9, 1, 1], (0, 5, 12), "a row's first chunk is padding only")
-
-
-def _token_cases(plan: _Schedule) -> None:
-    last = plan.spec.vocab_size - 1
-    special = {plan.spec.bos_token_id, plan.spec.pad_token_id, *plan.spec.eos_token_ids, 0, 1, last - 1, last}
-    ids = sorted(token for token in special if token is not None and 0 <= token <= last)
-    why = "special tokens and both ends of the vocabulary"
-    plan.add_tokens("special-tokens", ids * 3, [len(ids) * 3], why)
-
-
-def _text_cases(plan: _Schedule, window: int, text: Sequence[int]) -> None:
-    """Real text, which real models need: random ids drive them far outside of what they were trained on."""
-    half, tail = max(window // 2, 1), min(36, window)
-    shapes = {
-        "text": ([window + tail, 1, 1, 1, 1], "real text, past the window, then decode"),
-        "text-prefill": ([2 * window + 3], "one prefill of real text, more than twice the window"),
-        "text-across": ([max(window - 8, 1)] + [1] * 24, "real text token by token across the window"),
-        "text-chunks": ([window + 9, window + 5, half], "chunks of real text that cross the window"),
-    }
-    for name, (chunks, why) in shapes.items():
-        if len(text) >= min(sum(chunks), plan.limit):
-            plan.add_tokens(name, text, chunks, why)

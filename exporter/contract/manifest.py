@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kvparity.exporter.contract.cases import Move
 from kvparity.exporter.contract.foreign import Foreign
 from kvparity.exporter.contract.head import HeadRule
 from kvparity.exporter.contract.quantization import Quantization
@@ -82,13 +83,14 @@ class CaseEntry:
 
     Attributes:
         name: Short and unique.
-        batch: Rows.
-        total: Slots after the last call.
+        batch: Rows of the case.
+        total: Slots of the longest row.
         chunks: Tokens of each call.
         first: Graph of the first call; every later one goes to decode.
         why: What the case is there to catch.
         file: ``cases/NAME.npz``: its tokens, mask and positions.
         rows: Where its reference is: row ``r`` is padding, then the beginning of a sequence.
+        moves: Where each call continues; empty where each carries all rows and continues the call before it.
     """
 
     name: str
@@ -99,6 +101,7 @@ class CaseEntry:
     why: str
     file: FileEntry
     rows: tuple[RowEntry, ...] = ()
+    moves: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -391,6 +391,12 @@ class ExportOptions:
             return total
         return max(total - max(max(total, peak) - (slot.window - 1 + self.rewind), 0), 0)
 
+    def reaches(self, model: ModelSpec, start: int, peak: int) -> bool:
+        """Whether caches that came to ``peak`` tokens still hold every row that a token at slot ``start`` sees."""
+        if start < peak and model.has_states:
+            return False
+        return all(self.kept_rows(slot, start, peak) >= slot.kept_rows(start) for slot in model.slots if self.bounded)
+
     def ring(self, slot: SlotSpec) -> int | None:
         """Rows of the ring that the static or shared layout keeps a sliding slot in; None for a buffer of every row."""
         if self.layout == "dynamic" or not self.bounded or slot.window is None:

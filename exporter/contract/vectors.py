@@ -20,7 +20,7 @@ from kvparity.exporter.contract.cases import Case, IntArray, Step
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.head import Head
 from kvparity.exporter.contract.npz import read_npz, write_npz
-from kvparity.exporter.contract.spec import ExportOptions, SlotSpec, present_name
+from kvparity.exporter.contract.spec import ExportOptions, SlotSpec, past_name, present_name
 
 __all__ = [
     "IN_PIECES",
@@ -35,7 +35,7 @@ __all__ = [
     "cut",
     "deltas_of",
     "expected_outputs",
-    "held",
+    "expected_pasts",
 ]
 
 Array = npt.NDArray[np.generic]
@@ -141,8 +141,10 @@ class DerivedLogits:
 
     def __getitem__(self, key: Any) -> Any:
         batches, slots = key
-        if isinstance(batches, slice) and isinstance(slots, slice):
-            found = DerivedLogits(self._head, self._rows[batches], self._pads[batches], 0)
+        if isinstance(slots, slice):
+            chosen = range(len(self._rows))[batches] if isinstance(batches, slice) else batches
+            rows = [self._rows[row] for row in chosen]
+            found = DerivedLogits(self._head, rows, [self._pads[row] for row in chosen], 0)
             found._slots = self._slots[slots]
             return found
         if np.ndim(batches) == 0:
@@ -184,8 +186,8 @@ class Vectors:
 
     Attributes:
         case: The tokens and calls.
-        arrays: ``logits`` (batch, total, vocab) and ``cache.N.PART`` by key: keys and values (batch, kv_heads, total,
-            head_dim), a convolution's columns (batch, channels, total), other states (batch, calls, …).
+        arrays: ``logits`` (rows, total, vocab) and ``cache.N.PART`` by key: keys and values (rows, kv_heads, total,
+            head_dim), a convolution's columns (rows, channels, total), other states (rows, calls, …).
         deltas: float64 result minus ``arrays``; empty where none was recorded, and without ``logits`` where those are
             rebuilt, in float64 already.
         known: (batch, total) bool: slots whose cache rows were recorded; None where all were.
@@ -284,16 +286,16 @@ def _whole_case(
         return _placed(case, parts, 0)
     if not key.endswith(_STATES):
         return _placed(case, parts, 1, None if key.endswith("conv_state") else keep)
-    stops = np.cumsum(case.chunks)
-    states: Array = np.zeros((case.batch, len(stops), *parts[0].shape[1:]), parts[0].dtype)
-    for row, (found, part) in enumerate(zip(recorded, parts, strict=True)):
-        calls = found.extra.get("stops", np.asarray([len(found.tokens)]))
-        for call, stop in enumerate((stops - case.pads[row]).tolist()):
+    states: Array = np.zeros((case.batch, len(case.chunks), *parts[0].shape[1:]), parts[0].dtype)
+    for step in case.steps():
+        for row in step.rows or range(case.batch):
+            found, stop = recorded[row], step.stop - case.pads[row]
+            calls = found.extra.get("stops", np.asarray([len(found.tokens)]))
             if stop > 0:  # a call of padding alone leaves the state empty
                 place = np.flatnonzero(calls == stop)
                 if not len(place):
                     raise TraceError(f"case {case.name}: no state was recorded after {stop} tokens; export again")
-                states[row, call] = part[place[0]]
+                states[row, step.index] = parts[row][place[0]]
     return states
 
 
@@ -351,35 +353,42 @@ def expected_outputs(
     first = step.stop - 1 if last else step.start
     outputs: dict[str, Array] = {}
     if "logits" in arrays:
-        outputs["logits"] = arrays["logits"][:, first : step.stop]
+        outputs["logits"] = arrays["logits"][step.which, first : step.stop]
     for slot in slots:
         for part in slot.parts:
-            if cache_key(slot.slot, part) in arrays:
-                array = arrays[cache_key(slot.slot, part)]
-                outputs[present_name(slot.slot, part)] = held(
-                    array, slot, part, step.stop, step.index + 1, options, step.peak
-                )
+            array = arrays.get(cache_key(slot.slot, part))
+            if array is not None and part in _STATES:
+                outputs[present_name(slot.slot, part)] = array[step.which, step.index]
+            elif array is not None:
+                kept = options.kept_rows(slot, step.stop, step.peak)
+                outputs[present_name(slot.slot, part)] = _newest(array[step.which], slot, part, step.stop, kept)
     return outputs
 
 
-def held(
-    array: Array, slot: SlotSpec, part: str, stop: int, calls: int, options: ExportOptions, peak: int = 0
-) -> Array:
-    """What a part of a slot holds after some calls, from its array of the whole case.
+def expected_pasts(
+    arrays: Mapping[str, Array], case: Case, step: Step, slots: tuple[SlotSpec, ...], options: ExportOptions
+) -> dict[str, Array]:
+    """What a call is to be fed with, by input name, from whole-case arrays; no rows, and zeros, at slot 0."""
+    pasts: dict[str, Array] = {}
+    for slot in slots:
+        for part in slot.parts:
+            array = arrays[cache_key(slot.slot, part)]
+            if part in _STATES and step.start:
+                calls, rows = zip(*case.sources(step), strict=True)
+                found = array[list(rows), list(calls)]
+            elif part in _STATES:
+                found = np.zeros_like(array[step.which, 0])
+            else:
+                kept = options.kept_rows(slot, step.start, step.reached)
+                found = _newest(array[step.which], slot, part, step.start, kept)
+            pasts[past_name(slot.slot, part)] = found
+    return pasts
 
-    Args:
-        array: ``cache.N.<part>`` of :class:`Vectors`.
-        slot: The slot.
-        part: The part.
-        stop: Token slots after those calls.
-        calls: How many calls they were.
-        options: Say how many rows a sliding slot keeps.
-        peak: The most token slots that there ever were.
-    """
-    if part in ("key", "value"):
-        return array[:, :, stop - options.kept_rows(slot, stop, peak) : stop]
+
+def _newest(array: Array, slot: SlotSpec, part: str, stop: int, kept: int) -> Array:
+    """The newest rows of keys or values up to a slot; of a convolution its columns, zeros before the first."""
     if part != "conv_state":
-        return array[:, calls - 1] if calls else np.zeros_like(array[:, 0])
+        return array[:, :, stop - kept : stop]
     columns = slot.shape(part, 1, 0)[-1]
     newest = array[:, :, max(stop - columns, 0) : stop]
     return np.pad(newest, ((0, 0), (0, 0), (columns - newest.shape[2], 0)))

@@ -14,13 +14,15 @@ _DYNAMIC = """# Replaying these vectors
 3. Call 0 runs the graph named in `first`, every later one `decode.onnx`.
 4. {feeds}
 5. A decode call also takes every `past_key_values.N.PART`: the `present.N.PART` of the call before, or zeros, no rows.
+   {moves}
 6. `cases` in `../manifest.json` says which sequence a row begins, and after how much padding: slot `s` of the row is
    position `s - pad` of `../vectors/SEQUENCE.npz`.
 7. Expect there {values} of the slots from {first} to `stop`, and `cache.N.key/value` of the slots
    from {kept} to `stop` (where there are `rows`, those slots alone were recorded).
 8. Leave out slots whose mask is 0. Every other value must be finite and within the tolerance of `golden.json`.
 9. `golden.json` lists calls as ONNX TensorProtos (`NAME/test_data_set_I/{{input,output}}_J.pb`, in graph order) with
-   sha256, and which output becomes which input of the next call (`chain`).
+   sha256, and which output becomes which input of the next call (`chain`); a call with `continues` takes the outputs of
+   that call instead, cut to its `start` slots, older rows from what that call was fed with.
 10. {replay}
 """
 _STATIC = """# Replaying these vectors
@@ -32,6 +34,7 @@ _STATIC = """# Replaying these vectors
 5. `attention_mask` holds zeros after the call's last token; `cache_position` each token's slot, -1 for padding.
 6. Caches are buffers, zeros at first, then what the call before returned; slot `s` lies in row `s mod capacity`, which
    is {capacity}; the newest `min(stop, capacity)` slots count.
+   {moves}
 7. `cases` in `../manifest.json` says which sequence a row begins, and after how much padding: slot `s` of the row is
    position `s - pad` of `../vectors/SEQUENCE.npz`. Expect there {values} of the slots from {first} to
    `stop`, and `cache.N.key/value` (where there are `rows`, those slots alone were recorded).
@@ -47,6 +50,12 @@ _HOST = (
     "   `attention_mask[:, :stop]` and `position_ids[:, start:stop]`."
 )
 _ROWS = "`max(stop - {kept}, 0)` in a slot with window W and from `0` in others"
+_MOVES = (
+    "Where a case has `moves` in `../manifest.json`, a call starts at slot `start`, carries the case's\n   "
+    "`rows`, and continues for each the caches of `past` = [call, row of its batch], cut to `start` slots\n   "
+    "(older rows are those that it was fed with, new padding is zeros); without `past`, the caches in hand,\n   "
+    "cut to `start` slots; at slot 0, none."
+)
 _REPLAY = (
     "`python ../verify.py` does all of this with numpy and onnxruntime: exit 0 match, 1 mismatch, 2 could not tell."
 )
@@ -74,6 +83,7 @@ def readme(manifest: Manifest) -> str:
         "batch": f" A call takes {options.batch} rows; the last row stands in where a case has fewer."
         if (options.batch or 1) > 1
         else "",
+        "moves": _MOVES,
         "replay": _replay(manifest),
     }
     return LAYOUTS[options.layout].format(**words)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from kvparity.exporter.contract.bundle import CaseEntry, FileEntry, GraphEntry, Manifest, file_entry
 from kvparity.exporter.contract.host_inputs import compute
 from kvparity.exporter.contract.spec import DECODE, PREFILL, past_name, present_name
-from kvparity.exporter.contract.vectors import Vectors
+from kvparity.exporter.contract.vectors import Vectors, expected_pasts
 from kvparity.exporter.golden import verify
 from kvparity.exporter.golden.readme import LAYOUTS, readme
 
@@ -96,10 +96,12 @@ def _size(manifest: Manifest, entry: CaseEntry) -> int:
     and a plain test runner compares everything.
     """
     options = manifest.options
-    calls = list(verify.cuts(asdict(options), {"chunks": entry.chunks, "first": entry.first}))
+    steps = list(verify.steps(_entry(entry)))
+    calls = [call for step in steps for call in verify.cuts(asdict(options), step)]
     padded = any(stop - start != size for _, start, stop, size in calls)
     cut = manifest.model.has_states and len(calls) > len(entry.chunks)  # states are known at the ends of steps
-    if cut or entry.batch != 1 or (options.batch or 1) != 1 or len(entry.chunks) > _MOST_STEPS or padded:
+    wide = any(len(step.rows) > 1 for step in steps) or (options.batch or 1) > 1
+    if cut or wide or len(entry.chunks) > _MOST_STEPS or padded or (entry.moves and options.layout == "static"):
         return 0
     size = 0
     for _, before, total, tokens in calls:
@@ -111,17 +113,24 @@ def _size(manifest: Manifest, entry: CaseEntry) -> int:
 
 
 def _write_case(folder: Path, manifest: Manifest, entry: CaseEntry, vectors: Vectors) -> dict[str, Any]:
-    steps = []
+    steps: list[dict[str, Any]] = []
     for call, inputs, outputs in _calls(manifest, entry, vectors):
-        place = folder / "cases" / entry.name / f"test_data_set_{call.index}"
+        place = folder / "cases" / entry.name / f"test_data_set_{len(steps)}"
         place.mkdir(parents=True)
         graph = _graph(manifest, call)
         written = {
             f"{kind}s": [_write(place / f"{kind}_{i}.pb", port.name, values[port.name]) for i, port in enumerate(ports)]
             for kind, ports, values in (("input", graph.spec.inputs, inputs), ("output", graph.spec.outputs, outputs))
         }
-        steps.append({"folder": place.relative_to(folder).as_posix(), "graph": graph.file.path, **written})
+        step = {"folder": place.relative_to(folder).as_posix(), "graph": graph.file.path, **written}
+        steps.append({**step, **(_continued(call.step) if entry.moves else {})})
     return {"name": entry.name, "why": entry.why, "steps": steps}
+
+
+def _continued(step: verify.Step) -> dict[str, Any]:
+    """Where a step of one row continues: the slots that it covers, and the step whose caches it takes."""
+    continues = step.past[0][0] if step.past else step.index - 1
+    return {"start": step.start, "stop": step.stop, "continues": continues if step.start else None}
 
 
 def _calls(
@@ -133,21 +142,31 @@ def _calls(
     data["logits"] = np.asarray(vectors.arrays["logits"]).astype(np.float32)  # rebuilt ones are float64
     document = {"options": asdict(options), "model": {"slots": [asdict(slot) for slot in slots]}}
     past: dict[str, Array] = {}
-    for call in verify.calls(document["options"], {"chunks": entry.chunks, "first": entry.first}, data):
-        ports = _graph(manifest, call).spec
-        inputs: dict[str, Array] = {**call.feeds, **past}
-        for port in ports.inputs:
-            if not past and port.name.startswith("past_key_values."):
-                inputs[port.name] = verify.empty_cache(list(port.shape), port.dtype, data)
-        if manifest.host_inputs:
-            rows = {s.window: options.kept_rows(s, call.start) + call.stop - call.start for s in slots}
-            inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
-        shapes = {port.name: port.shape for port in ports.outputs}
-        outputs: dict[str, Array] = {}
-        for name, values, _, places, _ in verify.expectations(document, data, call):
-            outputs[name] = values if places is None or name == "logits" else _placed(shapes[name], places, values)
-        yield call, inputs, outputs
-        past = {into: outputs[out] for out, into in _chain(manifest).items()}
+    for step, own in zip(verify.steps(_entry(entry)), case.steps(), strict=True):
+        group = verify.picked(data, step, range(len(step.rows)))
+        if case.moves:
+            past = expected_pasts(vectors.arrays, case, own, slots, options) if step.start else {}
+        for call in verify.calls(document["options"], step, group):
+            ports = _graph(manifest, call).spec
+            inputs: dict[str, Array] = {**call.feeds, **past}
+            for port in ports.inputs:
+                if not past and port.name.startswith("past_key_values."):
+                    inputs[port.name] = verify.empty_cache(list(port.shape), port.dtype, len(step.rows))
+            if manifest.host_inputs:
+                rows = {s.window: options.kept_rows(s, call.start, own.reached) + call.stop - call.start for s in slots}
+                inputs.update(compute(manifest.host_inputs, inputs, rows, options.dtype))
+            shapes = {port.name: port.shape for port in ports.outputs}
+            outputs: dict[str, Array] = {}
+            for name, values, _, places, _ in verify.expectations(document, group, call):
+                outputs[name] = values if places is None or name == "logits" else _placed(shapes[name], places, values)
+            yield call, inputs, outputs
+            past = {into: outputs[out] for out, into in _chain(manifest).items()}
+
+
+def _entry(entry: CaseEntry) -> dict[str, Any]:
+    """What verify.py reads of a case in the manifest."""
+    moves = [asdict(move) for move in entry.moves]
+    return {"chunks": entry.chunks, "first": entry.first, "batch": entry.batch, "moves": moves}
 
 
 def _graph(manifest: Manifest, call: verify.Call) -> GraphEntry:

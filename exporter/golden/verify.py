@@ -150,16 +150,41 @@ def linked(manifest: dict[str, Any], folder: Path) -> Path:
     return folder
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One run of a graph: its tokens, the step of the case that it ends, if any, and its inputs but for the caches."""
+@dataclass(frozen=True)
+class Step:
+    """One step of a case: its slots, its rows of the case, and where it continues (see docs/bundle.md, moves).
+
+    ``reached`` is how many slots the caches in hand came to: more than ``start`` where their newest rows are dropped.
+    """
 
     index: int
     graph: str
     start: int
     stop: int
-    step: int | None
+    reached: int
+    rows: list[int]
+    past: list[list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One run of a graph: its slots, the step that it belongs to, whether it ends it, and its inputs but for caches."""
+
+    step: Step
+    graph: str
+    start: int
+    stop: int
+    last: bool
     feeds: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What a step was fed with and what it returned, by name of the input: buffers or rows of its whole batch."""
+
+    step: Step
+    before: dict[str, Any]
+    after: dict[str, Any]
 
 
 def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any]) -> tuple[float, str]:
@@ -167,26 +192,132 @@ def play(manifest: dict[str, Any], sessions: dict[str, Any], case: dict[str, Any
     import numpy as np
 
     data = load(manifest, case)
-    worst, place = 0.0, ""
-    for group in groups(manifest["options"], data):
-        past: dict[str, Any] = {}
-        for call in calls(manifest["options"], case, group):
-            session = sessions[call.graph]
-            feeds = call.feeds | host_inputs(manifest, call.feeds, past)
-            ports = {port.name: port for port in session.get_inputs()}
-            feeds = {name: value for name, value in feeds.items() if name in ports}
-            for name in ports.keys() - feeds.keys():
-                dtype = manifest["options"]["dtype"] if ports[name].type != "tensor(float)" else "float32"
-                feeds[name] = past[name] if past else empty_cache(ports[name].shape, dtype, group)
-            names = [port.name for port in session.get_outputs()]
-            outputs = dict(zip(names, session.run(names, feeds)))  # noqa: B905 (Python 3.9 has no strict)
-            for name, expected, live, rows, ids in expectations(manifest, group, call):
-                actual = outputs[name] if ids is None else np.take_along_axis(outputs[name], ids, 2)
-                difference = distance(actual, expected, live, rows)
-                if difference >= worst:
-                    worst, place = difference, f"call {call.index}, {name}"
-            past = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+    worst, place, count = 0.0, "", 0
+    done: list[Played] = []
+    for step in steps(case):
+        before = pasts(manifest, data, done, step)
+        after: list[dict[str, Any]] = []
+        for rows in groups(manifest["options"], len(step.rows)):
+            group, past = picked(data, step, rows), {name: array[rows] for name, array in before.items()}
+            for call in calls(manifest["options"], step, group):
+                outputs = run(manifest, sessions[call.graph], call, past, len(rows))
+                for name, expected, live, kept, ids in expectations(manifest, group, call):
+                    actual = outputs[name] if ids is None else np.take_along_axis(outputs[name], ids, 2)
+                    difference = distance(actual, expected, live, kept)
+                    if difference >= worst:
+                        worst, place = difference, f"call {count}, {name}"
+                past = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+                count += 1
+            after.append(past)
+        names = after[0].keys() - {"logits"}
+        joined = {name: np.concatenate([part[name] for part in after])[: len(step.rows)] for name in names}
+        done.append(Played(step, before, joined))
     return worst, place
+
+
+def run(manifest: dict[str, Any], session: Any, call: Call, past: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Outputs of one call by name."""
+    check_feeds(manifest, call, past)
+    feeds = call.feeds | host_inputs(manifest, call.feeds, past)
+    ports = {port.name: port for port in session.get_inputs()}
+    feeds = {name: value for name, value in feeds.items() if name in ports}
+    for name in ports.keys() - feeds.keys():
+        dtype = manifest["options"]["dtype"] if ports[name].type != "tensor(float)" else "float32"
+        feeds[name] = past[name] if past else empty_cache(ports[name].shape, dtype, batch)
+    names = [port.name for port in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds)))  # noqa: B905 (Python 3.9 has no strict)
+
+
+def steps(case: dict[str, Any]) -> Iterator[Step]:
+    """The steps of a case in order."""
+    start = peak = 0
+    for index, tokens in enumerate(case["chunks"]):
+        move: dict[str, Any] = {"start": start, "rows": list(range(case["batch"])), "past": []}
+        if case.get("moves"):
+            move = case["moves"][index]
+        start = move["start"]
+        if move["past"] or not start:  # other caches than those in hand
+            peak = start
+        graph = "decode" if start else case["first"]
+        yield Step(index, graph, start, start + tokens, max(peak, start), list(move["rows"]), move["past"])
+        start += tokens
+        peak = max(peak, start)
+
+
+def pasts(manifest: dict[str, Any], data: dict[str, Any], done: list[Played], step: Step) -> dict[str, Any]:
+    """Caches of a step's rows: those in hand, their newest rows dropped, or those of the steps that it names."""
+    import numpy as np
+
+    if not step.start:
+        return {}
+    if not step.past:
+        held, fixed = done[-1], manifest["options"]["layout"] == "static"
+        dropped = 0 if fixed else held.step.stop - step.start  # of a buffer, other rows are read: cache_position says
+        return {name: cropped(array, dropped) for name, array in held.after.items()}
+    made: dict[str, Any] = {}
+    for slot in manifest["model"]["slots"]:
+        for part in [*(("key", "value") if slot["kv_heads"] else ()), *(state["part"] for state in slot["states"])]:
+            name = f"past_key_values.{slot['slot']}.{part}"
+            rows = [row_of(manifest, data, done, step, place, slot, name) for place in range(len(step.rows))]
+            made[name] = np.stack(rows)
+    return made
+
+
+def cropped(array: Any, dropped: int) -> Any:
+    """Keys or values without their newest rows."""
+    return array[:, :, : array.shape[2] - dropped] if dropped else array
+
+
+def row_of(
+    manifest: dict[str, Any],
+    data: dict[str, Any],
+    done: list[Played],
+    step: Step,
+    place: int,
+    slot: dict[str, Any],
+    name: str,
+) -> Any:
+    """One batch row of a cache: of the step that it continues, older rows of what that one was fed with."""
+    import numpy as np
+
+    source, row = done[step.past[place][0]], step.past[place][1]
+    after = source.after[name][row]
+    if not name.endswith(("key", "value")):
+        return after
+    pads = [int((data["attention_mask"][index] == 0).sum()) for index in (step.rows[place], source.step.rows[row])]
+    shift, options = pads[0] - pads[1], manifest["options"]
+    fixed, most = options["layout"] == "static", most_rows(options, slot)
+    slots = np.arange(max(step.start - most, 0), step.start)
+    made = np.zeros((len(after), most if fixed else len(slots), after.shape[2]), after.dtype)
+    oldest = max(source.step.stop - (most if fixed else after.shape[1]), 0) + shift
+    wanted = slots[slots >= shift]  # a joining text has no rows for its new padding
+    for held, end, found in (
+        (source.before.get(name, [after] * (row + 1))[row], source.step.start, wanted[wanted < oldest]),
+        (after, source.step.stop, wanted[wanted >= oldest]),
+    ):
+        rows = (found - shift) % most if fixed else found - shift - end + held.shape[1]
+        made[:, found % most if fixed else found - slots[0]] = held[:, rows]
+    return made
+
+
+def check_feeds(manifest: dict[str, Any], call: Call, past: dict[str, Any]) -> None:
+    """Refuse a past that lacks rows and a mask that lacks columns: graphs give wrong numbers for both, and no error."""
+    if manifest["options"]["layout"] != "dynamic":
+        return
+    mask, wanted = call.feeds["attention_mask"].shape, (len(call.feeds["input_ids"]), call.stop)
+    if mask != wanted:
+        raise CouldNotTellError(
+            f"step {call.step.index}: attention_mask is {mask}, expected {wanted}, all slots so far"
+        )
+    for slot in manifest["model"]["slots"] if past else ():
+        for part in ("key", "value") if slot["kv_heads"] else ():
+            rows = past[f"past_key_values.{slot['slot']}.{part}"].shape[2]
+            needed = min(call.start, (slot["window"] or call.start + 1) - 1)
+            if rows < needed:
+                raise CouldNotTellError(
+                    f"step {call.step.index}: past_key_values.{slot['slot']}.{part} has {rows} rows after {call.start} "
+                    f"tokens, expected {needed} at least"
+                )
 
 
 def paths_of(manifest: dict[str, Any], case: dict[str, Any]) -> list[str]:
@@ -216,10 +347,12 @@ def load(manifest: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
                 into[row, :, rows + pad] = np.moveaxis(part[:, : len(rows)], 1, 0)
             elif kind == "conv_state":  # the column that each token adds
                 filled(data, name, (batch, len(part), total), part)[row, :, pad:] = part[:, :count]
-            elif name.startswith("cache."):  # a state after each call
-                into = filled(data, name, (batch, len(data["chunks"])), part)
-                for call, stop in enumerate(np.cumsum(data["chunks"]) - pad):
-                    into[row, call] = part[found["stops"] == stop][0] if stop > 0 else 0
+            elif name.startswith("cache."):  # a state after each step that carries the row
+                into = filled(data, name, (batch, len(case["chunks"])), part)
+                for step in steps(case):
+                    stop = step.stop - pad
+                    if row in step.rows:
+                        into[row, step.index] = part[found["stops"] == stop][0] if stop > 0 else 0
             elif name in ("logits", "top_ids", "top_logits", "column_logits"):
                 filled(data, name, (batch, total), part)[row, pad:] = part[:count]
             elif name == "column_ids":
@@ -236,45 +369,43 @@ def filled(data: dict[str, Any], name: str, axes: tuple[int, ...], part: Any) ->
     return data[name]
 
 
-def groups(options: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
-    """A case's rows as many at a time as the graphs take; where a fixed batch lacks some, the last one again."""
+def groups(options: dict[str, Any], rows: int) -> list[Any]:
+    """Rows of a batch as many at a time as the graphs take; where a fixed batch lacks some, the last one again."""
     import numpy as np
 
-    rows = data["attention_mask"].shape[0]
     size = options["batch"] if options["layout"] == "static" else rows
-    calls = {"chunks", "first", "why"}
-    taken = [np.minimum(np.arange(first, first + size), rows - 1) for first in range(0, rows, size)]
-    return [{name: value[index] for name, value in data.items() if name not in calls} for index in taken]
+    return [np.minimum(np.arange(first, first + size), rows - 1) for first in range(0, rows, size)]
 
 
-def calls(options: dict[str, Any], case: dict[str, Any], data: dict[str, Any]) -> Iterator[Call]:
-    """The calls of a case; in the static layout with the padding that their fixed sizes need."""
+def picked(data: dict[str, Any], step: Step, rows: Any) -> dict[str, Any]:
+    """Some rows of a step, of all arrays of its case."""
+    other = {"chunks", "first", "why"}
+    return {name: value[[step.rows[row] for row in rows]] for name, value in data.items() if name not in other}
+
+
+def calls(options: dict[str, Any], step: Step, data: dict[str, Any]) -> Iterator[Call]:
+    """The calls of a step; in the static layout with the padding that their fixed sizes need."""
     import numpy as np
 
     tokens = ("input_ids", "position_ids")
-    for index, (graph, start, stop, size) in enumerate(cuts(options, case)):
+    for graph, start, stop, size in cuts(options, step):
         feeds = {name: data[name][:, start:stop] for name in tokens}
         feeds["attention_mask"] = data["attention_mask"][:, :stop]
         if options["layout"] == "static":
             feeds = {name: padded(feeds[name], size if name in tokens else options["max_len"]) for name in feeds}
             place = np.arange(start, start + size)
             feeds["cache_position"] = np.where(place < stop, place, -1)
-        ends = [sum(case["chunks"][: step + 1]) for step in range(len(case["chunks"]))]
-        yield Call(index, graph, start, stop, ends.index(stop) if stop in ends else None, feeds)
+        yield Call(step, graph, start, stop, stop == step.stop, feeds)
 
 
-def cuts(options: dict[str, Any], case: dict[str, Any]) -> Iterator[tuple[str, int, int, int]]:
+def cuts(options: dict[str, Any], step: Step) -> Iterator[tuple[str, int, int, int]]:
     """Graph, first token, one past the last and size of every call; the static layout cuts steps into chunks."""
-    begin = 0
-    for number, count in enumerate(case["chunks"]):
-        graph = case["first"] if number == 0 else "decode"
-        size = count
-        if options["layout"] == "static":
-            graph = "decode" if graph == "decode" and count == 1 else "prefill"
-            size = 1 if graph == "decode" else options["chunk"]
-        for start in range(begin, begin + count, size):
-            yield graph, start, min(start + size, begin + count), size
-        begin += count
+    graph, size = step.graph, step.stop - step.start
+    if options["layout"] == "static":
+        graph = "decode" if graph == "decode" and size == 1 else "prefill"
+        size = 1 if graph == "decode" else options["chunk"]
+    for start in range(step.start, step.stop, size):
+        yield graph, start, min(start + size, step.stop), size
 
 
 def padded(array: Any, columns: int) -> Any:
@@ -284,20 +415,21 @@ def padded(array: Any, columns: int) -> Any:
     return np.pad(array, ((0, 0), (0, columns - array.shape[1])))
 
 
-def empty_cache(shape: list[Any], dtype: str, data: dict[str, Any]) -> Any:
+def empty_cache(shape: list[Any], dtype: str, batch: int) -> Any:
     """What the first call of a conversation takes: no rows, and zeros where a size is fixed."""
     import numpy as np
 
-    batch = data["input_ids"].shape[0]
     sizes = [batch, *(size if isinstance(size, int) else 0 for size in shape[1:])]
     return np.zeros(sizes, dtype)
 
 
-def capacity(options: dict[str, Any], slot: dict[str, Any]) -> int:
-    """Rows of a slot's buffer in the static layout; slot s of the history lies in row s modulo this."""
+def most_rows(options: dict[str, Any], slot: dict[str, Any]) -> int:
+    """Most rows that a slot keeps; in the static layout rows of its buffer: slot s lies in row s modulo this."""
+    fixed = options["layout"] == "static"
+    whole = options["max_len"] if fixed else 1 << 62
     if slot["window"] is None or options["sliding_cache"] != "bounded":
-        return int(options["max_len"])
-    return int(min(slot["window"] + options.get("rewind", 0), options["max_len"]))
+        return int(whole)
+    return int(min(slot["window"] - (not fixed) + options.get("rewind", 0), whole))
 
 
 def host_inputs(manifest: dict[str, Any], feeds: dict[str, Any], past: dict[str, Any]) -> dict[str, Any]:
@@ -342,15 +474,13 @@ def expectations(
     tokens = np.arange(stop - first) if fixed else None
     yield "logits", values[:, first:stop], mask[:, first:stop] == 1, tokens, ids
     for slot in manifest["model"]["slots"]:
-        rows = capacity(options, slot) if fixed else stop
-        if not fixed and slot["window"] is not None and options["sliding_cache"] == "bounded":
-            rows = slot["window"] - 1 + options.get("rewind", 0)
-        kept = np.arange(max(stop - rows, 0), stop)
+        most = most_rows(options, slot)
+        kept = np.arange(min(max(max(call.step.reached, stop) - most, 0), stop), stop)
         for part in ("key", "value") if slot["kv_heads"] else ():
             wanted = data[f"cache.{slot['slot']}.{part}"][:, :, kept]
             live = (mask[:, kept] == 1) & data.get("recorded", mask)[:, kept].astype(bool)
-            yield f"present.{slot['slot']}.{part}", wanted, live, kept % rows if fixed else None, None
-        for state in slot["states"] if call.step is not None else ():
+            yield f"present.{slot['slot']}.{part}", wanted, live, kept % most if fixed else None, None
+        for state in slot["states"] if call.last else ():
             wanted = state_after(data[f"cache.{slot['slot']}.{state['part']}"], state, call)
             yield f"present.{slot['slot']}.{state['part']}", wanted, None, None, None
 
@@ -360,7 +490,7 @@ def state_after(recorded: Any, state: dict[str, Any], call: Call) -> Any:
     import numpy as np
 
     if state["part"] != "conv_state":
-        return recorded[:, call.step]
+        return recorded[:, call.step.index]
     columns = state["shape"][1]
     newest = recorded[:, :, max(call.stop - columns, 0) : call.stop]
     return np.pad(newest, ((0, 0), (0, 0), (columns - newest.shape[2], 0)))

@@ -80,12 +80,9 @@ def playable(cases: Sequence[Case], foreign: Foreign) -> tuple[tuple[Case, ...],
         lacks = [
             name
             for name, asked in (
-                (BATCH, case.batch > 1),
+                (BATCH, case.width > 1),
                 (MASK, not case.mask.all()),
-                (
-                    CHUNKS,
-                    any(tokens > 1 for tokens in case.chunks[1:]) or (case.first == DECODE and case.chunks[0] > 1),
-                ),
+                (CHUNKS, any(step.graph == DECODE and step.tokens > 1 for step in case.steps())),
             )
             if asked and not foreign.offers_it(name)
         ]

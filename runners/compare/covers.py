@@ -25,7 +25,9 @@ def covers_of(
     runners = {record.runner for record in records}
     whole = {name for name in names if all((runner, name) in judged for runner in runners)}
     lived = [
-        sum(record.chunks) - min(record.pads, default=0) for record in records if record.case in whole and record.chunks
+        max(stop for _, stop in record.spans()) - min(record.pads, default=0)
+        for record in records
+        if record.case in whole and record.chunks
     ]
     longest = max(lived, default=0)
     rows = [sum(record.rows[index] for record in records) for index in (0, 1)]

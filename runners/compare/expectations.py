@@ -107,8 +107,8 @@ def step_expectations(
     slots, options = bundle.model.slots, bundle.options
     values = expected_outputs(vectors.arrays, step, slots, options, last=last)
     deltas = expected_outputs(vectors.deltas, step, slots, options, last=last) if vectors.has_float64 else {}
-    mask = vectors.case.mask.astype(bool)
-    sampled = np.ones_like(mask) if vectors.known is None else vectors.known
+    mask = vectors.case.mask.astype(bool)[step.which]
+    sampled = np.ones_like(mask) if vectors.known is None else vectors.known[step.which]
     expectations = []
     for name, array in values.items():
         axis = axis_of(name)
@@ -126,7 +126,9 @@ def step_expectations(
                 limit=limits[kind_of(name)],
                 delta=deltas.get(name),
                 float64=wanted.against == "float64",
-                noise=vectors.noise[:, first : step.stop] if name == "logits" and vectors.noise is not None else None,
+                noise=vectors.noise[step.which, first : step.stop]
+                if name == "logits" and vectors.noise is not None
+                else None,
             )
         )
     return expectations

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case, left_padded, seeded_tokens
-from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind, ModelSpec, present_name
+from kvparity.exporter.contract.schedule import default_cases
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, GraphKind, ModelSpec, present_name
 from kvparity.runners.base import Array, Session
 from kvparity.runners.compare.expectations import dtype_of
 from kvparity.runners.decode.play import StepResult, play
@@ -23,7 +24,7 @@ from kvparity.runners.diff.gate import compare_outputs
 from kvparity.runners.diff.names import axis_of, kind_of
 from kvparity.runners.diff.tensor import Expectation
 
-__all__ = ["Identity", "Played", "identities", "judge_identity", "play_whole"]
+__all__ = ["Identity", "Played", "identities", "judge_identity", "play_whole", "shown_case"]
 
 NEAR = 3  # splits on either side of the window
 
@@ -64,11 +65,12 @@ class Played:
     caches: Mapping[str, Array] = field(default_factory=dict)
 
 
-def identities(model: ModelSpec) -> tuple[Identity, ...]:
+def identities(model: ModelSpec, options: ExportOptions) -> tuple[Identity, ...]:
     """Every identity of a model; those longer than its positions are left out."""
     window = model.window or 64
     found = [*_cuts(model, window), *_padded(model, window), *_reruns(model, window)]
-    return tuple(item for item in found if max(item.base.total, item.variant.total) <= model.max_position)
+    fitting = (item for item in found if max(item.base.total, item.variant.total) <= model.max_position)
+    return (*fitting, *_moved(model, options))
 
 
 def _single(model: ModelSpec, total: int, chunks: Sequence[int], first: GraphKind = PREFILL) -> Case:
@@ -117,6 +119,17 @@ def _reruns(model: ModelSpec, window: int) -> Iterator[Identity]:
         yield Identity(name, "a second run == the first, bit for bit", case, again, bitwise=True)
 
 
+def _moved(model: ModelSpec, options: ExportOptions) -> Iterator[Identity]:
+    """Cases that go back or move rows against one prefill of what each row of their last call holds."""
+    for case in (case for case in default_cases(model, options=options) if case.moves):
+        step = list(case.steps())[-1]
+        for row in step.rows:
+            tokens = case.row(row)[None, : step.stop - case.pads[row]]
+            base = Case(f"{case.name}-{row}", tokens, (tokens.shape[1],), (0,))
+            name = case.name if len(step.rows) == 1 else f"{case.name}-row-{row}"
+            yield Identity(name, f"one prefill == {case.why}", base, case, row)
+
+
 def play_whole(bundle: Bundle, session: Session, case: Case) -> Played:
     """Play a single-row case and keep its logits and last caches."""
     vocab = bundle.model.vocab_size
@@ -149,16 +162,27 @@ def judge_identity(
         limits: Largest difference that passes, by output kind.
         runner: Runner's label.
     """
-    row = slice(identity.row, identity.row + 1)
     variant = identity.variant
-    shown = replace(variant, name=identity.name, why=identity.why, tokens=variant.tokens[row], pads=variant.pads[row])
-    collector = Collector("self", runner, shown, bundle.model, limits)
+    collector = Collector("self", runner, shown_case(identity), bundle.model, limits)
     for result in play(bundle, session, variant):
-        final = result.step.stop == variant.total
+        step, carried = result.step, result.step.rows or tuple(range(variant.batch))
+        if identity.row not in carried:
+            collector.add(step, [], {}, [])
+            continue
+        row = slice(carried.index(identity.row), carried.index(identity.row) + 1)
+        step = replace(step, rows=(identity.row,)) if step.rows else step
+        final = step.index == len(variant.chunks) - 1
         outputs = {name: np.asarray(value)[row] for name, value in result.outputs.items() if final or name == "logits"}
         expected = _expectations(bundle, identity, base, result, limits, final=final)
-        collector.add(result.step, compare_outputs(outputs, expected), outputs, expected)
+        collector.add(step, compare_outputs(outputs, expected), outputs, expected)
     return collector.finish()
+
+
+def shown_case(identity: Identity) -> Case:
+    """The variant under the identity's name; of a plain case, the row that is compared."""
+    case, row = identity.variant, slice(identity.row, identity.row + 1)
+    named = replace(case, name=identity.name, why=identity.why)
+    return named if case.moves else replace(named, tokens=case.tokens[row], pads=case.pads[row])
 
 
 def _expectations(

@@ -12,7 +12,7 @@ from kvparity.exporter.contract.bundle import Bundle, CaseEntry
 from kvparity.exporter.contract.errors import BundleError, KvparityError, NotTakenError, TraceError
 from kvparity.runners.base import CaseSession, RunnerInfo, RunnerSpec, Session
 from kvparity.runners.compare.expectations import Wanted, auto_limits, case_noise, fixed_limits, step_expectations
-from kvparity.runners.compare.identities import Identity, Played, identities, judge_identity, play_whole
+from kvparity.runners.compare.identities import Identity, Played, identities, judge_identity, play_whole, shown_case
 from kvparity.runners.compare.options import JudgeOptions, command_of, label_of, runner_command
 from kvparity.runners.compare.summary import Answer, failed_case, make_report
 from kvparity.runners.compare.timing import Timed
@@ -145,7 +145,7 @@ class _Asked:
     def self(self) -> Answer:
         """Every runner against itself."""
         options = self.options
-        known = identities(self.bundle.model)
+        known = identities(self.bundle.model, self.bundle.options)
         chosen = [item for item in known if _matches(item.name, options.cases)]
         if not chosen:
             names = ", ".join(item.name for item in known)
@@ -260,9 +260,7 @@ class _Asked:
                 played[key] = play_whole(self.bundle, session, item.base)
             return judge_identity(self.bundle, session, item, played[key], limits, label)
         except Exception as error:
-            variant = item.variant
-            shown = replace(variant, name=item.name, why=item.why, tokens=variant.tokens[:1], pads=variant.pads[:1])
-            return failed_case("self", label, shown, self._message(error))
+            return failed_case("self", label, shown_case(item), self._message(error))
 
     def _reference_message(self, error: Exception) -> str:
         """One line; what is no message of ours comes of vectors that do not fit the model, or of PyTorch."""

@@ -73,6 +73,7 @@ def failed_case(question: Question, runner: str, entry: CaseEntry | Case, messag
             played=0,
             chunks=entry.chunks,
             pads=(0,) * entry.batch,
+            starts=tuple(move.start for move in entry.moves),
             compared=0,
             padded_slots=0,
             rows=(0, 0),

@@ -10,8 +10,9 @@ from typing import Protocol, cast
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case, Step
 from kvparity.exporter.contract.errors import TraceError
-from kvparity.exporter.contract.vectors import Vectors, expected_outputs
+from kvparity.exporter.contract.vectors import Vectors, expected_pasts
 from kvparity.runners.base import Array, CaseSession, Session
+from kvparity.runners.decode.earlier import Earlier
 
 __all__ = ["Player", "StepResult", "open_player", "play"]
 
@@ -44,8 +45,8 @@ class Player(Protocol):
         """
         ...
 
-    def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
-        """Carry these caches, given in the dynamic layout's shapes, to the step after ``step``."""
+    def restore(self, total: int, caches: Mapping[str, Array]) -> None:
+        """Go on with these caches of ``total`` slots, by input name in the dynamic layout's shapes."""
         ...
 
 
@@ -92,13 +93,18 @@ def play(
             yield StepResult(step, inputs, session.run(step.graph, inputs))
         return
     player = open_player(bundle, session, poison=poison)
+    earlier = Earlier(bundle.model, bundle.options, case)
     for step in case.steps():
         inputs = dict(case.inputs(step))
         try:
+            if caches_from is not None and step.start:
+                clean = expected_pasts(caches_from.arrays, case, step, bundle.model.slots, bundle.options)
+                player.restore(step.start, clean)
+            elif step.past:
+                player.restore(step.start, earlier.past(step))
             outputs = player.run(session, step, inputs)
         except TraceError as error:
             raise TraceError(f"case {case.name}: {error}") from error
         yield StepResult(step, inputs, outputs)
-        if caches_from is not None:
-            clean = expected_outputs(caches_from.arrays, step, bundle.model.slots, bundle.options)
-            player.restore(step, clean)
+        if caches_from is None:
+            earlier.add(step, outputs)

@@ -6,14 +6,7 @@ from kvparity.exporter.contract.cases import Step
 from kvparity.exporter.contract.errors import TraceError
 from kvparity.exporter.contract.spec import ExportOptions, ModelSpec
 
-__all__ = ["check_reach", "reaches"]
-
-
-def reaches(model: ModelSpec, options: ExportOptions, start: int, peak: int) -> bool:
-    """Whether caches that came to ``peak`` tokens still hold every row that a token at slot ``start`` sees."""
-    if start < peak and model.has_states:
-        return False
-    return all(options.kept_rows(slot, start, peak) >= slot.kept_rows(start) for slot in model.slots if options.bounded)
+__all__ = ["check_reach"]
 
 
 def check_reach(model: ModelSpec, options: ExportOptions, step: Step) -> None:
@@ -22,7 +15,7 @@ def check_reach(model: ModelSpec, options: ExportOptions, step: Step) -> None:
     Raises:
         TraceError: The step goes back further than the caches reach.
     """
-    if step.start and not reaches(model, options, step.start, step.reached):
+    if step.start and not options.reaches(model, step.start, step.reached):
         raise TraceError(
             f"step {step.index} goes back from {step.reached} tokens to {step.start}, and sliding caches of window "
             f"{model.window} keep {options.rewind} tokens more than that; export with --rewind "

@@ -127,6 +127,7 @@ class Collector:
             played=len(self._steps),
             chunks=self._case.chunks,
             pads=self._case.pads,
+            starts=tuple(move.start for move in self._case.moves),
             compared=compared,
             padded_slots=sum(diff.padded for diff in diffs),
             rows=_rows(diffs),
@@ -151,7 +152,8 @@ class Collector:
             bad = [diff for diff in diffs if not diff.matches]
             if bad:
                 return divergence_of(
-                    self._question, self._runner, self._case, step, bad, self._model, float64=self._float64
+                    *(self._question, self._runner, self._case.seen_by(step), step, bad, self._model),
+                    float64=self._float64,
                 )
         return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 from kvparity.exporter.contract.quantization import Quantization
@@ -194,7 +195,8 @@ class CaseRecord:
         steps: Calls of the case.
         played: Calls that were played and compared.
         chunks: Tokens of each call.
-        pads: Left padding of each batch row.
+        pads: Left padding of each row of the case.
+        starts: First slot of each call; empty where each begins where the one before ended.
         compared: Values compared.
         padded_slots: Slots left out because they are padding, counted once per call and output.
         rows: Cache rows compared, and how many there were: fewer where the reference holds a sample of them.
@@ -217,6 +219,7 @@ class CaseRecord:
     played: int
     chunks: tuple[int, ...]
     pads: tuple[int, ...]
+    starts: tuple[int, ...]
     compared: int
     padded_slots: int
     rows: tuple[int, int]
@@ -235,6 +238,11 @@ class CaseRecord:
     top_differences: tuple[TopDifference, ...] = ()
     curves: tuple[Curve, ...] = ()
     decode_ms: float | None = None
+
+    def spans(self) -> list[tuple[int, int]]:
+        """First slot of each call, and one past its last."""
+        starts = self.starts or (0, *accumulate(self.chunks[:-1]))
+        return [(start, start + tokens) for start, tokens in zip(starts, self.chunks, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,10 @@ class GenaiSession:
         if total == ids.shape[1]:
             self._start()
         if total != self._seen + ids.shape[1]:
-            raise TraceError(f"genai has seen {self._seen} tokens and cannot continue at {total - ids.shape[1]}")
+            raise TraceError(
+                f"{REFUSED}genai keeps its own caches: it has seen {self._seen} tokens and cannot continue at "
+                f"{total - ids.shape[1]}"
+            )
         self._generator.append_tokens(np.ascontiguousarray(ids, np.int32))
         self._seen = total
         names = [port.name for port in self._bundle.graph(graph).spec.outputs]

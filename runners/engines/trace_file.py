@@ -73,6 +73,7 @@ class TraceSession:
         self._case = ""
         self._next = 0
         self._last: dict[str, Array] = {}
+        self._elsewhere: set[int] = set()
         engine = " ".join(map(str, self._read("engine").ravel())) if "engine" in names else "unknown"
         self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name}, layout="dynamic")
 
@@ -91,6 +92,7 @@ class TraceSession:
                 f"{self._path.name}: has step_{max(steps)} of case {case.name}, which has {len(case.chunks)} calls"
             )
         self._case, self._next, self._last = case.name, 0, {}
+        self._elsewhere = {step.index for step in case.steps() if step.past or step.reached or not step.start}
 
     def run(self, graph: GraphKind, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The recorded outputs of the next call; empty where the trace has none, which the gate calls missing.
@@ -101,6 +103,8 @@ class TraceSession:
         if not self._case:
             raise TraceError(f"{self._path.name}: a trace replays cases; nothing else can be run on it")
         keys = self._keys.get((self._case, self._next), {})
+        if self._next in self._elsewhere:  # what it was fed with is not what the call before returned
+            self._last = {}
         self._next += 1
         found = {name: self._read(key) for name, key in keys.items() if not name.startswith(_PROBES)}
         fed = {**inputs, **{name.replace("present.", "past_key_values."): value for name, value in self._last.items()}}

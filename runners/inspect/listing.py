@@ -66,7 +66,7 @@ def _family_note(row: dict[str, Any]) -> str:
 
 def list_cases() -> tuple[tuple[str, str], ...]:
     """(name, why) of the schedule for the shipped checkpoint's window of 128."""
-    from kvparity.exporter.contract.cases import default_cases
+    from kvparity.exporter.contract.schedule import default_cases
     from kvparity.exporter.contract.spec import LayerSpec, ModelSpec
 
     layers = tuple(LayerSpec(i, "sliding" if i % 3 < 2 else "full", 128 if i % 3 < 2 else None, i) for i in range(6))

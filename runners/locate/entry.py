@@ -138,7 +138,8 @@ class Locator:
         session = trace_file.open_session(self.bundle, {"case": divergence.case, **spec.options})
         try:
             recorded = session.recorded(divergence.case, divergence.step)
-            before = session.recorded(divergence.case, divergence.step - 1)
+            continued = not (call.step.past or call.step.reached)
+            before = session.recorded(divergence.case, divergence.step - 1) if continued else {}
         finally:
             session.close()
         return trace_fault(self.bundle, call, recorded, before, divergence.runner)

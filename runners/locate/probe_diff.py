@@ -35,7 +35,7 @@ class Call:
     """One call of a case and what it is fed with.
 
     Attributes:
-        case: The case.
+        case: The case, with the rows that the call carries alone.
         step: The call.
         feeds: Inputs of the graph by name.
     """

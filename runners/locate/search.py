@@ -10,8 +10,8 @@ import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import TraceError
-from kvparity.exporter.contract.spec import DECODE, GraphKind, past_name
-from kvparity.exporter.contract.vectors import Vectors, cache_key, held
+from kvparity.exporter.contract.spec import DECODE, GraphKind
+from kvparity.exporter.contract.vectors import Vectors, expected_pasts
 from kvparity.runners.base import Array
 from kvparity.runners.locate.graphs import GIVEN, cut, evaluate, expose, load_graph, probes_of
 from kvparity.runners.locate.probe_diff import RELATIVE, Call, ProbeDiff, diff_probe, settle_mask
@@ -54,11 +54,9 @@ def make_call(bundle: Bundle, vectors: Vectors, index: int) -> Call:
         raise TraceError(f"case {case.name}: has no step {index}")
     exact = vectors.float64() if vectors.has_float64 else vectors.arrays
     feeds: dict[str, Array] = dict(case.inputs(step))
-    for slot, part in bundle.model.cache_names() if step.graph == DECODE else ():
-        array = exact[cache_key(slot.slot, part)]
-        past = held(array, slot, part, step.start, step.index, bundle.options, step.reached)
-        feeds[past_name(slot.slot, part)] = past
-    return Call(case, step, feeds)
+    if step.graph == DECODE:
+        feeds |= expected_pasts(exact, case, step, bundle.model.slots, bundle.options)
+    return Call(case.seen_by(step), step, feeds)
 
 
 def search(bundle: Bundle, call: Call, reference: Mapping[str, Array], relative: float = RELATIVE) -> Found:

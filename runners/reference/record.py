@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -271,7 +271,7 @@ class _Recording:
             for row in range(case.batch):
                 name = master_of(case.row(row), known)
                 assert name is not None
-                edges[name] |= {stop - case.pads[row] for stop in accumulate(case.chunks, initial=0)}
+                edges[name] |= {-case.pads[row], *case.ends(row)}
         planned = [
             Planned(name, tokens, self._calls(len(tokens), edges[name]), frozenset(edges[name]))
             for name, tokens in known.items()
@@ -284,7 +284,7 @@ class _Recording:
         for case in self.cases:
             rows = []
             for row in range(case.batch):
-                stops = [stop - case.pads[row] for stop in accumulate(case.chunks)]
+                stops = sorted({*case.ends(row), len(case.row(row))})
                 chunks = tuple(stop - max(start, 0) for start, stop in pairwise([0, *stops]) if stop > 0)
                 name = case.name if case.batch == 1 else f"{case.name}-row-{row}"
                 planned.append(Planned(name, case.row(row), chunks, frozenset({0, *stops})))

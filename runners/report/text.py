@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import IO
 
 from rich.console import Console
@@ -162,7 +162,7 @@ def _step_table(report: ReportRecord, record: CaseRecord) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("step", "slots", "max diff", "worst position", "budget", "verdict"):
         table.add_column(title, justify="right" if title in ("step", "slots", "max diff", "budget") else "left")
-    ends = list(accumulate(record.chunks, initial=0))
+    spans = record.spans()
     calls = groupby(_own(report, record), key=lambda result: result.step)
     for step, group in calls:
         results = list(group)
@@ -172,7 +172,7 @@ def _step_table(report: ReportRecord, record: CaseRecord) -> Table:
         place = f"{worst.tensor} @ {worst.worst_position}" if worst.max_abs_diff else worst.detail and worst.tensor
         table.add_row(
             str(step),
-            f"{ends[step]}–{ends[step + 1] - 1}",
+            f"{spans[step][0]}–{spans[step][1] - 1}",
             short(worst.max_abs_diff) if worst.max_abs_diff is not None else worst.reason or "–",
             place or "–",
             f"{times(max(ratios))}×" if ratios else "–",

@@ -26,7 +26,7 @@ from kvparity.runners.locate.graphs import open_graph
 from kvparity.runners.locate.search import make_call
 from tests.mutants.editor import Editor, NotApplicableError
 from tests.mutants.mutant import Mutant
-from tests.mutants.recording import locate_recorded
+from tests.mutants.recording import RecordingEngine, locate_recorded
 
 __all__ = ["EXACT_TOL", "TOL", "Outcome", "decisive_cases", "killed_in", "mutated", "try_mutant"]
 
@@ -166,7 +166,7 @@ def _recorded(
     if not outcome.tol_case or mutant is None:
         return outcome
     case = next(item for item in vectors if item.case.name == outcome.tol_case)
-    found = locate_recorded(right, damaged, case, TOL)
+    found = locate_recorded(right, RecordingEngine(damaged), case, TOL)
     if found is None:
         return outcome
     at = any(fnmatchcase(found.probe, glob) for glob in mutant.where.split("|"))
@@ -186,8 +186,8 @@ def _case(bundle: Bundle, session: ExactSession, vectors: Vectors) -> tuple[floa
     try:
         for result in play(bundle, session, vectors.case):
             wanted = expected_outputs(exact, result.step, bundle.model.slots, bundle.options)
-            stop = result.step.stop
-            sizes = [_difference(name, want, result.outputs.get(name), live[:, :stop]) for name, want in wanted.items()]
+            rows, got = live[result.step.which, : result.step.stop], result.outputs
+            sizes = [_difference(name, want, got.get(name), rows) for name, want in wanted.items()]
             largest = max(largest, *sizes)
             if largest > EXACT_TOL and first < 0:
                 first = result.step.index
@@ -225,7 +225,7 @@ def _identities(bundle: Bundle, session: ExactSession) -> str:
     limits = dict.fromkeys(KINDS, _SAME)
     window = bundle.model.window or 64
     decisive = {"stepwise", "chunks-cross", f"split-{window + 1}", f"handoff-{window}", "padded-3", "padded-decode-3"}
-    for item in (item for item in identities(bundle.model) if item.name in decisive):
+    for item in (item for item in identities(bundle.model, bundle.options) if item.name in decisive):
         key = f"{item.base.name} {item.base.chunks}"
         try:
             if key not in played:

@@ -44,17 +44,17 @@ class Player:
             rows = {None: step.stop, **{slot.window: self._rows(slot, step) for slot in self._model.slots}}
             feeds.update(compute(self._host, inputs, rows, "float64" if wide else self._options.dtype))
         outputs = session.run(step.graph, feeds)
-        self.restore(step, outputs)
-        return dict(outputs)
-
-    def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
-        """Keep every present as the next past."""
-        self._past = {
+        presents = {
             past_name(slot.slot, part): outputs[present_name(slot.slot, part)]
             for slot, part in self._model.cache_names()
             if present_name(slot.slot, part) in outputs
         }
-        self._total = step.stop
+        self.restore(step.stop, presents)
+        return dict(outputs)
+
+    def restore(self, total: int, caches: Mapping[str, Array]) -> None:
+        """Take these as the next past."""
+        self._past, self._total = dict(caches), total
 
     def _rows(self, slot: SlotSpec, step: Step) -> int:
         """Rows that a layer sees in a step."""

@@ -71,15 +71,14 @@ class Player:
             for name, array in outputs.items()
         }
 
-    def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
+    def restore(self, total: int, caches: Mapping[str, Array]) -> None:
         """Put rows in the dynamic layout's shapes into new buffers."""
-        capacity = capacity_for(step.stop, self._model, self._options)
+        capacity = capacity_for(total, self._model, self._options)
         for slot, part in self._model.cache_names():
-            rows = outputs[present_name(slot.slot, part)]
+            rows = caches[past_name(slot.slot, part)]
             shape = self._shape(slot, part, rows.shape[0], capacity)
             buffer = np.zeros(shape, rows.dtype)
-            slots = np.arange(step.stop - rows.shape[2], step.stop)
-            buffer[:, :, slots % shape[2]] = rows
+            buffer[:, :, np.arange(total - rows.shape[2], total) % shape[2]] = rows
             self._buffers[past_name(slot.slot, part)] = buffer
 
     def _make_room(self, slot: SlotSpec, part: str, step: Step, batch: int, capacity: int) -> None:

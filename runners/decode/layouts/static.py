@@ -61,18 +61,18 @@ class Player:
         groups = [self._group(session, step, inputs, first) for first in range(0, rows, self._batch)]
         return {name: np.concatenate([group[name] for group in groups])[:rows] for name in groups[0]}
 
-    def restore(self, step: Step, outputs: Mapping[str, Array]) -> None:
+    def restore(self, total: int, caches: Mapping[str, Array]) -> None:
         """Put rows in the dynamic layout's shapes into the buffers."""
-        for first in range(0, outputs["logits"].shape[0], self._batch):
-            for slot, part in self._model.cache_names():
-                rows = _fill(outputs[present_name(slot.slot, part)][first : first + self._batch], self._batch)
-                if part not in ("key", "value"):
-                    self._buffers.setdefault(first, {})[past_name(slot.slot, part)] = rows
-                    continue
-                buffer = np.full(self._shape(slot, part), self._unused, rows.dtype)
-                slots = np.arange(step.stop - rows.shape[2], step.stop)
-                buffer[:, :, self._row_of(slot, slots)] = rows
-                self._buffers.setdefault(first, {})[past_name(slot.slot, part)] = buffer
+        self._buffers = {}
+        for slot, part in self._model.cache_names():
+            name = past_name(slot.slot, part)
+            for first in range(0, len(caches[name]), self._batch):
+                rows = _fill(caches[name][first : first + self._batch], self._batch)
+                if part in ("key", "value"):
+                    buffer = np.full(self._shape(slot, part), self._unused, rows.dtype)
+                    buffer[:, :, self._row_of(slot, np.arange(total - rows.shape[2], total))] = rows
+                    rows = buffer
+                self._buffers.setdefault(first, {})[name] = rows
 
     def _group(self, session: Session, step: Step, inputs: Mapping[str, Array], first: int) -> dict[str, Array]:
         """One group of batch rows through one step."""
