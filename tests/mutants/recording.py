@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.exporter.contract.vectors import Vectors
-from kvparity.runners.base import Array, RunnerInfo
+from kvparity.runners.base import Array, RunnerInfo, Session
 from kvparity.runners.compare.expectations import Wanted, fixed_limits, step_expectations
 from kvparity.runners.decode.play import play
 from kvparity.runners.diff.gate import compare_outputs
@@ -51,24 +51,28 @@ class RecordingEngine:
         self._sessions.clear()
 
 
-def locate_recorded(right: Bundle, damaged: Bundle, vectors: Vectors, tol: float) -> Location | None:
-    """Play a case on damaged graphs, record all of it, and locate its first divergence from the recording alone.
+def locate_recorded(
+    right: Bundle, engine: RecordingEngine, vectors: Vectors, tol: float, session: Session | None = None
+) -> Location | None:
+    """Play a case, record all of it, and locate its first divergence from the recording alone.
 
     Args:
         right: The bundle as it should be.
-        damaged: The one that is played.
+        engine: Plays damaged graphs, or is played by a faulty host.
         vectors: The case.
         tol: Gate of the outputs.
+        session: That host.
 
     Returns:
         The location; None where every output of every call is within the gate.
     """
-    engine, limits = RecordingEngine(damaged), fixed_limits(tol)
+    limits = fixed_limits(tol)
     before: Mapping[str, Array] = {}
-    for result in play(right, engine, vectors.case):
+    for result in play(right, session or engine, vectors.case):
         expected = step_expectations(right, vectors, result.step, limits, Wanted("float32", None))
         if not all(diff.matches for diff in compare_outputs(result.outputs, expected)):
             call = make_call(right, vectors, result.step.index)
+            before = {} if result.step.past or result.step.reached else before
             return trace_fault(right, call, {**result.outputs, **engine.inside}, before, "recorded")
         before = result.outputs
     return None
