@@ -227,7 +227,9 @@ def _program() -> str:
     return called if called == "kvparity" else "python cli.py"
 
 
-@command("run bundle -p 'Once upon' -n 60", "run bundle -r openvino --temperature 0.8 --top-p 0.9")
+@command(
+    "run bundle -p 'Once upon' -n 60", "run bundle -r openvino --temperature 0.8 --top-p 0.9", "run bundle --draft 4"
+)
 @BUNDLE
 @options_of(
     api.run,
@@ -235,6 +237,7 @@ def _program() -> str:
     prompt={"flags": ("-p", "--prompt")},
     tokens={"flags": ("-n", "--tokens"), "type": COUNT},
     runner={"flags": ("-r", "--runner"), "type": str},
+    draft={"type": click.IntRange(min=0)},
 )
 @options_of(
     Sampling,

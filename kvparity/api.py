@@ -312,6 +312,7 @@ def run(
     runner: str | RunnerSpec = "ort",
     *,
     raw: bool = False,
+    draft: int = 0,
     allow_modified: bool = False,
     on_text: Say = _quiet,
     **sampling: Any,
@@ -324,6 +325,7 @@ def run(
         tokens: Most new tokens.
         runner: Runner, or ``NAME:key=value,…``
         raw: Continue the prompt as it is, also where the model has a chat template.
+        draft: Guess up to so many tokens from the text so far and check them in one call; greedy, the same text.
         allow_modified: Run files that differ from the manifest.
         on_text: Gets the text piece by piece; the first piece begins with the prompt where that is continued.
         **sampling: ``temperature``, ``top_k``, ``top_p``, ``seed``; greedy where not given.
@@ -332,7 +334,8 @@ def run(
         The new text, its tokens, why it ended, and seconds.
 
     Raises:
-        KvparityError: The engine is absent, the bundle has no tokenizer, or the prompt is too long.
+        KvparityError: The engine is absent, the bundle has no tokenizer, the prompt is too long, or nothing can be
+            drafted for such sampling or such graphs.
     """
     from kvparity.exporter.contract.options import checked
     from kvparity.runners.base import parse_runner
@@ -349,7 +352,7 @@ def run(
         on_text("".join([*before, piece]))
         before.clear()
 
-    return generate(opened, prompt, tokens, runner=spec, sampling=settings, chat=chat, on_text=show)
+    return generate(opened, prompt, tokens, runner=spec, sampling=settings, chat=chat, draft=draft, on_text=show)
 
 
 def bench(

@@ -20,6 +20,18 @@ def print_speed(made: Generation, runner: str) -> None:
     print(
         f"{len(made.tokens)} tokens ({made.ended}), "
         f"prefill of {len(made.prompt)} in {made.prefill_seconds * 1000:.1f} ms, "
-        f"decode {made.tokens_per_second:.0f} tokens/s on {runner}",
+        f"decode {made.tokens_per_second:.0f} tokens/s on {runner}{_drafts(made)}",
         file=sys.stderr,
+    )
+
+
+def _drafts(made: Generation) -> str:
+    """What became of the drafts."""
+    if made.drafts is None:
+        return ""
+    drafts = made.drafts
+    share = f" ({drafts.accepted / drafts.drafted:.0%})" if drafts.drafted else ""
+    return (
+        f", {drafts.accepted} of {drafts.drafted} drafted tokens accepted{share}, "
+        f"{len(made.tokens) / max(drafts.calls, 1):.2f} tokens a call"
     )

@@ -39,6 +39,22 @@ class Decoder(Protocol):
         """
         ...
 
+    def feed_all(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """:meth:`feed` with the logits of all tokens, (sequence, vocab); of graphs that return them."""
+        ...
+
+    def back(self, count: int) -> int:
+        """Take back the newest tokens.
+
+        Args:
+            count: At least one, at most those of the last call.
+
+        Returns:
+            How many tokens of that call before them are lost too and have to be fed again: caches that cannot be cut
+            go back to what they were before it.
+        """
+        ...
+
     def close(self) -> None:
         """Free the engine."""
         ...
@@ -55,9 +71,15 @@ class PlayedDecoder:
     def reset(self) -> None:
         """Start a new conversation."""
         self._player = open_player(self._bundle, self._session)
-        self._total = self._index = 0
+        self._total = self._index = self._peak = 0
+        self._caches: dict[str, Array] = {}
+        self._before: tuple[int, int, dict[str, Array]] = (0, 0, {})
 
     def feed(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Append tokens; see :class:`Decoder`."""
+        return self.feed_all(ids)[-1]
+
+    def feed_all(self, ids: Ids) -> npt.NDArray[np.float32]:
         """Append tokens; see :class:`Decoder`."""
         start, total = self._total, self._total + len(ids)
         inputs: dict[str, Array] = {
@@ -65,10 +87,25 @@ class PlayedDecoder:
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(start, total, dtype=np.int64)[None, :],
         }
-        step = Step(self._index, DECODE if start else self._first, start, total)
+        step = Step(self._index, DECODE if start else self._first, start, total, self._peak)
         outputs = self._player.run(self._session, step, inputs)
-        self._total, self._index = total, self._index + 1
-        return np.asarray(outputs["logits"][0, -1], np.float32)
+        self._before = start, self._peak, self._caches
+        self._caches = {
+            name.replace("present", "past_key_values"): array for name, array in outputs.items() if name != "logits"
+        }
+        self._total, self._index, self._peak = total, self._index + 1, step.peak
+        return np.asarray(outputs["logits"][0], np.float32)
+
+    def back(self, count: int) -> int:
+        """Take back the newest tokens; see :class:`Decoder`."""
+        total, (start, peak, caches) = self._total, self._before
+        if self._bundle.options.reaches(self._bundle.model, total - count, self._peak):
+            self._total -= count
+            return 0
+        if start:
+            self._player.restore(start, caches)
+        self._total, self._peak, self._caches = start, peak, caches
+        return total - start - count
 
     @property
     def waited(self) -> float:

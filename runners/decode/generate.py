@@ -16,6 +16,7 @@ from kvparity.exporter.contract.errors import BundleError, TraceError
 from kvparity.exporter.contract.model_files import end_tokens, open_tokenizer
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.decode.decoders import Decoder, open_decoder
+from kvparity.runners.decode.draft import Drafts, check_draft, draft_tokens
 from kvparity.runners.decode.sampling import Sampling
 
 __all__ = ["Generation", "Sampling", "generate", "generate_tokens"]
@@ -23,7 +24,7 @@ __all__ = ["Generation", "Sampling", "generate", "generate_tokens"]
 
 @dataclass(frozen=True)
 class Generation:
-    """What came out: the new text, token ids, why it ended, and how long prefill and decode took in seconds."""
+    """What came out: the new text, token ids, why it ended, seconds of prefill and decode, and how drafts went."""
 
     text: str
     prompt: tuple[int, ...]
@@ -31,6 +32,7 @@ class Generation:
     ended: str
     prefill_seconds: float
     decode_seconds: float
+    drafts: Drafts | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -55,9 +57,17 @@ def load_tokenizer(bundle: Bundle) -> Any:
 
 
 def generate_tokens(
-    bundle: Bundle, decoder: Decoder, prompt: npt.NDArray[np.int64], count: int, sampling: Sampling
+    bundle: Bundle,
+    decoder: Decoder,
+    prompt: npt.NDArray[np.int64],
+    count: int,
+    sampling: Sampling,
+    draft: int = 0,
+    drafts: Drafts | None = None,
 ) -> Iterator[int]:
     """Yield up to ``count`` tokens after a prompt of shape (sequence,); stops after the end token.
+
+    With ``draft`` they come of greedy speculative decoding, and ``drafts`` is told how that went.
 
     Raises:
         TraceError: The prompt is empty or longer than the model's positions or the static layout's buffers.
@@ -68,8 +78,15 @@ def generate_tokens(
     random = np.random.default_rng(sampling.seed)
     text = ids = prompt
     switch = model.rope_switch if model.rope_restart else None
-    ends = end_tokens(bundle)
-    for _ in range(min(count, (bundle.options.max_len or model.max_position) - len(prompt))):
+    ends, room = end_tokens(bundle), bundle.options.max_len or model.max_position
+    count = min(count, room - len(prompt))
+    if draft:
+        for token in draft_tokens(decoder, prompt, count, draft, room, drafts or Drafts()):
+            yield token
+            if token in ends:
+                return
+        return
+    for _ in range(count):
         token = choose(decoder.feed(ids).astype(np.float64), sampling, random)
         yield token
         if token in ends:
@@ -103,6 +120,7 @@ def generate(
     runner: RunnerSpec,
     sampling: Sampling,
     chat: bool = False,
+    draft: int = 0,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Generation:
     """Continue a prompt, or with ``chat`` answer it as a message in the model's chat template.
@@ -114,12 +132,16 @@ def generate(
         runner: Which engine runs the graphs.
         sampling: How tokens are chosen.
         chat: Put the prompt into the chat template first.
+        draft: Most tokens that are drafted for a call; 0 for none.
         on_text: Gets the text piece by piece as it is decoded.
     """
     from tokenizers.decoders import DecodeStream
 
     from kvparity.runners.decode.chat import chat_prompt
 
+    drafts = Drafts() if draft else None
+    if draft:
+        check_draft(bundle, sampling)
     tokenizer = load_tokenizer(bundle)
     text = chat_prompt(bundle.root, prompt) if chat else prompt
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=not chat).ids, np.int64)
@@ -130,7 +152,7 @@ def generate(
     started = time.perf_counter()
     first = started
     try:
-        for token in generate_tokens(bundle, decoder, ids, count, sampling):
+        for token in generate_tokens(bundle, decoder, ids, count, sampling, draft, drafts):
             first = time.perf_counter() if not tokens else first
             tokens.append(token)
             piece = stream.step(tokenizer, token)
@@ -145,4 +167,4 @@ def generate(
     else:
         reason = "token limit" if len(tokens) == count else f"position limit {bundle.model.max_position}"
     prompt_ids = tuple(int(token) for token in ids)
-    return Generation("".join(pieces), prompt_ids, tuple(tokens), reason, first - started, ended - first)
+    return Generation("".join(pieces), prompt_ids, tuple(tokens), reason, first - started, ended - first, drafts)

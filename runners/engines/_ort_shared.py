@@ -40,15 +40,24 @@ class OrtSharedDecoder:
         self._id, self._position = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
         self._length = np.zeros(1, np.int64)
         self._logits = np.zeros((1, 1, self._model.vocab_size), np.float32)
-        self._total = 0
+        self._total = self._peak = 0
+        self._before: tuple[int, int, dict[str, npt.NDArray[Any]]] = (0, 0, {})
 
     def reset(self) -> None:
         """Forget the conversation, and its buffers: the next one attends to as many rows as it needs."""
         self._buffers, self._binding = {}, None
         self._mask = np.zeros((1, 0), np.int64)
-        self._total = 0
+        self._total = self._peak = 0
 
     def feed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Append tokens; see :class:`runners.decode.decoders.Decoder`.
+
+        Raises:
+            TraceError: The conversation would pass the model's last position.
+        """
+        return self.feed_all(ids)[-1]
+
+    def feed_all(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Append tokens; see :class:`runners.decode.decoders.Decoder`.
 
         Raises:
@@ -59,7 +68,8 @@ class OrtSharedDecoder:
             self._make_room(total, _SPARE if len(ids) == 1 else 0)
         self._mask[0, start:total] = 1
         self._length[0] = start
-        self._total = total
+        self._before = start, self._peak, self._rings() if start and len(ids) > 1 + self._options.rewind else {}
+        self._total, self._peak = total, max(self._peak, total)
         if len(ids) > 1:
             return self._feed_many(ids, start)
         self._id[0, 0] = ids[0]
@@ -68,7 +78,28 @@ class OrtSharedDecoder:
             self._decode = self._session.native(DECODE)
             self._binding = self._bind(DECODE, self._id, self._position, self._logits)
         self._decode.run_with_iobinding(self._binding)
-        return self._logits[0, 0]
+        return self._logits[0]
+
+    def back(self, count: int) -> int:
+        """Take back the newest tokens; see :class:`runners.decode.decoders.Decoder`."""
+        total, (start, peak, rings) = self._total, self._before
+        if self._options.reaches(self._model, total - count, self._peak):
+            self._total, again = total - count, 0
+        else:
+            for name, rows in rings.items():
+                self._buffers[name][:] = rows
+            self._total, self._peak, again = start, peak, total - start - count
+        self._mask[0, self._total :] = 0
+        return again
+
+    def _rings(self) -> dict[str, npt.NDArray[Any]]:
+        """Copies of the rings: a call that cannot be taken back by a count overwrites rows that are wanted then."""
+        rings = {
+            past_name(slot.slot, part)
+            for slot, part in self._model.cache_names()
+            if self._options.ring(slot) is not None
+        }
+        return {name: self._buffers[name].copy() for name in rings}
 
     def close(self) -> None:
         """Free the sessions and the buffers."""
@@ -85,7 +116,7 @@ class OrtSharedDecoder:
         logits = np.empty((1, count, self._model.vocab_size), np.float32)
         session = self._session.native(PREFILL)
         session.run_with_iobinding(self._bind(PREFILL, tokens, positions, logits))
-        return np.asarray(logits[0, -1])
+        return logits[0]
 
     def _bind(self, graph: GraphKind, ids: Any, positions: Any, logits: Any) -> Any:
         binding = self._session.native(graph).io_binding()
