@@ -1,0 +1,141 @@
+"""Drafts of four tokens of which 0 to 4 are kept, at, before and past the window, in every layout, against PyTorch.
+
+``python -m benchmarks.going_back [--exact]``: the shipped checkpoint with ``--rewind 4`` and, with drafts spliced or
+replayed instead, without. Printed are largest differences of logits from PyTorch in float64, and PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+
+from kvparity.exporter.checkpoint.source import resolve
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.cases import Case, Move, Step
+from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions
+from kvparity.exporter.export import export
+from kvparity.runners.base import RunnerSpec, Session
+from kvparity.runners.decode.play import open_player, play
+from kvparity.runners.isolation.process import open_runner
+from kvparity.runners.reference.record import record_cases
+from tests.conftest import TINY
+
+DRAFT, AFTER = 4, 4
+LAYOUTS = {
+    "dynamic": ExportOptions(),
+    "static": ExportOptions(layout="static", max_len=1024, chunk=64),
+    "shared": ExportOptions(layout="shared", profile="ort"),
+}
+Floats = npt.NDArray[np.float64]
+
+
+def main() -> None:
+    """Export, play, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exact", action="store_true", help="evaluate the graphs in float64")
+    parser.add_argument("--layout", choices=LAYOUTS, action="append")
+    parser.add_argument("--folder", type=Path, help="keeps the bundles, for the next run")
+    given = parser.parse_args()
+    runner = RunnerSpec("exact") if given.exact else RunnerSpec("ort", {"threads": "1"})
+    with TemporaryDirectory() as name:
+        folder = given.folder or Path(name)
+        recorded = _exported(folder / "recorded", ExportOptions(), recorded=True)
+        vectors = recorded.vectors("prefill-1000")
+        tokens, wanted = vectors.case.tokens[0], np.asarray(vectors.float64()["logits"][0])
+        own = np.abs(vectors.arrays["logits"][0].astype(np.float64) - wanted).max(axis=1)
+        print(
+            f"PyTorch's own float32 error: {own.max():.2g} in one call, {vectors.pieces['logits'].max():.2g} in pieces"
+        )
+        print("| layout | rewind | places | 0 to 4 kept of 4 |\n|---|---|---|---|")
+        for layout in given.layout or LAYOUTS:
+            for rewind in (DRAFT, 0):
+                bundle = _exported(folder / f"{layout}-{rewind}", replace(LAYOUTS[layout], rewind=rewind))
+                worst = measured(bundle, open_runner(bundle, runner), tokens, wanted, native=rewind > 0)
+                for at, sizes in worst.items():
+                    print(f"| {layout} | {rewind} | {at} | {', '.join(f'{size:.2g}' for size in sizes)} |", flush=True)
+
+
+def _exported(target: Path, options: ExportOptions, *, recorded: bool = False) -> Bundle:
+    if target.is_dir():
+        return Bundle.open(target)
+    return export(resolve(str(TINY)), target, options, record=record_cases if recorded else None)
+
+
+def places(window: int) -> list[int]:
+    """60, W - 3 … W + 3, 2W and 5W tokens."""
+    return [60, *range(window - 3, window + 4), 2 * window, 5 * window]
+
+
+def measured(
+    bundle: Bundle, session: Session, tokens: npt.NDArray[np.int64], wanted: Floats, *, native: bool
+) -> dict[int, list[float]]:
+    """Largest difference for every number of kept tokens, by place."""
+    found: dict[int, list[float]] = {}
+    for at in places(bundle.model.window or 64):
+        if native:
+            found[at] = list(_dropped(bundle, session, tokens, wanted, at))
+        else:
+            found[at] = [_spliced(bundle, session, tokens, wanted, at, kept) for kept in range(DRAFT + 1)]
+    return found
+
+
+def _wrong(tokens: npt.NDArray[np.int64], vocab: int) -> npt.NDArray[np.int64]:
+    return (tokens + 7) % vocab
+
+
+def _apart(found: npt.NDArray[np.generic], wanted: Floats) -> float:
+    return float(np.nan_to_num(np.abs(found.astype(np.float64) - wanted), nan=np.inf).max(initial=0.0))
+
+
+def _dropped(
+    bundle: Bundle, session: Session, tokens: npt.NDArray[np.int64], wanted: Floats, at: int
+) -> Iterator[float]:
+    """Two drafts in a row, the newest rows dropped, then four tokens one by one; one prompt for all."""
+    first = open_player(bundle, session)
+    first.run(session, Step(0, PREFILL, 0, at), _inputs(tokens[:at], 0))
+    for kept in range(DRAFT + 1):
+        player, start, reached, worst = deepcopy(first), at, at, 0.0
+        for index, (count, good) in enumerate([(DRAFT, kept), (DRAFT, kept), *[(1, 1)] * AFTER], start=1):
+            ids = tokens[start : start + count].copy()
+            ids[good:] = _wrong(ids[good:], bundle.model.vocab_size)
+            step = Step(index, DECODE, start, start + count, reached)
+            logits = player.run(session, step, _inputs(ids, start))["logits"][0, :good]
+            worst = max(worst, _apart(logits, wanted[start : start + good]))
+            start, reached = start + good, step.peak
+        yield worst
+
+
+def _inputs(ids: npt.NDArray[np.int64], start: int) -> dict[str, npt.NDArray[np.int64]]:
+    total = start + len(ids)
+    positions = np.arange(start, total)[None]
+    return {"input_ids": ids[None], "attention_mask": np.ones((1, total), np.int64), "position_ids": positions}
+
+
+def _spliced(
+    bundle: Bundle, session: Session, tokens: npt.NDArray[np.int64], wanted: Floats, at: int, kept: int
+) -> float:
+    """One draft, its kept rows joined to older ones, then four tokens; the same replayed from before the draft."""
+    total = at + kept + AFTER
+    rows = np.stack([tokens[: total + DRAFT], tokens[: total + DRAFT]])
+    rows[1, at + kept :] = _wrong(rows[1, at + kept :], bundle.model.vocab_size)
+    chunks = [at, DRAFT, *[1] * AFTER, *[kept] * (kept > 0), *[1] * AFTER]
+    moves = [Move(0, (0,)), Move(at, (1,)), Move(at + kept, (0,), ((1, 0),))]
+    moves += [Move(at + kept + i, (0,)) for i in range(1, AFTER)]
+    moves += [Move(at, (0,), ((0, 0),))] * (kept > 0)
+    moves += [Move(at + kept + i, (0,), ((0, 0),) if i + kept == 0 else ()) for i in range(AFTER)]
+    worst = 0.0
+    for result in play(bundle, session, Case("spliced", rows, tuple(chunks), (0, 0), moves=tuple(moves))):
+        if result.step.rows == (0,) and result.step.start:
+            worst = max(worst, _apart(result.outputs["logits"][0], wanted[result.step.start : result.step.stop]))
+    return worst
+
+
+if __name__ == "__main__":
+    main()
