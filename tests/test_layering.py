@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
-    "exporter": 11_300,
+    "exporter": 11_340,
     "exporter/checkpoint": 1_800,
     "exporter/contract": 3_200,
     "exporter/golden": 620,
@@ -27,7 +27,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/adopt": 1340,
     "runners/bench": 210,
     "runners/compare": 1_330,
-    "runners/decode": 680,
+    "runners/decode": 780,
     "runners/diff": 1180,
     "runners/engines": 2530,
     "runners/inspect": 550,

@@ -13,7 +13,7 @@ from kvparity.runners.locate.graphs import open_graph, probes_of
 from tests.families import by_name, make_config, save_checkpoint
 from tests.mutants.editor import Editor
 from tests.mutants.mutant import Mutant
-from tests.mutants.recording import locate_recorded
+from tests.mutants.recording import RecordingEngine, locate_recorded
 from tests.mutants.trial import mutated
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
@@ -57,7 +57,7 @@ def test_a_scaled_value_is_named_in_every_family(family: str, tmp_path: Path) ->
     seen = 0
     for probe in random.Random(7).sample(floats, len(floats)):
         with mutated(bundle, scaled(probe)) as damaged:
-            location = locate_recorded(bundle, damaged, vectors, 1e-4)
+            location = locate_recorded(bundle, RecordingEngine(damaged), vectors, 1e-4)
         if location is None:  # a norm takes the factor away again: no output differs
             continue
         assert (location.fault, probes[location.probe]) == ("engine", probes[probe])
