@@ -18,7 +18,7 @@ help:  ## this list
 
 JOBS ?= 2
 # one process a core, one thread each: most of a test is Python, which threads of PyTorch don't shorten
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=25
 
 test: check  ## lint, types and the default tests
 	$(PYTEST) -m "not slow and not real and not engine"
