@@ -11,7 +11,7 @@ from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.modules import accepted, cache_argument
-from kvparity.exporter.contract.quiet import quiet_transformers
+from kvparity.exporter.contract.quiet import quiet_libraries
 from kvparity.exporter.contract.spec import StateSpec
 
 __all__ = ["Observed", "observe_cache"]
@@ -105,7 +105,7 @@ def observe_cache(model: Any) -> Observed:
     clone = copy.deepcopy(model)
     choose_experts(clone, "prefill")
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), quiet_transformers():
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), quiet_libraries():
             _fill(clone)
             tokens = torch.zeros(1, 3, dtype=torch.int64)
             arguments = {"position_ids": tokens, cache_argument(clone): cache, "use_cache": True}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.quiet import quiet_libraries
 
 __all__ = ["check_quantized", "describe_quantized", "refuse_uneven_blocks", "unusable"]
 
@@ -34,19 +35,15 @@ def check_quantized(settings: Mapping[str, Any], source: str) -> None:
         ExportError: Says how its weights are quantised, what transformers lacks, and what to do.
     """
     from transformers.quantizers import AutoHfQuantizer
-    from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        if not AutoHfQuantizer.supports_quant_method(dict(settings)):
-            raise ValueError("transformers does not know it")
-        quantizer = AutoHfQuantizer.from_config(dict(settings), pre_quantized=True)
-        quantizer.validate_environment(device_map=None, weights_only=True)
+        with quiet_libraries():
+            if not AutoHfQuantizer.supports_quant_method(dict(settings)):
+                raise ValueError("transformers does not know it")
+            quantizer = AutoHfQuantizer.from_config(dict(settings), pre_quantized=True)
+            quantizer.validate_environment(device_map=None, weights_only=True)
     except Exception as error:  # ImportError, RuntimeError, ValueError, NotImplementedError, validation errors …
         raise unusable(settings, source, error) from error
-    finally:
-        logging.set_verbosity(level)
 
 
 def unusable(settings: Mapping[str, Any], source: str, error: Exception) -> ExportError:

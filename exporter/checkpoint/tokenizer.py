@@ -10,6 +10,7 @@ from typing import Any
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.contract.chat_templates import NAMED_TEMPLATES, SPECIAL_TOKENS, chat_templates, special_tokens
 from kvparity.exporter.contract.model_files import TOKENIZER_FILES, open_tokenizer, read_settings, unlimit_tokenizer
+from kvparity.exporter.contract.quiet import quiet_libraries
 
 __all__ = ["copy_tokenizer", "sample_text"]
 
@@ -61,14 +62,9 @@ def _convert(source: Path, folder: Path) -> str:
 
 def _from_transformers(folder: Path) -> Any:
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with quiet_libraries():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    finally:
-        logging.set_verbosity(level)
 
 
 def _reason(error: Exception) -> str:

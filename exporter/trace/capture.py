@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
 import warnings
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.quiet import quiet_libraries
 from kvparity.exporter.contract.spec import ExportOptions, GraphSpec, ModelSpec
 from kvparity.exporter.model.decoder import NO_POSITIONS, Decoder, add_probes
 from kvparity.exporter.model.experts import choose_experts
@@ -275,12 +275,6 @@ def _default_dtype(dtype: torch.dtype) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Any:
     """Torch's exporter prints and warns about packages and experimental states that no user can act on."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_libraries(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

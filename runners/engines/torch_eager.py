@@ -19,7 +19,7 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.modules import accepted, cache_argument
-from kvparity.exporter.contract.quiet import quiet_transformers
+from kvparity.exporter.contract.quiet import quiet_libraries
 from kvparity.exporter.contract.rounding import round_inputs
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
@@ -236,7 +236,7 @@ class TorchSession:
         }
         known = {name: value for name, value in arguments.items() if name in self._accepted}
         forget_length(self._model)
-        with torch.no_grad(), lifted(self._float64), quiet_transformers():
+        with torch.no_grad(), lifted(self._float64), quiet_libraries():
             logits = self._model(**known).logits
         outputs = {"logits": to_numpy(logits[:, -1:] if self._last else logits)}
         for slot, part in self._spec.cache_names():

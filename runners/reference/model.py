@@ -20,6 +20,7 @@ from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.gguf_loading import whole_gguf
+from kvparity.exporter.contract.quiet import quiet_libraries
 from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.runners.engines._streamed import widen_as_called
 
@@ -152,18 +153,8 @@ def _class_of(checkpoint: CheckpointFiles) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep progress bars and advice of transformers off the terminal: what matters of it is raised here."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _reason(error: Exception) -> str:
