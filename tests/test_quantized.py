@@ -202,6 +202,7 @@ def test_pytorch_rounds_activations_as_dynamic_quantize_linear_does() -> None:
         (["--quantize", "int8-dynamic", "--accuracy-level", "4"], "--accuracy-level is for weights in blocks"),
         (["--block-size", "32"], "--keep embed_tokens_per_layer,per_layer_projection"),
         (["--block-size", "48"], "expected a power of two"),
+        (["--quantize", "none", "--accuracy-level", "4"], "--accuracy-level is for weights in blocks"),
         (["--keep", "q_prj"], "no such kind of layer"),
         (["--profile", "bare"], "profile bare promises plain"),
         (["--dtype", "bfloat16"], "float32 and float16 only"),
@@ -234,6 +235,34 @@ def test_quantisers_round_to_half_a_step_also_where_a_block_is_constant_or_of_on
     error = np.abs(dequantize(blocks, 48) - weight).reshape(6, 3, 16).max(axis=2)
     assert (blocks.bits(48), blocks.block_size(48)) == (bits, 16)
     assert np.all(error <= 1.1 * blocks.scales)
+
+
+def test_pytorch_rounds_activations_as_matmul_nbits_at_level_4_does() -> None:
+    """A product by ONNX Runtime is the product of what is rounded; the twin is another size of blocks."""
+    helper, onnxruntime = pytest.importorskip("onnx").helper, pytest.importorskip("onnxruntime")
+    from kvparity.exporter.contract.rounding import rounded_blocks
+
+    random = np.random.default_rng(0)
+    for bits in (4, 8):
+        codes = random.integers(0, 256, (24, 8, 32 * bits // 8)).astype(np.uint8)
+        scales = random.uniform(0.5, 1, (24, 8)).astype(np.float32) / (1 << bits)
+        node = helper.make_node(
+            *("MatMulNBits", ["x", "w", "s"], ["y"]),
+            **{"domain": "com.microsoft", "K": 256, "N": 24, "bits": bits, "block_size": 32, "accuracy_level": 4},
+        )
+        ports = [[helper.make_tensor_value_info(name, 1, ["n", size])] for name, size in (("x", 256), ("y", 24))]
+        stored = [helper.make_tensor("w", 2, codes.shape, codes.tobytes(), True)]
+        stored.append(helper.make_tensor("s", 1, scales.shape, scales.ravel()))
+        graph = helper.make_graph([node], "g", *ports, stored)
+        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+        x = random.standard_normal((3, 256)).astype(np.float32)
+        x[1, :32] = 0
+        found = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        weight = dequantize(Blocks(codes.reshape(24, -1), scales), 256)
+        near = (rounded_blocks(torch.from_numpy(x), size).double().numpy() for size in (32, 64))
+        off = [np.abs(found - inputs @ weight.T).max() for inputs in near]
+        assert off[0] <= 1e-5 * np.abs(found).max() < off[1]
 
 
 def test_codes_come_back_as_they_were_packed() -> None:

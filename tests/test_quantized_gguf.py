@@ -130,3 +130,24 @@ def test_what_gguf_cannot_keep_is_refused(
     assert cli.main(["export", str(TINY), "-o", str(tmp_path / "b"), "--quantize", "gguf", *words]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "b").exists()
+
+
+def test_accuracy_level_4_is_judged_with_its_rounding_and_without_it_is_a_mismatch(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin is a reference that takes activations as they are: what a float32 budget says of the same engine."""
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.export import export
+    from kvparity.runners.engines import torch_eager
+    from kvparity.runners.reference.record import record_cases
+
+    options = ExportOptions(quantize="gguf", accuracy_level=4)
+    asked = JudgeOptions((RunnerSpec("ort"),), cases=("prefill-8", "batch-chunks"), tol="auto", exact=True)
+    made = export(resolve(str(gguf_file)), tmp_path / "b", options, record=record_cases, limit=24, in_process=True)
+    assert judge(made, asked).verdict == "match"
+    quality = made.manifest.quantization.quality  # type: ignore[union-attr]
+    assert quality is not None
+    assert 0 < quality.kl_mean < 0.05
+    monkeypatch.setattr(torch_eager, "round_inputs", lambda *_: None)
+    live = JudgeOptions((RunnerSpec("ort"),), cases=("prefill-8",), tol="auto", live=True)
+    assert judge(made, live).verdict == "mismatch"

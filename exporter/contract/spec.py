@@ -340,7 +340,8 @@ class ExportOptions:
         block_size: Columns that share a scale; those of a GGUF file's own weights are the file's.
         keep: Kinds of layers that stay as they are, such as ``embed``.
         quantizer: How weights are rounded; both are ONNX Runtime's.
-        accuracy_level: 0 computes with activations as they are; 4 lets the engine round them to int8.
+        accuracy_level: 0 multiplies activations as they are; 4 rounds them to int8, block by block, in the reference
+            too: faster, as llama.cpp does it.
     """
 
     layout: Literal["dynamic", "static", "shared"] = "dynamic"
@@ -373,7 +374,12 @@ class ExportOptions:
     @property
     def coarse(self) -> bool:
         """Whether the bundle computes with fewer bits than float32."""
-        return self.dtype != "float32" or self.quantize == "int8-dynamic"
+        return self.dtype != "float32" or self.rounds_activations
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether what linear layers are given is rounded to eight bits, in the reference too."""
+        return self.quantize == "int8-dynamic" or self.accuracy_level == 4
 
     def held_rows(self, slot: SlotSpec, total: int) -> int:
         """Rows of memory that a slot takes once ``total`` tokens were seen."""

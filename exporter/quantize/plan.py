@@ -28,6 +28,8 @@ def plan(meta_model: Any, options: ExportOptions) -> tuple[str, ...]:
         ExportError: The options contradict each other, a kind is unknown, or blocks do not fit a weight.
     """
     if options.quantize == "none":
+        if options.accuracy_level:
+            raise ExportError("--accuracy-level is for weights in blocks, --quantize gguf, int4 or int8; leave it out")
         return ()
     _check(options)
     shapes = _shapes(meta_model)

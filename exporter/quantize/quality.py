@@ -16,6 +16,7 @@ import numpy.typing as npt
 from kvparity.exporter.contract.blocks import PARTS, Blocks, dequantize, quantized_names
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.quantization import Quality
+from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.exporter.quantize.place import read_placed
 
 __all__ = ["Text", "cut", "logits_of", "quality_of", "quantised_tensors", "reference_model"]
@@ -51,14 +52,12 @@ def reference_model(config: Any, folder: Path, placements: Mapping[str, Placemen
     return model.eval()
 
 
-def quantised_tensors(
-    folder: Path, placements: Mapping[str, Placement], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Name and float32 value of every quantised weight; ``shapes`` are those of the weights."""
+def quantised_tensors(folder: Path, placements: Mapping[str, Placement]) -> Iterator[tuple[str, Blocks]]:
+    """Name and blocks of every quantised weight."""
     for name in quantized_names(placements):
         places = {part: placements[name + part] for part in PARTS if name + part in placements}
         parts = {part: np.array(read_placed(folder, place)) for part, place in places.items()}
-        yield name, dequantize(Blocks.of(parts.get), shapes[name][-1], np.float32).reshape(shapes[name])
+        yield name, Blocks.of(parts.get)
 
 
 def logits_of(model: Any, windows: Ids) -> Iterator[npt.NDArray[np.float32]]:
@@ -72,39 +71,41 @@ def logits_of(model: Any, windows: Ids) -> Iterator[npt.NDArray[np.float32]]:
 
 def quality_of(
     model: Any,
-    changed: Iterable[tuple[str, npt.NDArray[Any]]],
+    changed: Iterable[tuple[str, Blocks]],
     windows: Ids,
     text: str,
+    options: ExportOptions,
     *,
     real: bool,
-    rounding: bool = False,
 ) -> Quality:
     """Run a model, change its weights, run it again.
 
     Args:
         model: With the weights as they were; it holds the changed ones afterwards.
-        changed: Name and new value of each weight that changes.
+        changed: Name and blocks of each weight that changes.
         windows: (windows, context) token ids.
         text: What they are, in words.
+        options: Say whether linear layers with changed weights round what they are given as well.
         real: Whether they are text, so that perplexity means something.
-        rounding: Whether linear layers with changed weights round what they are given as well.
     """
     import torch
 
-    from kvparity.exporter.contract.rounding import round_inputs
+    from kvparity.exporter.contract.rounding import round_inputs, rounding_of
 
     with tempfile.TemporaryFile() as file:
         for logits in logits_of(model, windows):
             logits.tofile(file)
         file.flush()
-        state = model.state_dict()
+        weights = dict(model.named_parameters())
         with torch.no_grad():
-            names = []
-            for name, value in changed:
-                state[name].copy_(torch.from_numpy(value))
-                names.append(name)
-        if rounding:
-            round_inputs(model, names)
+            rules = []
+            for name, blocks in changed:
+                weight = weights[name]
+                values = dequantize(blocks, weight.shape[-1], np.float32)
+                weight.copy_(torch.from_numpy(values).reshape(weight.shape))
+                rules.append((weight, rounding_of(blocks, weight.shape[-1], options.quantize)))
+        if options.rounds_activations:
+            round_inputs(model, rules)
         file.seek(0)
         sums = _Sums()
         for window, after in zip(windows, logits_of(model, windows), strict=True):

@@ -47,9 +47,8 @@ def quantize_weights(
         text: A text file to measure on; None takes stories.
         source: See :func:`exporter.quantize.place.place_quantized`.
     """
-    shapes = {name: placements[name].shape for name in chosen}
     before = sum((folder / location).stat().st_size for location in {place.location for place in placements.values()})
-    changes = options.quantize != "gguf"
+    changes = options.quantize != "gguf" or options.rounds_activations
     name, windows, real = _windows(folder, spec, text)
     model = reference_model(config, folder, placements) if changes else None
     placed = place_quantized(folder, placements, chosen, options, source)
@@ -57,8 +56,8 @@ def quantize_weights(
         raise ExportError("--quantize gguf: the file holds no quantised weights that could be kept; leave it out")
     quality = None
     if changes:
-        changed = quantised_tensors(folder, placed.placements, shapes)
-        quality = quality_of(model, changed, windows, name, real=real, rounding=options.quantize == "int8-dynamic")
+        changed = quantised_tensors(folder, placed.placements)
+        quality = quality_of(model, changed, windows, name, options, real=real)
     return placed.placements, _describe(placed, placements, before, options, quality)
 
 

@@ -260,8 +260,8 @@ def _quantised(bundle: Bundle, answer: Answer) -> Iterator[str]:
         yield f"Quantisation itself, against the weights as they were: {found.quality.sentence()}."
     if bundle.options.accuracy_level:
         yield (
-            "Accuracy level 4 lets the engine round activations to int8: its error here is that rounding's, "
-            "and --exact judges the graph without it."
+            "Accuracy level 4 rounds activations to int8, block by block, here and in PyTorch alike; "
+            "--exact judges the graph without it."
         )
 
 

@@ -20,7 +20,7 @@ from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.modules import accepted, cache_argument
 from kvparity.exporter.contract.quiet import quiet_libraries
-from kvparity.exporter.contract.rounding import round_inputs
+from kvparity.exporter.contract.rounding import round_inputs, rounding_of
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._rotary import compute_long, forget_length
@@ -80,16 +80,25 @@ def _use_quantized(model: Any, bundle: Bundle, dtype: str) -> None:
     """Put what the bundle's quantised weights stand for in the place of the checkpoint's; everything else stays."""
     parameters = {text_weight_name(name): parameter for name, parameter in model.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    names = quantized_names(_files(bundle))
-    state = _state(bundle, shapes, dtype)
-    for name in names:
+    blocks: dict[str, Blocks] = {}
+    state = _state(bundle, shapes, dtype, blocks)
+    for name in blocks:
         parameter, values = parameters.get(name), state[name]
         if parameter is None or parameter.shape != values.shape:
             raise BundleError(f"{bundle.root}: {name} is quantised; the checkpoint has no such weight; export again")
         _check_rounding(bundle, name, parameter, values)
         parameter.data = values.to(parameter.dtype)
-    if bundle.options.quantize == "int8-dynamic" and dtype != "float64":  # float64 is what rounding is measured from
-        round_inputs(model, names)
+    _round(model, bundle, blocks, parameters, dtype)
+
+
+def _round(
+    model: Any, bundle: Bundle, blocks: Mapping[str, Blocks], parameters: Mapping[str, torch.Tensor], dtype: str
+) -> None:
+    """Let layers round what they are given where the bundle does; float64 is what rounding is measured from."""
+    if bundle.options.rounds_activations and dtype != "float64":
+        found = [(parameters[name], own) for name, own in blocks.items()]
+        how = bundle.options.quantize
+        round_inputs(model, [(weight, rounding_of(own, weight.shape[-1], how)) for weight, own in found])
 
 
 def _check_rounding(bundle: Bundle, name: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
@@ -127,11 +136,11 @@ def _load(bundle: Bundle, dtype: str) -> Any:
     """Transformers' model for the bundle's config, with the bundle's weights put in by name."""
     model = empty_model(CheckpointFiles(bundle.root), "float32", text=True)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    model.load_state_dict(_state(bundle, shapes, dtype), strict=False, assign=True)
+    blocks: dict[str, Blocks] = {}
+    model.load_state_dict(_state(bundle, shapes, dtype, blocks), strict=False, assign=True)
     model.tie_weights()
     model = model.to(getattr(torch, dtype)).eval()
-    if bundle.options.quantize == "int8-dynamic" and dtype != "float64":  # float64 is what rounding is measured from
-        round_inputs(model, quantized_names(_files(bundle)))
+    _round(model, bundle, blocks, dict(model.named_parameters()), dtype)
     unset = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if unset:
         raise BundleError(f"{bundle.root}: the weights lack {unset[0]} ({len(unset)} missing); export again")
@@ -162,8 +171,10 @@ def _buffers(model: Any, files: Mapping[str, Path]) -> dict[str, Any]:
     return state
 
 
-def _state(bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, torch.Tensor]:
-    """The bundle's weights by name; quantised ones are what they stand for, in float64 to the last bit."""
+def _state(
+    bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str, blocks: dict[str, Blocks]
+) -> dict[str, torch.Tensor]:
+    """The bundle's weights by name; quantised ones, put into ``blocks`` too, as what they stand for."""
     from safetensors.torch import load_file
 
     state: dict[str, torch.Tensor] = {}
@@ -172,7 +183,8 @@ def _state(bundle: Bundle, shapes: Mapping[str, tuple[int, ...]], dtype: str) ->
     for name in quantized_names(state):
         parts = {part: state.pop(name + part).numpy() for part in PARTS if name + part in state}
         wide = np.float64 if dtype == "float64" else np.float32
-        state[name] = torch.from_numpy(dequantize(Blocks.of(parts.get), shapes[name][-1], wide))
+        blocks[name] = Blocks.of(parts.get)
+        state[name] = torch.from_numpy(dequantize(blocks[name], shapes[name][-1], wide))
         state[name] = state[name].reshape(shapes[name])
     return state
 
