@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter": 11_340,
     "exporter/checkpoint": 1_800,
-    "exporter/contract": 3_200,
+    "exporter/contract": 3_240,
     "exporter/golden": 620,
     "exporter/model": 1020,
     "exporter/passes": 1810,
