@@ -94,13 +94,6 @@ def _masked_fill(self: Any, mask: Any, value: float) -> Any:
     return op.Where(mask, _constant(value, self), self)
 
 
-def _softplus(self: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
-    """log(1 + e^(beta x)) / beta, and x where beta x is beyond the threshold, as torch; torch's own leaves CastLike."""
-    inner = self if beta == 1 else _times(self, beta, self)
-    soft = op.Softplus(inner) if beta == 1 else _times(op.Softplus(inner), 1 / beta, self)
-    return op.Where(op.Greater(inner, _constant(threshold, self)), self, soft)
-
-
 def _softmax(self: Any, dim: int, dtype: int = -1) -> Any:
     """Softmax in the dtype asked for; torch's translation casts its result only, so that half types lose digits."""
     wide = self if dtype in (-1, self.dtype) else op.Cast(self, to=dtype)
@@ -188,7 +181,6 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.softmax.int: _softmax,
         aten.baddbmm.default: _baddbmm,
         aten.masked_fill.Scalar: _masked_fill,
-        aten.softplus.default: _softplus,
     }
     if profile in ("modern", "ort"):
         import kvparity.exporter.model.banded_attention  # registers kvparity::band_mask and kvparity::banded_attention
