@@ -24,7 +24,7 @@ from tests.packaging_bundles import TINY, checkpoint, export_to, zero_row
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 pytestmark = pytest.mark.engine
 PROMPT, COUNT = "Once upon", 80
-NAMES = ("tiny", "llama", "gemma3")
+NAMES = ("tiny", "llama", "gemma3", "lfm2", "qwen3_5", "granite4")
 TAIL = {
     "genai": '\nimport json; print("\\n" + json.dumps([int(i) for i in generator.get_sequence(0)]))\n',
     "transformersjs": """
@@ -46,13 +46,18 @@ class Subject:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
-    """The shipped checkpoint, and two of random weights with two key-value heads; every cache at full length."""
-    found = {}
-    for name in NAMES:
-        folder = tmp_path_factory.mktemp(name)
-        source = TINY if name == "tiny" else checkpoint(name, folder / "hf")
-        found[name] = said_by(export_to(source, folder / "bundle"))
-    return found
+    """The shipped checkpoint, and some of random weights: every cache at full length, or states beside it."""
+
+    class Subjects(dict[str, Subject]):
+        """Made when they are asked for."""
+
+        def __missing__(self, name: str) -> Subject:
+            folder = tmp_path_factory.mktemp(name)
+            source = TINY if name == "tiny" else checkpoint(name, folder / "hf")
+            self[name] = said_by(export_to(source, folder / "bundle"))
+            return self[name]
+
+    return Subjects()
 
 
 def said_by(bundle: Bundle) -> Subject:

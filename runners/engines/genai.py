@@ -84,7 +84,7 @@ class GenaiSession:
         self._generator.append_tokens(np.ascontiguousarray(ids, np.int32))
         self._seen = total
         names = [port.name for port in self._bundle.graph(graph).spec.outputs]
-        return {name: np.array(self._generator.get_output(name)) for name in names}
+        return {name: np.array(self._generator.get_output(package.port_name(name))) for name in names}
 
     def _start(self) -> None:
         params = self._genai.GeneratorParams(self._model)

@@ -11,13 +11,16 @@ from kvparity.exporter.contract.bundle import Bundle, inside
 from kvparity.exporter.contract.chat_templates import TEMPLATE_FILE, chat_template
 from kvparity.exporter.contract.errors import PackageError
 from kvparity.exporter.contract.model_files import TOKENIZER_FILES, end_tokens, read_settings, unlimit_tokenizer
+from kvparity.exporter.contract.spec import ModelSpec
 
 __all__ = [
     "Place",
+    "layer_types",
     "made_from",
     "place_tokenizer",
+    "refuse_no_rows",
     "refuse_others",
-    "refuse_states",
+    "state_kinds",
     "token_ids",
     "tokenizer_files",
     "write_json",
@@ -40,18 +43,29 @@ def refuse_others(tool: str, bundle: Bundle, option: str, *taken: str) -> None:
         )
 
 
-def refuse_states(tool: str, bundle: Bundle) -> None:
-    """Refuse a bundle whose cache slots hold more than keys and values.
+def refuse_no_rows(tool: str, bundle: Bundle) -> None:
+    """Refuse a bundle that keeps states alone.
 
     Raises:
-        PackageError: Names what they hold.
+        PackageError: Names what its cache slots hold.
     """
-    if bundle.model.has_states:
-        parts = ", ".join(sorted({part for slot in bundle.model.slots for part in slot.parts}))
+    model = bundle.model
+    if not any(slot.kv_heads for slot in model.slots):
+        parts = " and ".join(sorted({part for slot in model.slots for part in slot.parts}))
         raise PackageError(
-            f"{tool} is packaged for caches of keys and values, and {bundle.model.model_type} keeps {parts}; "
+            f"{tool} counts tokens by the rows of keys, and {model.model_type} keeps {parts} alone; "
             "load the bundle's own graphs with ONNX Runtime"
         )
+
+
+def layer_types(model: ModelSpec, state: str) -> list[str]:
+    """What tools call the layers that own a cache slot, in the order of slots: ``full_attention``, or ``state``."""
+    return ["full_attention" if slot.kv_heads else state for slot in model.slots]
+
+
+def state_kinds(model: ModelSpec) -> frozenset[str]:
+    """Parts that a model keeps beside keys and values."""
+    return frozenset(state.part for slot in model.slots for state in slot.states)
 
 
 def place_tokenizer(bundle: Bundle, folder: Path, place: Place) -> None:

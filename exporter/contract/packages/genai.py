@@ -8,21 +8,25 @@ from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle, inside
 from kvparity.exporter.contract.errors import PackageError
+from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.packages._parts import (
     Place,
+    layer_types,
     made_from,
     place_tokenizer,
+    refuse_no_rows,
     refuse_others,
-    refuse_states,
+    state_kinds,
     token_ids,
     write_json,
 )
 from kvparity.exporter.contract.packages._sampling import generation_settings, unheeded
 from kvparity.exporter.contract.spec import DECODE
 
-__all__ = ["TOOL", "genai_config", "readme", "refuse", "write"]
+__all__ = ["TOOL", "genai_config", "port_name", "readme", "refuse", "write"]
 
 TOOL = "onnxruntime-genai"
+CONVOLUTIONS = "lfm2"  # its type of models with short convolutions beside attention
 TYPE = "decoder"  # what GenAI calls a decoder of no known family; it then adds nothing of its own
 
 _README = """# $folder: a package for ONNX Runtime GenAI
@@ -77,7 +81,7 @@ def refuse(bundle: Bundle) -> None:
         PackageError: Says what to export instead.
     """
     refuse_others("genai", bundle, "layout", "dynamic")
-    refuse_states("genai", bundle)
+    refuse_no_rows("genai", bundle)
     refuse_others("genai", bundle, "profile", "portable", "modern", "ort")
     if bundle.model.window is not None and bundle.options.bounded:
         raise PackageError(
@@ -95,10 +99,29 @@ def write(bundle: Bundle, folder: Path, place: Place, kind: str = TYPE) -> None:
         place: How a file of the bundle gets there.
         kind: Model type that GenAI is told.
     """
-    for entry in (bundle.graph(DECODE).file, *bundle.manifest.weights):
+    graph = bundle.graph(DECODE).file.path
+    for entry in bundle.manifest.weights:
         place(inside(bundle.root, entry.path), folder / entry.path)
+    if "ssm_state" in state_kinds(bundle.model):
+        _write_renamed(bundle.graph_path(DECODE), folder / graph)
+    else:
+        place(inside(bundle.root, graph), folder / graph)
     place_tokenizer(bundle, folder, place)
     write_json(folder / "genai_config.json", genai_config(bundle, kind))
+
+
+def port_name(name: str) -> str:
+    """What GenAI's loop calls a port: the state of any recurrence is a ``recurrent_state``."""
+    return name.replace(".ssm_state", ".recurrent_state")
+
+
+def _write_renamed(source: Path, target: Path) -> None:
+    import onnx_ir as ir
+
+    model = load_graph_file(source)
+    for port in (*model.graph.inputs, *model.graph.outputs):
+        port.name = port_name(str(port.name))
+    ir.save(model, target)
 
 
 def genai_config(bundle: Bundle, kind: str = TYPE) -> dict[str, Any]:
@@ -108,8 +131,15 @@ def genai_config(bundle: Bundle, kind: str = TYPE) -> dict[str, Any]:
     past and present share would have to be written in place, which these graphs do not.
     """
     model = bundle.model
-    slot = model.slots[0]
-    names = {"key": "past_key_names", "value": "past_value_names"}
+    slot = next(slot for slot in model.slots if slot.kv_heads)
+    parts = {"key": "key", "value": "value"}
+    states, extra = state_kinds(model), dict[str, Any]()
+    if states:
+        parts |= {"conv": "conv_state", "recurrent": "recurrent_state"}
+    if states == {"conv_state"}:  # a cache of its own in GenAI, which needs the layers' kinds
+        kind, parts = CONVOLUTIONS, {name: part for name, part in parts.items() if name != "recurrent"}
+        extra["layer_types"] = layer_types(model, "conv")
+        extra["conv_cache_size"] = next(state.shape[-1] + 1 for one in model.slots for state in one.states)
     decoder = {
         "session_options": {"log_id": "genai", "provider_options": []},
         "filename": bundle.graph(DECODE).file.path,
@@ -120,9 +150,13 @@ def genai_config(bundle: Bundle, kind: str = TYPE) -> dict[str, Any]:
         "num_key_value_heads": slot.kv_heads,
         "inputs": {
             **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
-            **{names[part]: f"past_key_values.%d.{part}" for part in names},
+            **{f"past_{name}_names": f"past_key_values.%d.{part}" for name, part in parts.items()},
         },
-        "outputs": {"logits": "logits", **{f"present_{part}_names": f"present.%d.{part}" for part in names}},
+        "outputs": {
+            "logits": "logits",
+            **{f"present_{name}_names": f"present.%d.{part}" for name, part in parts.items()},
+        },
+        **extra,
     }
     return {
         "model": {

@@ -12,15 +12,17 @@ from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.model_files import adds_tokens, read_settings
 from kvparity.exporter.contract.packages._parts import (
     Place,
+    layer_types,
     made_from,
     place_tokenizer,
+    refuse_no_rows,
     refuse_others,
-    refuse_states,
+    state_kinds,
     token_ids,
     write_json,
 )
 from kvparity.exporter.contract.packages._sampling import unheeded
-from kvparity.exporter.contract.spec import DECODE
+from kvparity.exporter.contract.spec import DECODE, ModelSpec
 
 __all__ = ["TOOL", "readme", "refuse", "write"]
 
@@ -91,7 +93,12 @@ def refuse(bundle: Bundle) -> None:
         PackageError: Says what to export instead.
     """
     refuse_others("transformersjs", bundle, "layout", "dynamic")
-    refuse_states("transformersjs", bundle)
+    refuse_no_rows("transformersjs", bundle)
+    if any(slot.kv_heads and slot.states for slot in bundle.model.slots) and not _all_hybrid(bundle.model):
+        raise PackageError(
+            f"transformersjs knows layers that keep keys and values beside a state where all layers do, and in "
+            f"{bundle.model.model_type} some do; load the bundle's own graphs with ONNX Runtime"
+        )
     refuse_others("transformersjs", bundle, "profile", "portable", "modern", "ort")
     refuse_others("transformersjs", bundle, "dtype", "float32", "float16")
     if len(bundle.manifest.weights) > _MOST_FILES:
@@ -141,7 +148,8 @@ def _config(bundle: Bundle, kind: str, data: dict[str, int] | None) -> dict[str,
     A dtype stands here because a browser asks for a quantised graph where none is named.
     """
     model = bundle.model
-    slot = model.slots[0]
+    slot = next(slot for slot in model.slots if slot.kv_heads)
+    kind, types = _type_of(model, kind)
     own = {"dtype": _dtype(bundle), **({"use_external_data_format": data} if data else {})}
     return {
         "model_type": kind,
@@ -152,9 +160,35 @@ def _config(bundle: Bundle, kind: str, data: dict[str, int] | None) -> dict[str,
         "head_dim": slot.head_dim,
         "num_hidden_layers": len(model.slots),
         "max_position_embeddings": model.max_position,
+        **({"layer_types": types} if types else {}),
         **token_ids(bundle),
         "transformers.js_config": own,
     }
+
+
+def _type_of(model: ModelSpec, kind: str) -> tuple[str, list[str]]:
+    """The type whose caches have the parts that a model keeps, and what it calls the layers; none where all are one."""
+    states = state_kinds(model)
+    if "ssm_state" in states:
+        names = {"full_attention": "attention", "mamba": "mamba"}
+        types = [] if _all_hybrid(model) else [names[name] for name in layer_types(model, "mamba")]
+        return "granitemoehybrid", types
+    if "recurrent_state" in states:
+        return "qwen3_next", layer_types(model, "linear_attention")
+    return ("lfm2", layer_types(model, "conv")) if states else (kind, [])
+
+
+def _all_hybrid(model: ModelSpec) -> bool:
+    return all(slot.kv_heads and slot.states for slot in model.slots)
+
+
+def _port_name(name: str) -> str:
+    """``past_conv.N`` and ``present_conv.N`` for the states, ``past_recurrent.N``, ``past_ssm.N`` and so on."""
+    stem, dot, part = name.rpartition(".")
+    if not part.endswith("_state"):
+        return name
+    side, _, slot = stem.rpartition(".")
+    return f"{side.removesuffix('_key_values')}_{part.removesuffix('_state')}{dot}{slot}"
 
 
 def _write_graph(source: Path, target: Path) -> dict[str, str]:
@@ -182,6 +216,7 @@ def _write_graph(source: Path, target: Path) -> dict[str, str]:
         assert port.shape is not None
         sizes = [size.value if isinstance(size, ir.SymbolicDim) else size for size in port.shape]
         port.shape = ir.Shape("batch_size" if size == "batch" else size for size in sizes)
+        port.name = _port_name(str(port.name))
     ir.save(model, target)
     return names
 
