@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvparity.exporter.contract.spec import DECODE, PREFILL
 
-__all__ = ["Draw", "checkpoint_draws", "draws", "traits"]
+__all__ = ["Draw", "checkpoint_draws", "draws", "state_draws", "traits"]
 
 Draw = dict[str, Any]
 S, F = "sliding_attention", "full_attention"
@@ -50,6 +50,58 @@ def draws(draw: st.DrawFn) -> Draw:
     total = draw(st.integers(1, 24))
     case = draw(_case(total))
     return {"model_type": model_type, "config": config, "case": case, "options": draw(_options(total))}
+
+
+_DELTA, _MAMBA2 = ("qwen3_next", "qwen3_5_text", "olmo_hybrid"), ("bamba", "granitemoehybrid", "falcon_h1")
+_SINGLE = ("mamba", "falcon_mamba", "jamba")  # whose transformers takes single tokens only after the first call
+
+
+@st.composite
+def state_draws(draw: st.DrawFn) -> Draw:
+    """The same of models that keep states."""
+    model_type = draw(st.sampled_from(("lfm2", "lfm3", "mamba2", *_DELTA, *_MAMBA2, *_SINGLE)))
+    config = draw(_state_config(model_type))
+    total = draw(st.integers(1, 40))
+    case = draw(_case(total))
+    if model_type in _SINGLE:
+        case["chunks"] = [case["chunks"][0], *[1] * (total - case["chunks"][0])]
+    case["pads"] = [min(pad, case["chunks"][0] - 1) for pad in case["pads"]]  # transformers masks no single token
+    options = draw(_options(total))
+    if (options["layout"], options["profile"]) in (("shared", "ort"), ("dynamic", "bare")):
+        options |= {"layout": "dynamic", "profile": "ort"}
+    return {"model_type": model_type, "config": config, "case": case, "options": options}
+
+
+@st.composite
+def _state_config(draw: st.DrawFn, model_type: str) -> Draw:
+    """Sizes of convolutions and recurrences; layers in any order."""
+    hidden, layers, kernel = 16 * draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(2, 5))
+    config: Draw = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config |= {"vocab_size": draw(st.integers(5, 40)), "hidden_size": hidden}
+    types = draw(st.lists(st.sampled_from((F, "linear_attention")), min_size=layers, max_size=layers))
+    size, groups = draw(st.sampled_from((4, 8))), draw(st.sampled_from((1, 2)))
+    if model_type in ("lfm2", "lfm3"):
+        own = {"layer_types": [F if kind == F else "conv" for kind in types], "conv_L_cache": kernel}
+    elif model_type in _DELTA:
+        shared = 1 if model_type == "olmo_hybrid" else draw(st.sampled_from((1, 2)))
+        own = {"layer_types": types, "linear_num_key_heads": groups, "linear_num_value_heads": groups * shared}
+        own |= {"linear_key_head_dim": size, "linear_value_head_dim": draw(st.sampled_from((4, 12)))}
+        own |= {"linear_conv_kernel_dim": kernel}
+    elif model_type == "mamba2":
+        own = {"num_heads": 4, "head_dim": hidden // 2, "n_groups": groups, "state_size": size, "expand": 2}
+        own |= {"conv_kernel": kernel, "chunk_size": draw(st.sampled_from((4, 16)))}
+    elif model_type in _MAMBA2:
+        own = {"mamba_n_heads": 4, "mamba_d_head": hidden // 2, "mamba_n_groups": groups, "mamba_d_state": size}
+        own |= {"mamba_expand": 2, "mamba_d_conv": kernel, "mamba_chunk_size": draw(st.sampled_from((4, 16)))}
+        own |= {"bamba": {"attn_layer_indices": [n for n, kind in enumerate(types) if kind == F]}}.get(model_type, {})
+        own |= {"granitemoehybrid": {"layer_types": types, "shared_intermediate_size": 24}}.get(model_type, {})
+        own |= {"falcon_h1": {"mamba_d_ssm": 2 * hidden}}.get(model_type, {})
+    elif model_type == "jamba":
+        own = {"mamba_d_state": size, "mamba_dt_rank": 4, "mamba_d_conv": kernel, "num_experts": 2}
+        own |= {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0}
+    else:
+        own = {"state_size": size, "time_step_rank": draw(st.sampled_from((2, 4))), "conv_kernel": kernel}
+    return {**config, **own}
 
 
 @st.composite
@@ -227,7 +279,9 @@ def traits(draw: Draw) -> Iterator[tuple[str, str]]:
     types = config.get("layer_types")
     yield (
         "layers",
-        "".join("s" if kind == S else "F" for kind in types) if types else str(config.get("num_hidden_layers")),
+        "".join({S: "s", F: "F"}.get(kind, kind[0]) for kind in types)
+        if types
+        else str(config.get("num_hidden_layers")),
     )
     yield "window", str(config.get("sliding_window", "none"))
     yield "heads / kv heads", f"{config.get('num_attention_heads')}/{config.get('num_key_value_heads')}"
@@ -247,6 +301,7 @@ def traits(draw: Draw) -> Iterator[tuple[str, str]]:
     yield from _case_traits(case, config.get("sliding_window"))
 
 
+_LETTERS = {S: "s", F: "F"}  # the first letter of other kinds
 _SWITCHES = {
     "use_double_wide_mlp": "double-wide MLP",
     "attention_k_eq_v": "values are keys",

@@ -37,8 +37,9 @@ from kvparity.runners.base import RunnerInfo, RunnerSpec
 from kvparity.runners.decode.layouts.dynamic import Player
 from kvparity.runners.decode.layouts.shared import Player as SharedPlayer
 from kvparity.runners.decode.layouts.static import Player as StaticPlayer
+from kvparity.runners.diff.names import is_state
 from kvparity.runners.reference.record import record_cases, reference_arrays
-from tests.draws import Draw, checkpoint_draws, draws, traits
+from tests.draws import Draw, checkpoint_draws, draws, state_draws, traits
 from tests.families import draw_weights, is_fault, save_checkpoint, small_config
 from tests.fuzz_checkpoints import check_checkpoint
 
@@ -141,7 +142,10 @@ def _wrapper(config: Any, given_case: Draw, options: ExportOptions) -> None:
     options = resolve_options(options, spec)
     case = make_case(spec, given_case)
     reference = TorchSession(models[0].double(), spec)
-    wanted = reference_arrays(reference, spec, replace(case, chunks=(case.total,), first=PREFILL))
+    if not spec.has_states:  # which are known where calls end
+        case = replace(case, chunks=(case.total,), first=PREFILL)
+    wanted = reference_arrays(reference, spec, case)
+    case = make_case(spec, given_case)
     choose_experts(models[1], PREFILL)
     hook_tables(models[1])
     session = Eager(Decoder(models[1].double(), spec, options, lift=True).eval(), spec, options)
@@ -187,7 +191,9 @@ class Eager:
 def _close(name: str, step: int, expected: Any, actual: Any, case: Case, start: int | None) -> None:
     assert expected.shape == actual.shape, f"{name} of step {step}: shape {actual.shape}, expected {expected.shape}"
     assert np.isfinite(actual).all(), f"{name} of step {step}: not finite"
-    if start is None:  # a cache: its rows end at the step's end
+    if is_state(name):
+        difference = np.abs(expected - actual)
+    elif start is None:  # a cache: its rows end at the step's end
         stop = int(np.cumsum(case.chunks)[step])
         live = case.mask[:, stop - expected.shape[2] : stop] == 1
         difference = np.abs(np.moveaxis(expected - actual, 2, 1)[live])
@@ -286,12 +292,15 @@ def summary(drawn: Sequence[Draw], outcomes: Sequence[Outcome]) -> list[str]:
 @click.option("--first", default=0, show_default=True, help="Number of the first draw, to run many in pieces.")
 @click.option("--limit", default=120.0, show_default=True, help="Seconds of processor time that a draw may take.")
 @click.option("--checkpoints", is_flag=True, help="Draw checkpoints as they lie about.")
+@click.option("--states", is_flag=True, help="Draw models that keep states.")
 @click.option("--config", help="Repeat one draw, given as JSON.")
-def main(count: int, graphs: bool, first: int, limit: float, checkpoints: bool, config: str | None) -> None:
+def main(
+    count: int, graphs: bool, first: int, limit: float, checkpoints: bool, states: bool, config: str | None
+) -> None:
     """Draw, compare, say what was covered; exit 1 on a failure, 2 where a draw ran out of time."""
     _quiet()
 
-    drawn_from = checkpoint_draws if checkpoints else draws
+    drawn_from = checkpoint_draws if checkpoints else state_draws if states else draws
 
     def tried(draw: Draw) -> Outcome:
         return attempt(draw, check_checkpoint if checkpoints else lambda draw: check(draw, graphs=graphs), limit)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.draws import Draw
+from tests.draws import Draw, state_draws
 from tests.fuzz import Outcome, attempt, check, collect, main, shrunk, summary
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
@@ -21,6 +21,12 @@ PLAIN: Draw = {
 
 def test_drawn_modules_compute_what_pytorch_computes() -> None:
     outcomes = [attempt(draw, lambda draw: check(draw, graphs=False), 60.0) for draw in collect(range(8))]
+    assert {outcome.kind for outcome in outcomes} <= {"match", "refused"}, outcomes
+
+
+def test_drawn_modules_with_states_compute_what_pytorch_computes() -> None:
+    drawn = collect(range(6), state_draws)
+    outcomes = [attempt(draw, lambda draw: check(draw, graphs=False), 60.0) for draw in drawn]
     assert {outcome.kind for outcome in outcomes} <= {"match", "refused"}, outcomes
 
 
