@@ -222,6 +222,7 @@ def _with_vectors(
         checkpoint=replace(manifest.checkpoint, unread=recording.unread),
         cases=recording.cases,
         noise=recording.noise,
+        cut=recording.cut,
         sequences=recording.sequences,
         head=recording.head,
     )

@@ -264,14 +264,14 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("mimo_v2_flash", "mimo_v2_flash", {"layer_types": [S, F, S], "v_head_dim": 12}),
     *(Family(name, name) for name in _UNIFORM),
-    Family("mamba", "mamba", refused="linear_attention"),
-    Family("jamba", "jamba", refused="linear_attention"),
+    Family("mamba", "mamba", {"state_size": 8, "time_step_rank": 4}),
+    Family("jamba", "jamba", {"mamba_d_state": 8, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1}),
     Family("llama4_text", "llama4_text", refused="chunked_attention"),
     Family(
         "gemma4, bidirectional", "gemma4_text", {**_GEMMA4, "use_bidirectional_attention": "all"}, refused="looks ahead"
     ),
     Family("llama with a stray window", "llama", {"sliding_window": WINDOW}, refused="remove sliding_window"),
-    Family("recurrent_gemma", "recurrent_gemma", refused="linear_attention"),
+    Family("recurrent_gemma", "recurrent_gemma", refused="RecurrentGemmaRecurrentBlock"),
     Family("deepseek_v32", "deepseek_v32", refused="indexed_attention"),
     Family("mpt", "mpt", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 128}),
     Family("bloom", "bloom", {"n_layer": 3, "n_head": 4}),

@@ -10,6 +10,7 @@ from typing import Any
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.spec import ExportOptions
 from tests.families import save_checkpoint, small_config
+from tests.states import STATES
 
 TINY = Path(__file__).resolve().parents[1] / "artifacts" / "tinygemma4text3m" / "hf"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -25,6 +26,9 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "lfm2": ("lfm2", {**STATES["lfm2"][1], **TOKENS}),
+    "qwen3_5": ("qwen3_5_text", {**STATES["qwen3_5"][1], **TOKENS}),
+    "granite4": ("granitemoehybrid", {**STATES["granitemoehybrid"][1], **TOKENS}),
     "chat": ("qwen3", {**TOKENS, "sliding_window": None, "bos_token_id": None, "pad_token_id": None}),
 }
 

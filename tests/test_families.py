@@ -148,7 +148,7 @@ def test_inspect_says_what_a_checkpoint_exercises_and_what_it_does_not(
     said = capsys.readouterr().out
     assert "exercises: full attention" in said
     assert "does not prove: sliding attention" in said
-    small_config("mamba").save_pretrained(tmp_path)
+    small_config("recurrent_gemma").save_pretrained(tmp_path)
     assert cli.main(["inspect", str(tmp_path)]) == 2
 
 

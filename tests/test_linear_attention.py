@@ -102,3 +102,38 @@ def test_float32_keeps_its_digits_where_all_keys_are_equal(rule: str) -> None:
     output, _ = session(rule, HEADS, few=False, dtype=np.float32).run(["output", "present"], given)
     wanted, _ = recurrence(given)
     assert np.abs(output - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("tokens", [None, 1])
+def test_a_selective_scan_is_its_recurrence(tokens: int | None) -> None:
+    from kvparity.exporter.passes.selective_scan import SELECTIVE_SCAN, spell_selective_scan
+
+    channels, size, count = 6, 4, tokens or 9
+    shapes = {"inputs": [BATCH, tokens or "s", channels], "step": [BATCH, tokens or "s", channels]}
+    shapes |= {"rate": [channels, size], "key": [BATCH, tokens or "s", size], "query": [BATCH, tokens or "s", size]}
+    shapes["state"] = [BATCH, channels, size]
+    kind = ir.TensorType(ir.DataType.DOUBLE)
+    inputs = [ir.Value(name=name, type=kind, shape=ir.Shape(shape)) for name, shape in shapes.items()]
+    node = ir.node("SelectiveScan", inputs, domain=SELECTIVE_SCAN, num_outputs=2, name="scan")
+    for output, name in zip(node.outputs, ("inputs", "state"), strict=True):
+        output.name, output.type, output.shape = f"{name}.after", kind, ir.Shape(shapes[name])
+    opsets = {"": 18, SELECTIVE_SCAN: 1}
+    graph = ir.Graph(inputs, list(node.outputs), nodes=[node], opset_imports=opsets, name="main")
+    model = ir.Model(graph, ir_version=8)
+    spell_selective_scan(model)
+    assert SELECTIVE_SCAN not in model.opset_imports
+    assert ("Scan" in {node.op_type for node in model.graph}) is (tokens is None)
+
+    random = np.random.default_rng(0)
+    sizes = {name: [count if size == "s" else int(size) for size in shape] for name, shape in shapes.items()}
+    given = {name: random.normal(size=shape) for name, shape in sizes.items()}
+    given["step"], given["rate"] = np.abs(given["step"]), -np.abs(given["rate"])
+    state, wanted = given["state"], []
+    for token in range(count):
+        x, dt, key, query = (given[name][:, token] for name in ("inputs", "step", "key", "query"))
+        state = state * np.exp(dt[..., None] * given["rate"]) + (dt * x)[..., None] * key[:, None]
+        wanted.append((state * query[:, None]).sum(-1))
+    proto = ir.to_proto(model).SerializeToString()
+    output, after = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, given)
+    assert np.abs(output - np.stack(wanted, 1)).max() < 1e-13
+    assert np.abs(after - state).max() < 1e-13

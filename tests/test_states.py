@@ -13,7 +13,7 @@ from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
 from kvparity.runners.report.report import Report
 from tests.families import save_checkpoint, small_config
-from tests.states import STATES, plain_errors
+from tests.states import CALLS, SINGLE_STEPS, STATES, plain_errors
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -46,18 +46,22 @@ def judged(bundle: Bundle, **options: bool) -> Report:
 
 def test_a_model_with_states_computes_what_pytorch_computes(made: tuple[Path, Bundle]) -> None:
     _, bundle = made
-    clamps = bundle.model.model_type == "nemotron_h"  # single tokens are not clamped: other cuts give other numbers
-    report = judged(bundle, exact=True, identities=not clamps)
+    report = judged(bundle, exact=True)
     assert report.verdict == "match", report.first_divergence
     kinds = {result.tensor.rpartition(".")[2] for result in report.results}
     assert kinds >= {part for slot in bundle.model.slots for part in slot.parts}
 
 
+def test_a_model_with_states_gives_the_same_however_its_tokens_are_cut(made: tuple[Path, Bundle]) -> None:
+    clamps = made[1].model.model_type in ("nemotron_h", "zamba2")  # not single tokens: other cuts give other numbers
+    assert judged(made[1], identities=True).verdict == ("mismatch" if clamps else "match")
+
+
 def test_plain_onnxruntime_is_as_close_to_float64_as_pytorch(made: tuple[Path, Bundle]) -> None:
     checkpoint, bundle = made
-    graphs, pytorch = plain_errors(checkpoint, bundle.root)
+    graphs, pytorch = plain_errors(checkpoint, bundle.root, SINGLE_STEPS if bundle.model.single_steps else CALLS)
     assert graphs.rms <= 2 * pytorch.rms, (graphs, pytorch)
-    assert graphs.largest <= 3 * pytorch.largest, (graphs, pytorch)  # the largest of 28,000 is a matter of luck
+    assert graphs.largest <= 2 * pytorch.largest, (graphs, pytorch)
 
 
 def test_every_bundle_with_states_carries_a_verify_that_says_match(made: tuple[Path, Bundle]) -> None:
@@ -87,7 +91,7 @@ def test_a_conversation_on_bound_buffers_is_the_played_one_and_can_start_again(m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lfm2", "kimi_linear", "qwen3_5", "falcon_h1", "nemotron_h"])
+@pytest.mark.parametrize("name", ["lfm2", "kimi_linear", "qwen3_next", "falcon_h1", "nemotron_h"])
 @pytest.mark.parametrize(
     "options",
     [{"profile": "modern"}, {"profile": "ort"}, {"layout": "static"}, {"layout": "static", "profile": "modern"}],
@@ -116,11 +120,80 @@ def test_quantised_weights_of_a_model_with_states(quantize: str, tmp_path: Path)
     assert judged(bundle, exact=True).verdict == "match"
 
 
-def test_a_recurrence_that_is_not_known_is_refused_by_its_layer_type(tmp_path: Path) -> None:
+def test_cases_that_have_no_right_answer_are_left_out_and_named(made: tuple[Path, Bundle]) -> None:
+    from kvparity.exporter.contract.features import unproven
+
+    manifest = made[1].manifest
+    single = manifest.model.model_type in ("mamba", "falcon_mamba", "jamba", "zamba")
+    several = [case.name for case in manifest.cases if max(case.chunks[1:], default=1) > 1]
+    assert bool(several) is not single
+    assert manifest.model.single_steps is single
+    assert any("several tokens after the first call" in line for line in unproven(manifest.model)) is single
+    assert (manifest.cut > 0) is (single or manifest.model.model_type in ("nemotron_h", "zamba2"))
+
+
+def test_softplus_is_not_onnx_runtime_s_which_rounds_one_plus_the_exponential(made: tuple[Path, Bundle]) -> None:
+    import onnx
+
+    for kind in made[1].manifest.graphs:
+        graph = onnx.load(made[1].graph_path(kind), load_external_data=False).graph
+        assert "Softplus" not in {node.op_type for node in graph.node}
+
+
+def test_a_recurrence_that_is_not_known_is_refused_by_what_computes_it(tmp_path: Path) -> None:
     from kvparity.exporter.checkpoint.source import resolve
     from kvparity.exporter.contract.errors import ExportError
     from kvparity.exporter.export import export
 
-    checkpoint = resolve(str(save_checkpoint(small_config("mamba"), tmp_path / "hf")))
-    with pytest.raises(ExportError, match="the recurrence of its 'linear_attention' layers is none that is known"):
+    checkpoint = resolve(str(save_checkpoint(small_config("recurrent_gemma"), tmp_path / "hf")))
+    with pytest.raises(ExportError, match="computes its recurrence inside RecurrentGemmaRecurrentBlock"):
         export(checkpoint, tmp_path / "bundle", ExportOptions(), in_process=True)
+
+
+NAMES_IN_JS = {
+    "lfm2": ("lfm2", ["conv", "full_attention", "conv"], "past_conv.0", "present_conv.2"),
+    "olmo_hybrid": (
+        *("qwen3_next", ["linear_attention", "full_attention", "linear_attention"]),
+        *("past_recurrent.0", "present_recurrent.2"),
+    ),
+}
+
+
+def test_packages_of_models_with_states_have_the_names_of_their_tools(
+    made: tuple[Path, Bundle], tmp_path: Path
+) -> None:
+    import json
+
+    import onnx
+
+    from kvparity.exporter.contract.errors import PackageError
+    from kvparity.exporter.contract.files import copy_file
+    from kvparity.exporter.contract.packages import genai, transformersjs
+
+    bundle = made[1]
+    if not any(slot.kv_heads for slot in bundle.model.slots):
+        for tool in (genai, transformersjs):
+            with pytest.raises(PackageError, match="counts tokens by the rows of keys"):
+                tool.refuse(bundle)
+        return
+    if bundle.model.model_type not in NAMES_IN_JS:
+        pytest.skip("names are tried on two kinds")
+    kind, types, past, present = NAMES_IN_JS[bundle.model.model_type]
+    (tmp_path / "js").mkdir()
+    transformersjs.refuse(bundle)
+    transformersjs.write(bundle, tmp_path / "js", copy_file)
+    config = json.loads((tmp_path / "js" / "config.json").read_text())
+    assert (config["model_type"], config["layer_types"]) == (kind, types)
+    graph = onnx.load(tmp_path / "js" / "onnx" / "model.onnx", load_external_data=False).graph
+    inputs = [port.name for port in graph.input]
+    assert past in inputs
+    assert "past_key_values.1.key" in inputs
+    assert present in [port.name for port in graph.output]
+
+    (tmp_path / "genai").mkdir()
+    genai.refuse(bundle)
+    genai.write(bundle, tmp_path / "genai", copy_file)
+    decoder = json.loads((tmp_path / "genai" / "genai_config.json").read_text())["model"]["decoder"]
+    assert decoder["inputs"]["past_conv_names"] == "past_key_values.%d.conv_state"
+    assert ("past_recurrent_names" in decoder["inputs"]) is (kind == "qwen3_next")
+    assert decoder.get("layer_types") == (types if kind == "lfm2" else None)

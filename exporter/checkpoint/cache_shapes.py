@@ -17,14 +17,14 @@ from kvparity.exporter.contract.spec import StateSpec
 __all__ = ["Observed", "observe_cache"]
 
 _CHUNK = 64  # tokens of a chunk where a module has no size of its own
-_SSM = ("mamba2_chunk_scan", "mamba_selective_scan")  # functions of a modelling file with state-space models
+_CHUNKED, _STEPPED = "mamba2_chunk_scan", "mamba_selective_scan"  # functions of files with Mamba-2 and Mamba-1
 
 
 class Observed:
     """A cache that holds nothing and notes what it is given.
 
     Args:
-        ssm: Whether the model's recurrences are state-space models.
+        ssm: The function that computes the model's recurrences where they are state-space models; empty elsewhere.
 
     Attributes:
         rows: (kv_heads, head_dim, value_head_dim) of every layer that writes keys and values.
@@ -35,7 +35,7 @@ class Observed:
     is_sliding: tuple[bool, ...] = ()
     layers: tuple[Any, ...] = ()
 
-    def __init__(self, *, ssm: bool) -> None:
+    def __init__(self, *, ssm: str) -> None:
         self._ssm = ssm
         self.rows: dict[int, tuple[int, int, int]] = {}
         self.states: dict[int, tuple[StateSpec, ...]] = {}
@@ -63,11 +63,16 @@ class Observed:
         if not self._ssm:
             self._note(layer_idx, StateSpec("recurrent_state", shape))
         else:
-            self._note(layer_idx, StateSpec("ssm_state", (shape[0], *shape[:0:-1])))
+            self._note(layer_idx, StateSpec("ssm_state", (shape[0], *shape[:0:-1]) if self._ssm == _CHUNKED else shape))
         return state
 
     def note_chunks(self, model: Any) -> None:
-        """Say of each recurrence in which chunks transformers computes it: a size of its module, or the function's."""
+        """Say of each recurrence in which chunks transformers computes it: a size of its module, or the function's.
+
+        None for Mamba-1, which it computes token by token.
+        """
+        if self._ssm == _STEPPED:
+            return
         sizes = {
             x.layer_idx: x.chunk_size for x in model.modules() if hasattr(x, "layer_idx") and hasattr(x, "chunk_size")
         }
@@ -101,7 +106,9 @@ def observe_cache(model: Any) -> Observed:
     from kvparity.exporter.model.mask_functions import calls_interface, mask_functions
     from kvparity.exporter.model.states import modelling_files
 
-    cache = Observed(ssm=any(hasattr(file, name) for file in modelling_files(model) for name in _SSM))
+    files = modelling_files(model)
+    named = (name for name in (_CHUNKED, _STEPPED) if any(hasattr(file, name) for file in files))
+    cache = Observed(ssm=next(named, ""))
     clone = copy.deepcopy(model)
     choose_experts(clone, "prefill")
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from kvparity.exporter.checkpoint.cache_shapes import observe_cache
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.features import features_of
-from kvparity.exporter.contract.modules import accepted
+from kvparity.exporter.contract.modules import accepted, decoder_stack
 from kvparity.exporter.contract.spec import LayerKind, LayerSpec, ModelSpec, SlotSpec, StateSpec
 from kvparity.exporter.model.rope import rope_specs, rope_switch
 from kvparity.exporter.model.states import RULES, modelling_files
@@ -67,6 +67,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         ropes=rope_specs(model, max_position),
         rope_switch=switch if switch is not None and switch < max_position else None,
         rope_restart=switch is not None and _drops_cache_at_switch(model),
+        single_steps=_starts_anew(model),
         position_by_slot="position_ids" not in accepted(model) and _has_position_table(model, max_position),
     )
 
@@ -78,6 +79,12 @@ def _has_position_table(model: Any, max_position: int) -> bool:
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     words = model.get_input_embeddings()
     return any(table is not words and table.num_embeddings >= max_position for table in tables)
+
+
+def _starts_anew(model: Any) -> bool:
+    """Whether a recurrence of several tokens takes no state, and so starts from zeros wherever they are in a text."""
+    rules = [getattr(file, name) for file in modelling_files(model) for name in RULES if hasattr(file, name)]
+    return any(not {"initial_state", "initial_states"} & inspect.signature(rule).parameters.keys() for rule in rules)
 
 
 def _max_position(config: Any) -> int:
@@ -198,11 +205,11 @@ def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> 
 def _refuse_unsupported(config: Any, model: Any) -> None:
     kinds, files = getattr(config, "layer_types", None) or (), modelling_files(model)
     known = any(hasattr(file, name) for file in files for name in RULES)
-    for kind in kinds:
+    for index, kind in enumerate(kinds):
         if kind in _RECURRENT and not known:
             raise ExportError(
-                f"{config.model_type}: the recurrence of its {kind!r} layers is none that is known "
-                f"({', '.join(sorted(RULES))})"
+                f"{config.model_type}: layer {index} ({kind!r}) computes its recurrence inside {_mixer(model, index)}, "
+                f"where it cannot be replaced, and not by a function that is known ({', '.join(sorted(RULES))})"
             )
         if kind not in _LAYER_TYPES:
             raise ExportError(
@@ -226,16 +233,17 @@ def _refuse_unsupported(config: Any, model: Any) -> None:
             causal[index] = causal.get(index, False) or looks_back
     if not all(causal.values()):
         raise ExportError(f"{config.model_type}: attends in both directions (is_decoder is false); not a decoder")
-    if any(getattr(module, "layer_idx", 0) == -1 for module in model.modules() if hasattr(module, "q_proj")):
-        raise ExportError(
-            f"{config.model_type}: its layers share attention modules (layer_idx -1), so a module does not tell whose "
-            "mask and cache it uses"
-        )
     if not accepted(model) & {"cache", "past_key_values"}:
         raise ExportError(
             f"{config.model_type}: {type(model).__name__} takes no key-value cache, so there is nothing that a decode "
             "graph could hand on"
         )
+
+
+def _mixer(model: Any, index: int) -> str:
+    """Class of the module that mixes the tokens of a layer: the first that is no norm."""
+    names = [type(child).__name__ for child in decoder_stack(model)[2][index].children()]
+    return next((name for name in names if "Norm" not in name), "its own code")
 
 
 def _sizes(

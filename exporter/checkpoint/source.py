@@ -33,7 +33,7 @@ from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantiz
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.gguf_loading import whole_gguf
 from kvparity.exporter.contract.text_part import build_language_model
-from kvparity.exporter.model.attention import ATTENTION, register_attention
+from kvparity.exporter.model.attention import ATTENTION, number_layers, register_attention
 
 __all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
 
@@ -152,6 +152,7 @@ class Checkpoint:
                 f"({_first_line(error)}{outside})"
             ) from error
         model.tie_weights()
+        number_layers(model)
         if dtype != "float32":
             set_half_types(model, config, dtype)
         return model.eval()

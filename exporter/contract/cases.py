@@ -92,6 +92,7 @@ class Case:
         first: Graph of a call that begins a conversation; every other call goes to the decode graph.
         why: What the case is there to catch.
         moves: One per call; empty where every call carries all rows and continues the call before it.
+        drawn: Whether its tokens are random, so that others would do.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Case:
     first: GraphKind = PREFILL
     why: str = ""
     moves: tuple[Move, ...] = ()
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         batch, total = self.tokens.shape

@@ -92,6 +92,9 @@ def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
     longest, window = max(totals, default=0), min(spec.windows, default=None)
     if spec.position_by_slot:
         spec = replace(spec, not_exercised=(*spec.not_exercised, "left-padded rows (positions are counted by slot)"))
+    if spec.single_steps:
+        left_out = "several tokens after the first call (transformers starts from an empty state there; graphs go on)"
+        spec = replace(spec, not_exercised=(*spec.not_exercised, left_out))
     switch = spec.rope_switch
     if switch is not None and longest <= switch:
         beyond = f"any call beyond {switch} positions, where rotary frequencies change (longest case {longest})"

@@ -58,6 +58,7 @@ class SequenceEntry:
         rows: Cache rows that were recorded; fewer than ``total`` where they are a sample.
         stride: Of the rows between the edges of a sample; 1 where all were recorded.
         chunks: Tokens of each call of the reference's own pass; one call where that is not said otherwise.
+        near_tie: First token whose choice of experts lies within rounding: from there on a right program may differ.
     """
 
     name: str
@@ -67,6 +68,7 @@ class SequenceEntry:
     rows: int = 0
     stride: int = 1
     chunks: tuple[int, ...] = ()
+    near_tie: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ class Manifest:
         files: Everything else: config, tokenizer, scripts.
         versions: Packages that made the bundle.
         noise: Largest |PyTorch float32 - PyTorch float64| over the recorded cases, by output kind.
+        cut: How far PyTorch in float64 is from itself when a text is cut into other calls, where it is at all; cases
+            are then recorded in their own calls.
         quantization: Which weights are quantised, and what that cost; None where none is.
         checkpoint: The checkpoint's files, which references are recorded from.
         foreign: Of an adopted bundle: whose graphs they are, and how ours are played by them.
@@ -179,6 +183,7 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
+    cut: float = 0.0
     host_inputs: tuple[HostInput, ...] = ()
     quantization: Quantization | None = None
     checkpoint: CheckpointEntry | None = None
@@ -217,6 +222,18 @@ class Manifest:
         found = self.sequences_of(case)
         return len(found) == case.batch and all(sequence.logits != "none" for sequence in found)
 
+    def near_tie(self, case: CaseEntry) -> int | None:
+        """Slot of a case's first token whose choice of experts lies within rounding; None where there is none."""
+        known = {sequence.name: sequence.near_tie for sequence in self.sequences}
+        found = [(known.get(row.sequence), row.pad) for row in case.rows]
+        return min((tie + pad for tie, pad in found if tie is not None and tie + pad < case.total), default=None)
+
+    def near_tie_line(self) -> str:
+        """Which cases have near ties of routing, in words; empty where none has."""
+        ties = {case.name: tie for case in self.cases if (tie := self.near_tie(case)) is not None}
+        words = ", ".join(f"{name} from token {tie}" for name, tie in ties.items())
+        return f"near ties of routing, where rounding may choose another expert: {words}" if ties else ""
+
     def recorded_line(self) -> str:
         """What was recorded for the cases, in words."""
         made = [sequence for sequence in self.sequences if sequence.logits != "none"]
@@ -228,7 +245,9 @@ class Manifest:
         words = f"{cases}: {len(made)} sequences of {positions:,} positions in {size / 1e6:.1f} MB"
         if self.head is not None:
             words += ", logits as hidden states"
-        return words + (f", {rows:,} of their cache rows" if rows < positions else "")
+        words += f", {rows:,} of their cache rows" if rows < positions else ""
+        cut = f"; each in its own calls, as transformers differs by {self.cut:.2g} with the cut" if self.cut else ""
+        return words + cut
 
 
 @dataclass(frozen=True)
@@ -239,4 +258,5 @@ class Recording:
     noise: dict[str, float]
     sequences: tuple[SequenceEntry, ...] = ()
     head: HeadEntry | None = None
+    cut: float = 0.0  # see Manifest
     unread: str = ""  # why the reference had the bundle's weights and not the checkpoint's

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["accepted", "cache_argument", "decoder_stack", "named_parts", "ropes_by_length"]
+__all__ = ["accepted", "cache_argument", "decoder_stack", "named_parts", "ropes_by_length", "takes_own_mask"]
 
 
 def decoder_stack(model: Any) -> tuple[Any, str, Any]:
@@ -51,6 +52,12 @@ def named_parts(model: Any) -> Iterator[tuple[str, Any]]:
 def accepted(model: Any) -> frozenset[str]:
     """Names of the arguments of a model's forward."""
     return frozenset(inspect.signature(model.forward).parameters)
+
+
+def takes_own_mask(model: Any) -> bool:
+    """Whether a model is to be given the mask of a call's own tokens: Mamba multiplies it into them as it is."""
+    file = sys.modules[type(model).__module__]
+    return hasattr(file, "apply_mask_to_padding_states") and not hasattr(file, "create_recurrent_attention_mask")
 
 
 def cache_argument(model: Any) -> str:

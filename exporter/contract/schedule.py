@@ -51,6 +51,8 @@ class _Places:
 class _Schedule:
     """Builds the cases of one model as cuts of seeded sequences; a case that is too long is cut down, never left out.
 
+    Left out are cases whose reference does not exist (``ModelSpec.single_steps``).
+
     Args:
         spec: The model.
         limit: Most tokens of a case.
@@ -73,12 +75,13 @@ class _Schedule:
     ) -> None:
         """Add a single-row case: the beginning of random sequence ``of``, named after its kind and first call."""
         chunks = self._fit(chunks)
-        self._keep(f"{kind}-{chunks[0]}" if sized else kind, self._random[of][None, : sum(chunks)], chunks, why, first)
+        name = f"{kind}-{chunks[0]}" if sized else kind
+        self._keep(name, self._random[of][None, : sum(chunks)], chunks, why, first)
 
     def add_tokens(self, name: str, tokens: Sequence[int], chunks: Sequence[int], why: str) -> None:
         """Add a single-row case of given tokens."""
         chunks = self._fit(chunks)
-        self._keep(name, np.asarray([tokens[: sum(chunks)]], np.int64), chunks, why)
+        self._keep(name, np.asarray([tokens[: sum(chunks)]], np.int64), chunks, why, drawn=False)
 
     def add_batch(self, name: str, chunks: Sequence[int], pads: Sequence[int], why: str) -> None:
         """Add a ragged batch, left-padded: each row begins one of the random sequences."""
@@ -110,9 +113,13 @@ class _Schedule:
         first: GraphKind = PREFILL,
         pads: tuple[int, ...] = (0,),
         moves: tuple[Move, ...] = (),
+        drawn: bool = True,
     ) -> None:
-        if all(case.name != name for case in self.cases):
-            self.cases.append(Case(name, tokens, chunks, pads, first, why, moves))
+        case = Case(name, tokens, chunks, pads, first, why, moves, drawn)
+        if self.spec.single_steps and any(step.start and step.tokens > 1 for step in case.steps()):
+            return
+        if all(other.name != name for other in self.cases):
+            self.cases.append(case)
 
     def _fit(self, chunks: Sequence[int]) -> tuple[int, ...]:
         """The same calls in as many tokens as a case may have: long calls are cut to one length."""

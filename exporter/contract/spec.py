@@ -223,7 +223,9 @@ class ModelSpec:
     not what their tokens alone give, in transformers either. ``rope_switch`` is the longest call, in positions, that
     keeps the original rotary frequencies, of a model that changes them beyond (rope types longrope and dynamic): every
     token of a longer call has others, so that results depend on how the tokens are cut into calls and on the longest
-    row of a batch, in transformers too. ``rope_restart`` says that text is generated without such a cut: transformers'
+    row of a batch, in transformers too. ``single_steps`` says that transformers computes several tokens that follow
+    others as if nothing came before them, so that it has a right answer there for single tokens only; graphs go on from
+    the state. ``rope_restart`` says that text is generated without such a cut: transformers'
     ``generate()`` drops the cache where the text passes the switch, and prefills anew.
     """
 
@@ -247,6 +249,7 @@ class ModelSpec:
     position_by_slot: bool = False
     rope_switch: int | None = None
     rope_restart: bool = False
+    single_steps: bool = False
 
     @property
     def windows(self) -> frozenset[int]:

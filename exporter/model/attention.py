@@ -16,13 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.modules import decoder_stack
 from kvparity.exporter.contract.spec import ExportOptions, ModelSpec, past_name
 from kvparity.exporter.model.banded_attention import attend_banded, band_mask
 from kvparity.exporter.model.grouped_queries import can_group, grouped_attention
 from kvparity.exporter.model.probe import probe
 from kvparity.exporter.model.standard_operators import attend, is_standard
 
-__all__ = ["ATTENTION", "Masks", "Spelling", "register_attention", "takes_few", "use"]
+__all__ = ["ATTENTION", "Masks", "Spelling", "number_layers", "register_attention", "takes_few", "use"]
 
 ATTENTION = "kvparity"
 
@@ -131,6 +132,24 @@ def register_attention() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)
+
+
+def number_layers(model: Any) -> None:
+    """Give each attention module the index of its layer where its caller alone knows it, as of tied blocks (Zamba).
+
+    Raises:
+        ExportError: Layers share one module, so that it does not tell whose mask and cache it uses.
+    """
+    owner: dict[Any, int] = {}
+    for index, layer in enumerate(decoder_stack(model)[2]):
+        for module in layer.modules():
+            if hasattr(module, "q_proj") and hasattr(module, "layer_idx"):
+                if owner.setdefault(module, index) != index:
+                    raise ExportError(
+                        f"{model.config.model_type}: layers {owner[module]} and {index} share an attention module, "
+                        "which then does not tell whose mask and cache it uses"
+                    )
+                module.layer_idx = index if module.layer_idx in (None, -1) else module.layer_idx
 
 
 def _attention(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.float64 import lifted
-from kvparity.exporter.contract.modules import accepted, cache_argument, decoder_stack, named_parts
+from kvparity.exporter.contract.modules import accepted, cache_argument, decoder_stack, named_parts, takes_own_mask
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
 from kvparity.exporter.model.attention import Masks, Spelling, takes_few, use
 from kvparity.exporter.model.layouts.base import open_cache
@@ -52,6 +52,7 @@ class Decoder(nn.Module):
         self.model = model
         self._spec, self._options, self.lift = spec, options, lift
         self._cache_argument, self._accepted = cache_argument(model), accepted(model)
+        self._own_mask = takes_own_mask(model)
         attends = any(layer.attends for layer in spec.layers)
         self._interface = not attends or calls_interface(model)
         self._counts = attends and not (self._interface and "position_ids" in self._accepted)
@@ -82,6 +83,8 @@ class Decoder(nn.Module):
             arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True}
             if not self._interface:  # distances of ALiBi are counted in it
                 arguments["attention_mask"] = inputs.get("attention_mask")
+            if self._own_mask:
+                arguments["attention_mask"] = cache.live()
             if self._options.logits == "last":
                 arguments["logits_to_keep"] = cache.keep_logits
             ids, positions = inputs["input_ids"], inputs.get("position_ids")

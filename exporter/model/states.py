@@ -115,6 +115,36 @@ def _(
     return torch.empty_like(value), torch.empty_like(state)
 
 
+@torch.library.custom_op("kvparity::selective_scan", mutates_args=())
+def selective_scan(
+    inputs: Tensor, step: Tensor, rate: Tensor, key: Tensor, query: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mamba-1: every entry of a channel's state decays by itself (Gu and Dao 2023, equation 2).
+
+    Args:
+        inputs: x, (batch, sequence, channels).
+        step: dt, as inputs.
+        rate: A, (channels, size), negative.
+        key: B, (batch, sequence, size).
+        query: C, as key.
+        state: (batch, channels, size) before the call.
+
+    Returns:
+        Output (batch, sequence, channels), and the state after the call.
+    """
+    outputs, state = [], state.clone()
+    for token in range(inputs.shape[1]):
+        x, dt, k, q = (each[:, token] for each in (inputs, step, key, query))
+        state = state * (dt[..., None] * rate).exp() + (dt * x)[..., None] * k[:, None]
+        outputs.append((state @ q[..., None])[..., 0])
+    return torch.stack(outputs, 1), state
+
+
+@selective_scan.register_fake
+def _(inputs: Tensor, step: Tensor, rate: Tensor, key: Tensor, query: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(inputs), torch.empty_like(state)
+
+
 @torch.library.custom_op("kvparity::clamp_several", mutates_args=())
 def clamp_several(values: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
     """(batch, sequence, …) clamped, but left as it is where the call is one token that follows others.
@@ -198,17 +228,65 @@ def _mamba2(
     dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
     dt = torch.nn.functional.softplus(dt) if dt_softplus else dt
     low, high = (float(limit) for limit in dt_limit)
-    dt = (
-        dt
-        if (low, high) == (0.0, float("inf"))
-        else clamp_several(dt, _CALL.get().cache.inputs["attention_mask"], low, high)
-    )
+    dt = dt if (low, high) == (0.0, float("inf")) else _clamped(dt, low, high)
     dt, inputs = dt.float(), hidden_states.float()
     query, key = (_repeated(x.float(), heads) for x in (C, B))
     value = inputs * dt[..., None]
     output, state = _run(query, key, value, dt * A.float(), None)
     output = output.unflatten(2, (heads, value.shape[3]))
     return (output if D is None else output + D[:, None] * inputs), state
+
+
+def _clamped(dt: Tensor, low: float, high: float) -> Tensor:
+    """:func:`clamp_several` where sizes say whether a call is one token that follows others, a choice elsewhere."""
+    cache = _CALL.get().cache
+    follows = cache.follows()
+    if follows is None:
+        return clamp_several(dt, cache.inputs["attention_mask"], low, high)
+    return torch.where(follows, dt, dt.clamp(low, high))
+
+
+def _mamba1(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """``mamba_selective_scan``, which starts from zeros in transformers: this goes on from the state.
+
+    Args:
+        hidden_states: x, (batch, channels, sequence).
+        dt: As x.
+        A: (channels, size), negative.
+        B: (batch, size, sequence).
+        C: As B.
+        D: (channels,): the share of x that passes by.
+        z: As x: the gate.
+        delta_bias: (channels,): of dt.
+        delta_softplus: Whether dt is made positive.
+
+    Returns:
+        (batch, channels, sequence), and the state after the call.
+    """
+    dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[:, None]
+    dt = torch.nn.functional.softplus(dt) if delta_softplus else dt
+    cache = _CALL.get().cache
+    state, real = cache.next_state(), cache.real()
+    if state is None:
+        state = A.new_zeros((hidden_states.shape[0], *A.shape))
+    inputs, step, key, query = (x.float().transpose(1, 2) for x in (hidden_states, dt, B, C))
+    if real is not None:
+        step = step * real.to(step.dtype)[None, :, None]
+    output, state = selective_scan(inputs, step, A.float(), key, query, state)
+    output = output.transpose(1, 2).to(hidden_states.dtype)
+    output = output if D is None else output + hidden_states * D[:, None]
+    return (output if z is None else output * torch.nn.functional.silu(z)), state
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
@@ -236,6 +314,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor 
 RULES: dict[str, Callable[..., Any]] = {
     "chunk_kimi_delta_attention": _gated_delta,
     "mamba2_chunk_scan": _mamba2,
+    "mamba_selective_scan": _mamba1,
     "torch_chunk_gated_delta_rule": _gated_delta,
 }
 _OURS: dict[str, Callable[..., Any]] = {

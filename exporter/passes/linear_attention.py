@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from kvparity.exporter.passes.conditions import graph_pass, lacks
 
-__all__ = ["CHUNK", "spell_linear_attention", "use_runtime_kernel"]
+__all__ = ["CHUNK", "Nodes", "put_in_place", "spell_linear_attention", "use_runtime_kernel"]
 
 CHUNK = 64  # tokens of a chunk, as in transformers
 _CHUNK_BY_COLUMN = 16  # the same where each column of a key has a decay of its own: D is then a matrix per column
@@ -44,7 +44,7 @@ def spell_linear_attention(model: ir.Model, few: bool) -> None:
     """
     for node in [node for node in model.graph if node.op_type == "LinearAttention"]:
         rule = _Rule(model, node)
-        main = _Nodes(node, "")
+        main = Nodes(node, "")
         if rule.tokens == 1:
             output, state = rule.one(main)
         elif few:
@@ -53,13 +53,18 @@ def spell_linear_attention(model: ir.Model, few: bool) -> None:
             output, state = main.several("If", 2, main("Squeeze", one), **branches)
         else:
             output, state = rule.many(main)
-        model.graph.insert_before(node, main.nodes)
-        for old, new in zip(node.outputs, (output, state), strict=True):
-            new.name, new.type, new.shape = old.name, old.type, old.shape
-            old.name = None
-            new.metadata_props.update(old.metadata_props)
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
+        put_in_place(model, node, main, output, state)
+
+
+def put_in_place(model: ir.Model, node: ir.Node, made: Nodes, *outputs: Any) -> None:
+    """Put nodes in the place of one, whose outputs' names, shapes and metadata they take over."""
+    model.graph.insert_before(node, made.nodes)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.name = None
+        new.metadata_props.update(old.metadata_props)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
 
 
 @graph_pass()
@@ -71,7 +76,7 @@ def use_runtime_kernel(model: ir.Model) -> None:
             model.opset_imports["com.microsoft"] = 1
 
 
-class _Nodes:
+class Nodes:
     """Makes nodes in order, with names that are unique in the graph."""
 
     def __init__(self, near: ir.Node, place: str) -> None:
@@ -79,9 +84,11 @@ class _Nodes:
         self._near, self._prefix = near, f"{near.outputs[0].name}{place and '/'}{place}"
 
     def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> Any:
+        """Make a node; its output."""
         return self.several(op_type, 1, *inputs, **attributes)[0]
 
     def several(self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: Any) -> Any:
+        """Make a node of several outputs; these."""
         name = f"{self._prefix}/{op_type}_{len(self.nodes)}"
         node = ir.node(op_type, list(inputs), attributes=attributes, num_outputs=count, name=name)
         node.metadata_props.update(self._near.metadata_props)
@@ -92,7 +99,7 @@ class _Nodes:
 
 
 def _branch(near: ir.Node, place: str, write: Any) -> ir.Graph:
-    nodes = _Nodes(near, place)
+    nodes = Nodes(near, place)
     outputs = write(nodes)
     return ir.Graph([], outputs, nodes=nodes.nodes, name=place)
 
@@ -119,7 +126,7 @@ class _Rule:
         """An int64 vector."""
         return self._constant(np.asarray(values, np.int64))
 
-    def one(self, b: _Nodes) -> tuple[ir.Value, ir.Value]:
+    def one(self, b: Nodes) -> tuple[ir.Value, ir.Value]:
         """One token: (output, state)."""
         query, key, value, decay, beta = (self._parted(b, x) for x in self._inputs)
         up = b("Transpose", key, perm=[0, 1, 3, 2])
@@ -131,7 +138,7 @@ class _Rule:
         output = b("Transpose", b("MatMul", query, state), perm=[0, 2, 1, 3])
         return b("Reshape", output, self.ints(0, 0, -1)), state
 
-    def many(self, b: _Nodes) -> tuple[ir.Value, ir.Value]:
+    def many(self, b: Nodes) -> tuple[ir.Value, ir.Value]:
         """Any number of tokens: (output, state)."""
         tokens = b("Shape", self._query, start=1, end=2) if self.tokens is None else self.ints(self.tokens)
         size = self.ints(self._chunk)
@@ -177,11 +184,11 @@ class _Rule:
     def _inputs(self) -> tuple[ir.Value | None, ...]:
         return self._query, self._key, self._value, self._decay, self._beta
 
-    def _parted(self, b: _Nodes, packed: ir.Value | None) -> Any:
+    def _parted(self, b: Nodes, packed: ir.Value | None) -> Any:
         """(batch, heads, 1, size) of one token."""
         return None if packed is None else b("Reshape", packed, self.ints(0, self._heads, 1, -1))
 
-    def _products(self, b: _Nodes, query: Any, key: Any, decay: Any, total: Any) -> tuple[Any, Any]:
+    def _products(self, b: Nodes, query: Any, key: Any, decay: Any, total: Any) -> tuple[Any, Any]:
         """(q k^T D, tril(k k^T D, -1)), each (chunks, batch, heads, chunk, chunk).
 
         The sums of decays from one token to another are made of their own terms: differences of sums from the chunk's
@@ -205,7 +212,7 @@ class _Rule:
         intra = b("ReduceSum", b("Mul", query, across), axis, keepdims=0)
         return intra, b("Mul", b("ReduceSum", b("Mul", key, across), axis, keepdims=0), strict)
 
-    def _inverse(self, b: _Nodes, lower: Any) -> Any:
+    def _inverse(self, b: Nodes, lower: Any) -> Any:
         """(1 + lower)^-1 of a strictly lower triangular matrix, from diagonal blocks of one row to the whole."""
         size, half = self._chunk, 1
         inverse = None
@@ -220,7 +227,7 @@ class _Rule:
             half *= 2
         return inverse
 
-    def _scan(self, b: _Nodes, inputs: list[Any], write: Any) -> Any:
+    def _scan(self, b: Nodes, inputs: list[Any], write: Any) -> Any:
         """The state after all chunks, before each of them, and what else ``write`` collects."""
         if self.tokens == self._chunk:  # one chunk
             after, *made = write(b, self._state, *(b("Squeeze", x, self.ints(0)) for x in inputs))
@@ -228,16 +235,16 @@ class _Rule:
         place = f"{b.nodes[-1].name}/scan"
         state = ir.Value(name=f"{place}.state")
         parts = [ir.Value(name=f"{place}.{index}") for index in range(len(inputs))]
-        body = _Nodes(b.nodes[-1], "scan")
+        body = Nodes(b.nodes[-1], "scan")
         before = body("Identity", state)
         made = write(body, state, *parts)
         graph = ir.Graph([state, *parts], [made[0], before, *made[1:]], nodes=body.nodes, name="chunk")
         return b.several("Scan", 1 + len(made), self._state, *inputs, body=graph, num_scan_inputs=len(inputs))
 
-    def _gated(self, b: _Nodes, state: Any, kept: Any, added: Any) -> tuple[Any, ...]:
+    def _gated(self, b: Nodes, state: Any, kept: Any, added: Any) -> tuple[Any, ...]:
         return (b("Add", b("Mul", state, kept), added),)
 
-    def _delta(self, b: _Nodes, state: Any, kept: Any, out: Any, value: Any, reads: Any) -> tuple[Any, ...]:
+    def _delta(self, b: Nodes, state: Any, kept: Any, out: Any, value: Any, reads: Any) -> tuple[Any, ...]:
         value = b("Sub", value, b("MatMul", reads, state))
         return b("Add", b("Mul", state, kept), b("MatMul", out, value)), value
 

@@ -29,6 +29,7 @@ from kvparity.exporter.passes.probe_names import name_probes
 from kvparity.exporter.passes.reciprocal_to_div import divide
 from kvparity.exporter.passes.rms_normalization import fuse_norms
 from kvparity.exporter.passes.rotary_embedding import fuse_rotary
+from kvparity.exporter.passes.selective_scan import spell_selective_scan
 from kvparity.exporter.passes.skip_normalization import fuse_skips
 from kvparity.exporter.passes.slice_bounds import vector_lengths
 
@@ -91,6 +92,7 @@ PASSES = (
     Pass(lower_to_float32, lambda export: export.captured.lifted),
     Pass(use_runtime_kernel, lambda export: export.options.profile == "ort"),
     Pass(spell_linear_attention, lambda export: export.plain_recurrences, lambda export: (export.few,)),
+    Pass(spell_selective_scan),
     Pass(plain_shapes),
     Pass(repeat_one_head),
     Pass(constant_targets),

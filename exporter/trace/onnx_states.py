@@ -8,11 +8,29 @@ opset 27, which a pass spells in plain operators where a profile does not have i
 
 from typing import Any
 
+import onnx
 import onnx_ir as ir
+from onnx.defs import OpSchema
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
-__all__ = ["causal_conv", "clamp_several", "linear_attention", "softplus"]
+from kvparity.exporter.passes.selective_scan import SELECTIVE_SCAN
+
+__all__ = ["causal_conv", "clamp_several", "linear_attention", "selective_scan", "softplus"]
+
+
+_SCAN_INPUTS = ("inputs", "step", "rate", "key", "query", "state")
+if not onnx.defs.has("SelectiveScan", SELECTIVE_SCAN):  # onnxscript writes operators that have a schema
+    onnx.defs.register_schema(
+        OpSchema(
+            "SelectiveScan",
+            SELECTIVE_SCAN,
+            1,
+            inputs=[OpSchema.FormalParameter(name, "T") for name in _SCAN_INPUTS],
+            outputs=[OpSchema.FormalParameter(name, "T") for name in ("output", "present")],
+            type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
+        )
+    )
 
 
 def _ints(*values: int) -> Any:
@@ -42,6 +60,11 @@ def linear_attention(query: Any, key: Any, value: Any, state: Any, decay: Any, b
     return Opset("", 27).LinearAttention(
         query, key, value, state, decay, beta, q_num_heads=heads, kv_num_heads=heads, scale=1.0, update_rule=rule
     )
+
+
+def selective_scan(inputs: Any, step: Any, rate: Any, key: Any, query: Any, state: Any) -> Any:
+    """(output, state after the call); ONNX has no such operator, a pass spells it (:mod:`exporter.passes`)."""
+    return Opset(SELECTIVE_SCAN, 1).SelectiveScan(inputs, step, rate, key, query, state)
 
 
 def clamp_several(values: Any, mask: Any, low: float, high: float) -> Any:

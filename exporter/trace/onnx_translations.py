@@ -170,6 +170,7 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         torch.ops.kvparity.probe.default: _probe,
         torch.ops.kvparity.causal_conv.default: onnx_states.causal_conv,
         torch.ops.kvparity.linear_attention.default: onnx_states.linear_attention,
+        torch.ops.kvparity.selective_scan.default: onnx_states.selective_scan,
         torch.ops.kvparity.clamp_several.default: onnx_states.clamp_several,
         aten.softplus.default: onnx_states.softplus,
         aten.linear.default: _linear,

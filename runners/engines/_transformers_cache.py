@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvparity.exporter.contract.spec import ModelSpec, SlotSpec, past_name
+from kvparity.exporter.contract.spec import ModelSpec, SlotSpec, StateSpec, past_name
 from kvparity.runners.base import Array
 
 __all__ = ["WatchedCache", "newest_columns"]
@@ -51,7 +51,7 @@ class WatchedCache:
         if part == "conv_state":  # one token after others: transformers writes its column in place
             return to_numpy(torch.cat([columns[..., -1:] for columns in layer.conv_states.values()], dim=1))
         (state,) = layer.recurrent_states.values()
-        return to_numpy(_turned(state, part))
+        return to_numpy(_turned(state, next(own for own in slot.states if own.part == part)))
 
     def _fill(self, slot: SlotSpec, given: Mapping[str, Array], past: int, dtype: Any) -> None:
         layer = self.cache.layers[slot.layer]
@@ -68,7 +68,7 @@ class WatchedCache:
                     layer.update_conv_state(part.contiguous(), index, conv_kernel_size=state.shape[1] + 1)
             else:
                 wide = torch.float64 if dtype == torch.float64 else torch.float32
-                layer.update_recurrent_state(_turned(to_torch(given[state.part], wide), state.part).contiguous())
+                layer.update_recurrent_state(_turned(to_torch(given[state.part], wide), state).contiguous())
 
     def _rows(self, key: Any, value: Any, layer_idx: int, *rest: Any, **kwargs: Any) -> Any:
         self._fresh[layer_idx, "key"], self._fresh[layer_idx, "value"] = [key], [value]
@@ -85,9 +85,9 @@ def newest_columns(columns: Array, count: int) -> Array:
     return np.pad(newest, ((0, 0), (0, 0), (count - newest.shape[2], 0)))
 
 
-def _turned(state: Any, part: str) -> Any:
-    """Mamba-2's (batch, heads, value_dim, key_dim) as (batch, heads, key_dim, value_dim), and back."""
-    return state.transpose(2, 3) if part == "ssm_state" and state.ndim == 4 else state
+def _turned(state: Any, spec: StateSpec) -> Any:
+    """Mamba-2's (batch, heads, value_dim, key_dim) as (batch, heads, key_dim, value_dim), and back; it has chunks."""
+    return state.transpose(2, 3) if spec.part == "ssm_state" and spec.chunk else state
 
 
 def to_torch(array: Array, dtype: Any) -> Any:

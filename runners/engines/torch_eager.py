@@ -18,7 +18,7 @@ from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.float64 import lifted
-from kvparity.exporter.contract.modules import accepted, cache_argument
+from kvparity.exporter.contract.modules import accepted, cache_argument, takes_own_mask
 from kvparity.exporter.contract.quiet import quiet_libraries
 from kvparity.exporter.contract.rounding import round_inputs, rounding_of
 from kvparity.exporter.contract.spec import ExportOptions, GraphKind, ModelSpec, SlotSpec, past_name, present_name
@@ -215,6 +215,7 @@ class TorchSession:
         self.unread = unread
         self._model, self._spec, self._options, self._last = model, spec, options, last
         self._cache_argument, self._accepted = cache_argument(model), accepted(model)
+        self._own_mask = takes_own_mask(model)
         compute_long(model)
         self._dtype = (
             dtype or model.get_input_embeddings().weight.dtype
@@ -237,11 +238,12 @@ class TorchSession:
         """Run the model once; the cache is rebuilt from the pasts, so calls are independent of each other."""
         ids = torch.from_numpy(inputs["input_ids"])
         past = int(inputs["attention_mask"].shape[1]) - ids.shape[1]
+        mask = inputs["attention_mask"][:, past if self._own_mask else 0 :]
         config = self._model.config.get_text_config(decoder=True)
         watched = WatchedCache(config, self._spec, inputs, past, self._dtype)
         arguments = {
             "input_ids": ids,
-            "attention_mask": torch.from_numpy(inputs["attention_mask"]),
+            "attention_mask": torch.from_numpy(np.ascontiguousarray(mask)),
             "position_ids": torch.from_numpy(inputs["position_ids"]),
             self._cache_argument: watched.cache,
             "use_cache": True,

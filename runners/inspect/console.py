@@ -62,6 +62,8 @@ def print_inspection(bundle: Bundle, shown: str) -> None:
     for item in bundle.manifest.host_inputs:
         console.print(f"the host computes {item.name}: {item.formula}", markup=False)
     console.print(bundle.manifest.recorded_line(), markup=False)
+    if line := bundle.manifest.near_tie_line():
+        console.print(line, markup=False)
     console.print("cases: " + ", ".join(case.name for case in bundle.manifest.cases))
 
 

@@ -50,6 +50,7 @@ from kvparity.runners.base import Array, Session
 from kvparity.runners.decode.layouts.dynamic import Player
 from kvparity.runners.reference.sample import Planned, Sample, plan_samples
 from kvparity.runners.reference.self_check import check_logits
+from kvparity.runners.reference.ties import Choices, draw_anew, near_ties, watch_choices
 
 if TYPE_CHECKING:
     from kvparity.runners.reference.class_head import ClassHead
@@ -61,6 +62,7 @@ Opener = Callable[[str], Session]
 MEGABYTES = 256  # of reference vectors, unless 5 % of the weights are more
 _SCORES = 1 << 28  # bytes that the attention scores of one call may take in one layer
 _STREAMED = 1 << 32  # bytes of a model from which one module is held at a time
+_TWICE = 200_000_000  # parameters of a model that is held twice, to draw tokens without near ties
 _SAME = 1e-9  # relative, in float64: how far a model may be from itself when called in pieces
 _TOP, _COLUMNS = 64, 256  # largest and fixed columns of rebuilt logits that replays in other languages compare
 _STATES = ("recurrent_state", "ssm_state")
@@ -179,6 +181,7 @@ class _Recording:
         self.budget, self.say, self.strict = budget, on_sequence, strict
         self.item = 4 + (8 if bundle.options.coarse else 4) * float64  # bytes of a number and its float64 difference
         self.as_cut = False  # whether cases are recorded in their own calls
+        self.cut = 0.0  # see Manifest
         self.head: Head | None = None
         self.products: npt.NDArray[np.float64] | None = None
 
@@ -186,8 +189,10 @@ class _Recording:
         """Both passes; each model is opened, used and dropped before the next."""
         model = self.bundle.model
         wide: dict[str, dict[str, Array]] = {}
+        choices: dict[str, Choices] = {}
         session = opener("float64")
         unread = getattr(session, "unread", "")
+        self.cases = self._without_ties(opener, session)
         known = masters(self.cases)
         whole = sum(map(len, known.values())) * model.vocab_size * self.item
         if whole > min(self.budget, MEGABYTES * 1_000_000) // 4:
@@ -197,7 +202,8 @@ class _Recording:
         samples = self._samples(planned)
         for item in planned if self.float64 else ():
             self.say(f"{item.name} in float64", planned.index(item), len(planned))
-            wide[item.name] = self._pass(session, item, samples[item.name])
+            with watch_choices() as choices[item.name]:
+                wide[item.name] = self._pass(session, item, samples[item.name])
         session.close()
         del session
         gc.collect()  # hooks and modules hold each other, and two models are one too many
@@ -206,15 +212,39 @@ class _Recording:
         for item in planned:
             self.say(item.name, planned.index(item), len(planned))
             sample = samples[item.name]
-            recorded = self._finish(session, item, sample, wide.pop(item.name, {}))
+            with watch_choices() as own:
+                arrays = self._pass(session, item, sample)
+            ties = near_ties(len(item.tokens), own, choices.pop(item.name, Choices()))
+            recorded = self._finish(session, item, sample, arrays, wide.pop(item.name, {}))
             for kind, size in _noise(recorded).items():
                 noise[kind] = max(noise.get(kind, 0.0), size)
             file = write_sequence(self.root, item.name, recorded)
             logits: Literal["all", "hidden"] = "all" if self.head is None else "hidden"
             rows, stride = len(sample.rows), sample.stride
-            sequences.append(SequenceEntry(item.name, len(item.tokens), file, logits, rows, stride, item.chunks))
+            tie = int(ties[0]) if len(ties) else None
+            sequences.append(SequenceEntry(item.name, len(item.tokens), file, logits, rows, stride, item.chunks, tie))
         session.close()
-        return Recording(entries, noise, tuple(sequences), self._head_entry(), unread)
+        return Recording(entries, noise, tuple(sequences), self._head_entry(), self.cut, unread)
+
+    def _without_ties(self, opener: Opener, session: Session) -> Sequence[Case]:
+        """The cases with random tokens drawn anew where routing is a near tie, if the model can be held twice."""
+        model = self.bundle.model
+        if not self.float64 or "mixture of experts" not in model.features or model.parameters > _TWICE:
+            return self.cases
+        single = opener(self.bundle.options.dtype)
+
+        def ties(tokens: IntArray) -> IntArray:
+            case, choices = Case("ties", tokens[None], (len(tokens),), (0,)), []
+            for each in (single, session):
+                with watch_choices() as found:
+                    reference_arrays(each, model, case)
+                choices.append(found)
+            return near_ties(len(tokens), *choices)
+
+        try:
+            return draw_anew(model, self.cases, ties)
+        finally:
+            single.close()
 
     def _find_head(self, session: Session, tokens: IntArray) -> None:
         """Look for the rule that rebuilds logits; without one they are recorded whole."""
@@ -245,7 +275,7 @@ class _Recording:
         return HeadEntry(self.head.rule, self.head.width, file_entry(self.root, path))
 
     def _agrees_when_cut(self, session: Session, known: Mapping[str, IntArray]) -> bool:
-        """Whether the model gives the same in several calls as in one, across the window."""
+        """Whether the model gives the same in several calls as in one, across the window; notes by how much not."""
         longest = max(known.values(), key=len)
         switch = self.bundle.model.rope_switch
         if switch is not None and len(longest) > switch:  # keys of earlier calls keep the frequencies of those calls
@@ -253,13 +283,17 @@ class _Recording:
         tokens = longest[: min((self.bundle.model.window or 32) + 4, 640)]
         if len(tokens) < 3:
             return True
-        chunks = (len(tokens) - 2, 1, 1)
+        half = len(tokens) // 2
+        chunks = (len(tokens) - half, half) if self.bundle.model.single_steps else (len(tokens) - 2, 1, 1)
         once, cut = (
             self._pass(session, Planned("cut", tokens, calls, frozenset()), Sample(np.arange(len(tokens))))
             for calls in ((len(tokens),), chunks)
         )
         keys = once.keys() - {"check_logits", "check_positions"}
-        return all(_apart(once[key], cut[key]) <= _SAME * float(np.abs(once[key]).max(initial=0.0)) for key in keys)
+        apart = {key: _apart(once[key], cut[key]) for key in keys}
+        same = all(off <= _SAME * float(np.abs(once[key]).max(initial=0.0)) for key, off in apart.items())
+        self.cut = 0.0 if same else max(apart.values())
+        return same
 
     def _plan(self) -> tuple[list[Planned], tuple[CaseEntry, ...]]:
         """The sequences to record, and the cases as cuts of them."""
@@ -350,9 +384,10 @@ class _Recording:
         logits = np.stack([_widened(whole[position]) for position in checks.tolist()])
         return {**_sampled(arrays, sample), "check_positions": checks, "check_logits": logits}
 
-    def _finish(self, session: Session, item: Planned, sample: Sample, wide: Mapping[str, Array]) -> Recorded:
+    def _finish(
+        self, session: Session, item: Planned, sample: Sample, arrays: dict[str, Array], wide: Mapping[str, Array]
+    ) -> Recorded:
         """The pass in the bundle's dtype, put together with the float64 one."""
-        arrays = self._pass(session, item, sample)
         names = [key for key in arrays if key.startswith("check_")]
         extra = {key: arrays.pop(key) for key in names}
         extra |= {key: wide[key] for key in extra if key in wide}

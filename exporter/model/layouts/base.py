@@ -51,6 +51,7 @@ class LayoutCache(ABC):
         self.spec, self.options, self.inputs, self.dtype = spec, options, inputs, dtype
         self.present: dict[tuple[int, str], Tensor] = {}
         self.asked: Tensor | None = None
+        self._heads = 0  # of the state asked for, how many were read one by one
         self._slot_of = {slot.layer: slot for slot in spec.slots}
 
     @abstractmethod
@@ -97,6 +98,10 @@ class LayoutCache(ABC):
         """Which of a call's tokens are not beyond its end: (sequence,) bool; None where all are its own."""
         return None
 
+    def follows(self) -> Tensor | None:
+        """Whether the call is one token that follows others, a bool; None where the sizes of the inputs say it."""
+        return None
+
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> None:
         """Called by a layer for its state before the call.
 
@@ -104,7 +109,15 @@ class LayoutCache(ABC):
         """
         slot = self._slot_of[layer_idx]
         self.asked = self.inputs.get(past_name(slot.slot, slot.states[-1].part))
+        self._heads = 0
         return None
+
+    def next_state(self) -> Tensor | None:
+        """The state asked for, (batch, channels, size); the next head's where a layer computes its heads one by one."""
+        if self.asked is None or self.asked.ndim == 3:
+            return self.asked
+        self._heads += 1
+        return self.asked[:, self._heads - 1]
 
     def update_recurrent_state(self, state: Tensor, layer_idx: int, **_: Any) -> Tensor:
         """Called by a layer with its state after the call, in the contract's shape."""

@@ -112,6 +112,10 @@ class Cache(LayoutCache):
         """All of one token are."""
         return None if self._position.shape[0] == 1 else self._position >= 0
 
+    def follows(self) -> Tensor:
+        """Slot 0 has the first token."""
+        return self._first > 0 if self._position.shape[0] == 1 else torch.zeros((), dtype=torch.bool)
+
     def _rows(self, slot: SlotSpec) -> _Rows:
         capacity = self.options.capacity(slot)
         ring = slot.window if self.options.ring(slot) else None
