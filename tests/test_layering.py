@@ -14,12 +14,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
-    "exporter": 11_340,
+    "exporter": 11_600,
     "exporter/checkpoint": 1_800,
-    "exporter/contract": 3_240,
+    "exporter/contract": 3_330,
     "exporter/golden": 620,
-    "exporter/model": 1020,
-    "exporter/passes": 1810,
+    "exporter/model": 1_090,
+    "exporter/passes": 1_840,
     "exporter/quantize": 560,
     "exporter/tinygemma": 690,
     "exporter/trace": 1410,
@@ -33,7 +33,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/inspect": 550,
     "runners/isolation": 490,
     "runners/locate": 2300,
-    "runners/reference": 870,
+    "runners/reference": 980,
     "runners/report": 1110,
     "kvparity": 900,
 }
