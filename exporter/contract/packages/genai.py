@@ -60,6 +60,9 @@ _SHORT = """\
 - continue a batch of prompts of different lengths past $window tokens: it pads on the right, and sliding layers, which
   see the last $window slots, then see padding instead of the shorter prompts;
 """
+_STATES = """\
+- take prompts of different lengths in one batch: it pads on the right, and states of the shorter ones end in padding;
+"""
 _LAST = """\
 - take prompts of different lengths in one batch: it pads on the right, and the graph returns the logits of the last
   position alone (`--logits last`), which is padding for the shorter ones; export with `--logits all` for that;
@@ -181,7 +184,7 @@ def readme(bundle: Bundle, folder: str) -> str:
     """The package's README: how to load it, what it is, what GenAI cannot do with it."""
     options, names = bundle.options, unheeded(bundle, _HEEDED)
     limits = Template(_SHORT).substitute(window=bundle.model.window) if bundle.model.window is not None else ""
-    limits += _LAST if options.logits == "last" else ""
+    limits += _STATES if bundle.model.has_states else _LAST if options.logits == "last" else ""
     limits += _ONE_ROW if options.groups_queries else ""
     limits += Template(_UNHEEDED).substitute(names=names) if names else ""
     return Template(_README).substitute(folder=folder, made=made_from(bundle), limits=limits)
