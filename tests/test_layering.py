@@ -23,7 +23,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter/quantize": 560,
     "exporter/tinygemma": 690,
     "exporter/trace": 1410,
-    "runners": 12270,
+    "runners": 12_400,
     "runners/adopt": 1340,
     "runners/bench": 210,
     "runners/compare": 1_330,

@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
-from kvparity.exporter.contract.cases import Case, IntArray, default_cases, masters  # noqa: E402
+from kvparity.exporter.contract.cases import Case, IntArray, masters  # noqa: E402
+from kvparity.exporter.contract.schedule import default_cases  # noqa: E402
 from kvparity.exporter.contract.spec import LayerSpec, ModelSpec, SlotSpec  # noqa: E402
 from kvparity.runners.reference.ties import Choices, draw_anew, near_ties, watch_choices  # noqa: E402
 
