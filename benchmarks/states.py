@@ -117,7 +117,7 @@ def _products(bundle: Bundle) -> Path:
         source = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else weight
         if source is None or source.const_value is None or len(source.const_value.shape) != 2:
             continue
-        rows = int(source.const_value.shape[1 if turned is not None else 0])  # type: ignore[arg-type]
+        rows = int(source.const_value.shape[1 if turned is not None else 0])
         kind = ir.TensorType(ir.DataType.FLOAT)
         row = inputs.setdefault(rows, ir.Value(name=f"row.{rows}", type=kind, shape=ir.Shape([1, rows])))
         made = [] if turned is None else [ir.node("Transpose", [source], attributes={"perm": [1, 0]})]

@@ -205,10 +205,10 @@ def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> 
 def _refuse_unsupported(config: Any, model: Any) -> None:
     kinds, files = getattr(config, "layer_types", None) or (), modelling_files(model)
     known = any(hasattr(file, name) for file in files for name in RULES)
-    for index, kind in enumerate(kinds):
+    for place, kind in enumerate(kinds):
         if kind in _RECURRENT and not known:
             raise ExportError(
-                f"{config.model_type}: layer {index} ({kind!r}) computes its recurrence inside {_mixer(model, index)}, "
+                f"{config.model_type}: layer {place} ({kind!r}) computes its recurrence inside {_mixer(model, place)}, "
                 f"where it cannot be replaced, and not by a function that is known ({', '.join(sorted(RULES))})"
             )
         if kind not in _LAYER_TYPES:

@@ -191,8 +191,8 @@ def _rounding(answer: Answer) -> float | None:
 def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
     records = [case.record for case in answer.cases]
     noise = _noise(answer.cases)
-    if answer.verdict == "mismatch" and (ties := bundle.manifest.near_tie_line()):
-        yield f"{ties[0].upper()}{ties[1:]}."
+    if answer.verdict == "mismatch" and (line := bundle.manifest.near_tie_line()):
+        yield f"{line[0].upper()}{line[1:]}."
     below = {kind: own.largest for kind, own in noise.items() if answer.tol != "auto" and answer.tol < own.largest}
     if below and answer.question == "gate":
         sizes = ", ".join(f"{kind} {size:.2g}" for kind, size in below.items())
