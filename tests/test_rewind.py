@@ -13,10 +13,13 @@ import pytest
 
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.cases import Case, Step
-from kvparity.exporter.contract.errors import ExportError, TraceError
+from kvparity.exporter.contract.errors import BundleError, ExportError, TraceError
 from kvparity.exporter.contract.ports import resolve_options
 from kvparity.exporter.contract.spec import DECODE, PREFILL, ExportOptions, StateSpec
 from kvparity.runners.base import RunnerSpec, Session
+from kvparity.runners.decode import draft
+from kvparity.runners.decode.decoders import PlayedDecoder, open_decoder
+from kvparity.runners.decode.generate import Sampling, generate_tokens
 from kvparity.runners.decode.play import open_player, play
 from kvparity.runners.isolation.process import open_runner
 from tests.mutants.subject import WINDOW
@@ -118,6 +121,71 @@ def test_going_back_further_than_the_caches_reach_is_refused(make: Make, truth: 
     assert gone_back(make(form, 0), session, 3, 4, truth) < 1e-4
     with pytest.raises(TraceError, match=r"goes back from 20 tokens to 17, .* export with --rewind 3, or keep"):
         gone_back(make(form, 0), session, 2 * WINDOW, 1, truth)
+
+
+class Guesser:
+    """Drafts of the right tokens with a wrong one in every place in turn."""
+
+    def __init__(self, prompt: list[int], plain: list[int]) -> None:
+        self.text, self._known, self._calls = list[int](), [*prompt, *plain], 0
+
+    def add(self, token: int) -> None:
+        self.text.append(token)
+
+    def draft(self, count: int) -> list[int]:
+        guess = self._known[len(self.text) : len(self.text) + count]
+        self._calls += 1
+        place = self._calls % (DRAFT + 1)
+        return [*guess[:place], *[(token + 1) % 96 for token in guess[place : place + 1]], *guess[place + 1 :]]
+
+
+DRAFTED = [("dynamic", 0), ("dynamic", 2), ("shared", 0), ("shared", 4)]
+SLOW_DRAFTED = [("dynamic", 4), ("static", 0), ("static", 4), ("shared", 1), ("bare", 2)]
+
+
+@pytest.mark.parametrize(
+    ("form", "rewind"), [*DRAFTED, *(pytest.param(*which, marks=pytest.mark.slow) for which in SLOW_DRAFTED)]
+)
+def test_drafts_change_no_token(make: Make, monkeypatch: pytest.MonkeyPatch, form: str, rewind: int) -> None:
+    bundle, ort = make(form, rewind), RunnerSpec("ort", {"threads": "1"})
+    prompt = tokens_of(bundle, WINDOW - 3)
+    plain = list(generate_tokens(bundle, open_decoder(bundle, ort), prompt, 40, Sampling()))
+    assert len(plain) > 3 * WINDOW
+    monkeypatch.setattr(draft, "_Lookup", lambda: Guesser(prompt.tolist(), plain))
+    for decoder in (open_decoder(bundle, ort), PlayedDecoder(bundle, open_runner(bundle, ort))):
+        for _ in range(2):  # a conversation leaves nothing to the next
+            decoder.reset()
+            drafts = draft.Drafts()
+            found = list(generate_tokens(bundle, decoder, prompt, 40, Sampling(), DRAFT, drafts))
+            assert found == plain
+            assert 0 < drafts.accepted < drafts.drafted
+            assert drafts.calls < len(plain)
+
+
+def test_a_lookup_drafts_what_followed_the_same_tokens_before() -> None:
+    lookup = draft._Lookup()
+    for token in (5, 6, 7, 8, 1, 6, 7):
+        lookup.add(token)
+    assert lookup.draft(4) == [8, 1, 6, 7]
+    assert lookup.draft(1) == [8]
+    lookup.add(9)
+    assert lookup.draft(4) == []
+    for token in (5, 6, 7):
+        lookup.add(token)
+    assert lookup.draft(2) == [8, 1]  # three tokens the same go before two
+
+
+def test_what_cannot_be_drafted_for_is_refused_in_one_line(make: Make) -> None:
+    bundle = make("dynamic", 0)
+    with pytest.raises(BundleError, match="--draft is greedy decoding; leave out --temperature"):
+        draft.check_draft(bundle, Sampling(temperature=0.7))
+    manifest = bundle.manifest
+    for changed, words in (
+        (replace(manifest, options=replace(bundle.options, logits="last")), "last position's logits alone"),
+        (replace(manifest, model=replace(bundle.model, rope_switch=32)), "rotary frequencies depend on how calls"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            draft.check_draft(replace(bundle, manifest=changed), Sampling())
 
 
 def test_options_that_cannot_go_back_are_refused() -> None:
