@@ -28,7 +28,7 @@ class Earlier:
         self._steps = {step.index: step for step in case.steps()} if case.moves else {}
         self._named = {call for step in self._steps.values() for call, _ in step.past}
         self._kept: dict[int, dict[str, Array]] = {}
-        self._newest: dict[str, Array] = {}  # rows up to the end of the newest call, by input name
+        self._newest: dict[str, Array] = {}  # of the newest call, by input name: what it was fed with, and its own rows
 
     def past(self, step: Step) -> dict[str, Array]:
         """What a call with ``past`` is fed with, by input name: (batch, kv_heads, rows, head_dim), or states.
@@ -54,8 +54,9 @@ class Earlier:
                 continue
             before = self._newest.get(name) if step.start and part in ("key", "value") else None
             if before is not None and array.ndim == 4 and array.shape[2] >= step.tokens:
-                before = before[:, :, : before.shape[2] - self._dropped(step)]
-                array = np.concatenate([before, array[:, :, array.shape[2] - step.tokens :]], axis=2)
+                end = before.shape[2] - self._dropped(step)
+                fed = before[:, :, max(end - self._options.kept_rows(slot, step.start, step.reached), 0) : end]
+                array = np.concatenate([fed, array[:, :, array.shape[2] - step.tokens :]], axis=2)
             known[name] = array
         self._newest = known
         if step.index in self._named:
