@@ -35,6 +35,10 @@ def test_the_engine_matches_in_prompts_chunks_steps_and_batches(tiny_bundle: Bun
         "batch-ragged",
         "batch-chunks",
         "special-tokens",
+        "rewind-rounds",
+        "resume",
+        "reorder",
+        "batch-join",
     )
     report = ask(tiny_bundle, tmp_path / "mine.npz", *cases)
     assert report.verdict == "match"
@@ -87,3 +91,16 @@ def test_every_fault_of_the_engine_is_tested() -> None:
     faults = {line.split('"')[1] for line in text.splitlines() if '"' in line}
     (mark,) = (m for m in test_each_fault_is_found_where_it_was_put.pytestmark if m.name == "parametrize")  # type: ignore[attr-defined]
     assert {row[0] for row in mark.args[1]} == faults
+
+
+def test_a_mask_that_does_not_fit_the_cached_tokens_is_refused(tiny_bundle: Bundle) -> None:
+    import runpy
+
+    import numpy as np
+
+    engine = runpy.run_path(str(ENGINE))["Engine"](tiny_bundle.root)
+    ids, positions = np.asarray([[2, 5, 7]]), np.arange(3)[None]
+    engine(ids, np.ones((1, 3), np.int64), positions)
+    for mask in (np.ones((1, 1), np.int64), np.ones((1, 3), np.int64), np.ones((2, 6), np.int64)):
+        with pytest.raises(SystemExit, match=r"attention_mask is .* 3 cached and 3 new tokens"):
+            engine(ids, mask, positions + 3)

@@ -83,7 +83,7 @@ def worst(bundle: Bundle, engine: str, *, poison: bool = False) -> float:
             for name, values in expected.items():
                 actual, axis = result.outputs[name], 1 if name == "logits" else 2
                 assert actual.shape == values.shape, (entry.name, name)
-                seen = live[:, result.step.stop - values.shape[axis] : result.step.stop]
+                seen = live[result.step.which, result.step.stop - values.shape[axis] : result.step.stop]
                 delta = np.moveaxis(np.abs(np.subtract(actual, values, dtype=np.float64)), axis, 1)[seen]
                 found = max(found, float(np.nan_to_num(delta, nan=np.inf).max(initial=0.0)))
     return found

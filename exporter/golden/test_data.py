@@ -29,7 +29,7 @@ __all__ = ["write_golden"]
 Array = npt.NDArray[np.generic]
 SCHEMA_VERSION = 1
 MEGABYTES = 16
-_MOST_STEPS = 4
+_MOST_STEPS, _MOST_MOVED = 4, 10  # of a case, and of one whose calls do not just follow each other
 _SHARES = 4  # a case takes at most a quarter of the bytes
 _TOL = 1e-4
 _NOISE_FACTOR = 8  # for half types: two engines that each round as well as the reference differ by less
@@ -101,7 +101,8 @@ def _size(manifest: Manifest, entry: CaseEntry) -> int:
     padded = any(stop - start != size for _, start, stop, size in calls)
     cut = manifest.model.has_states and len(calls) > len(entry.chunks)  # states are known at the ends of steps
     wide = any(len(step.rows) > 1 for step in steps) or (options.batch or 1) > 1
-    if cut or wide or len(entry.chunks) > _MOST_STEPS or padded or (entry.moves and options.layout == "static"):
+    many = len(entry.chunks) > (_MOST_MOVED if entry.moves else _MOST_STEPS)
+    if cut or wide or many or padded or (entry.moves and options.layout == "static"):
         return 0
     size = 0
     for _, before, total, tokens in calls:
