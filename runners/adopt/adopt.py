@@ -86,6 +86,8 @@ def playable(cases: Sequence[Case], foreign: Foreign) -> tuple[tuple[Case, ...],
             )
             if asked and not foreign.offers_it(name)
         ]
+        if case.moves and foreign.extra_rows:
+            lacks.append("caches that a host cuts or joins, with rows beyond the window's")
         if lacks:
             reasons.update(dict.fromkeys(lacks))
         else:
