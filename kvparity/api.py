@@ -105,7 +105,8 @@ def export(
         from kvparity.runners.reference.record import recorder
 
         part = None if adapter is None else Path(adapter)
-        checkpoint = resolve(str(model or SHIPPED / "hf"), subfolder=subfolder, revision=revision, adapter=part)
+        named = str(SHIPPED / "hf" if model is None else model)
+        checkpoint = resolve(named, subfolder=subfolder, revision=revision, adapter=part)
         beside = _default_output(checkpoint.source if part is None else part.resolve().name, settings)
         record = recorder(float64=vectors == "all", budget_mb=vectors_mb, mode=vectors_mode, on_sequence=on_sequence)
         return run_export(
@@ -238,7 +239,7 @@ def judge(
     def compared(bundle: Bundle, asked: Mapping[str, Any]) -> Report:
         return compare(bundle, runners, say=say, **{"shown_bundle": str(output or "BUNDLE"), **asked})
 
-    checkpoint = resolve(str(against or SHIPPED / "hf"), subfolder=subfolder, revision=revision)
+    checkpoint = resolve(str(SHIPPED / "hf" if against is None else against), subfolder=subfolder, revision=revision)
     limits = Limits(limit, limit_seconds, limit_mb)
     target = None if output is None else Path(output)
     return judge_package(Path(package), checkpoint, target, variant, limits, compared, options, say)

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 import cli
+from kvparity.exporter.checkpoint.source import resolve
+from kvparity.exporter.contract.errors import ExportError
 from tests.conftest import ROOT, TINY
+from tests.refusals import is_listed
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 
@@ -34,6 +37,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, captured.err
     assert "Traceback" not in captured.err
+    assert is_listed(lines[0]) or "needs " in lines[0], f"not in docs/refusals.md: {lines[0]}"
     return lines[0]
 
 
@@ -64,6 +68,13 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(
     assert line.endswith(install)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_shipped_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    assert "the name of the model is empty" in fails(capsys, "export", name, "-o", str(tmp_path / "b"))
+
+
 def test_a_folder_that_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     assert "config.json is missing" in fails(capsys, "export", str(tmp_path / "x"), "-o", str(tmp_path / "b"))
@@ -89,6 +100,37 @@ def test_truncated_weights(capsys: pytest.CaptureFixture[str], checkpoint: Path,
     line = fails(capsys, "export", str(checkpoint), "-o", str(tmp_path / "b"))
     assert "model.safetensors: truncated" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[]", "{", '{"a": 1}', '{"a": {}}', "[" * 5000]
+    + [
+        f'{{"a": {{"dtype": "F32", "shape": [1], "data_offsets": {place}}}, {rest}}}'
+        for place, rest in [
+            ("[4, 0]", '"__metadata__": {}'),
+            ("[-4, 0]", '"__metadata__": {}'),
+            ("[0, 8]", '"__metadata__": {}'),
+            ("[0, 4]", '"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'),  # two in one place
+        ]
+    ],
+)
+def test_weights_whose_header_is_damaged(checkpoint: Path, header: str) -> None:
+    data = len(header).to_bytes(8, "little") + header.encode() + bytes(4)
+    (checkpoint / "model.safetensors").write_bytes(data)
+    with pytest.raises(ExportError, match=r"^model.safetensors: truncated, damaged or no safetensors file \(") as found:
+        resolve(str(checkpoint)).stored()
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("weight_map", ["", "[]", "{}", '{"a": 1}', '{"a": null}', '{"a": ""}', "3"])
+def test_an_index_that_is_none(checkpoint: Path, weight_map: str) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    index = checkpoint / "model.safetensors.index.json"
+    for text in (weight_map, f'{{"weight_map": {weight_map}}}', f'{{"metadata": {{}}, "weight_map": {weight_map}}}'):
+        index.write_text(text)
+        with pytest.raises(ExportError, match="not an index of weights, no weight_map from tensors to files"):
+            resolve(str(checkpoint)).stored()
 
 
 def test_absent_weights(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:

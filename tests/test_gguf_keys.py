@@ -89,6 +89,28 @@ def test_what_cannot_be_heeded_is_refused_by_name(tmp_path: Path, case: str) -> 
     assert "\n" not in text
 
 
+_SAID = {key: value for row in MODELS.values() for key, value in row.keys.items() if not isinstance(value, list)}
+_SAID |= {key: value for _, keys in UNKNOWN.values() for key, value in keys.items() if not isinstance(value, list)}
+_SAID |= {"rope.freq_base": 777.0, "attention.layer_norm_rms_epsilon": 0.3, "attention.layer_norm_epsilon": 0.3}
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_key_that_another_model_s_file_has_is_heeded_or_refused_by_name(tmp_path: Path, number: int) -> None:
+    random = np.random.default_rng(number)
+    row = MODELS[NAMES[random.integers(len(NAMES))]]
+    model = make_model(row)
+    keys = sorted(_SAID.keys() - row.keys.keys())
+    drawn = {key: _SAID[key] for key in random.choice(keys, 2, replace=False)}
+    checkpoint = resolve(str(write_gguf(row, model, tmp_path / "m.gguf", extra=drawn)))
+    try:
+        found = loaded(checkpoint)
+    except ExportError as error:
+        said = str(error)
+        assert any(key in said for key in drawn), (drawn, said)
+        return
+    assert np.abs(found - logits(model)).max() > 1e-6, f"{drawn} of {row.architecture} changes nothing"
+
+
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight", "blk.0.attn_sinks.weight"])
 def test_tensors_that_nobody_reads_are_refused_by_name(tmp_path: Path, name: str) -> None:
     row = GgufModel("qwen3", "qwen3", tensors={name: np.array([1, 2, 1, 2, 1, 9, 3, 1], np.float32)})

@@ -69,6 +69,14 @@ def test_every_command_takes_the_folder(
     ]
 
 
+@pytest.mark.parametrize("name", [".", "cases/..", "./"])
+def test_the_folder_that_one_is_in(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tiny_bundle.root)
+    assert cli.main(["inspect", name]) == 0
+    monkeypatch.chdir("/")
+    assert cli.main(["inspect", name.replace("cases/", "")]) == 2
+
+
 def test_the_same_verdict_in_a_folder_that_nobody_may_write(tiny_copy: Path) -> None:
     folders = [tiny_copy, tiny_copy / "cases"]
     for folder in folders:

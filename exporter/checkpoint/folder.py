@@ -19,6 +19,7 @@ __all__ = [
     "is_gguf",
     "no_config",
     "no_weights",
+    "read_object",
     "refuse_adapter",
     "refuse_remote_code",
     "text_name",
@@ -105,7 +106,7 @@ def refuse_remote_code(folder: Path, source: str) -> None:
     Raises:
         ExportError: The config names such code.
     """
-    config = _read(folder / "config.json")
+    config = read_object(folder / "config.json")
     if "auto_map" in config:
         raise ExportError(
             f"{source}: model_type {config.get('model_type')!r} is not one of transformers' own, and the Python code "
@@ -116,12 +117,13 @@ def refuse_remote_code(folder: Path, source: str) -> None:
 
 def brings_code(folder: Path) -> bool:
     """Whether the config names Python code of the checkpoint's own, which is never run."""
-    return "auto_map" in _read(folder / "config.json")
+    return "auto_map" in read_object(folder / "config.json")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -20,6 +20,7 @@ from kvparity.exporter.checkpoint.folder import (
     is_gguf,
     no_config,
     no_weights,
+    read_object,
     refuse_adapter,
     refuse_remote_code,
     text_names,
@@ -38,6 +39,7 @@ from kvparity.exporter.model.attention import ATTENTION, number_layers, register
 __all__ = ["Checkpoint", "StoredTensor", "read_safetensors_header", "resolve"]
 
 _VALIDATION = re.compile(r"^(Class v|V)alidation error for \w+ '[^']*': (\w+: )?")  # then comes the reason
+_UNKNOWN = re.compile(r"The checkpoint you are trying to load has model type `(.*?)`.*", re.DOTALL)
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
@@ -91,6 +93,8 @@ class Checkpoint:
 
             return gguf_config(read_gguf(self.folder / self.gguf))
         try:
+            if not read_object(self.folder / "config.json"):
+                raise ValueError("config.json holds no JSON object")
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors …
             refuse_remote_code(self.folder, self.source)
@@ -232,6 +236,8 @@ def resolve(
                 f"{model}: adapters are merged into safetensors weights; pass the model they were made of"
             )
         return replace(found, adapter=adapter)
+    if not model.strip():
+        raise ExportError("the name of the model is empty; pass a folder, a GGUF file or a hub id")
     path = Path(model)
     if is_gguf(path):
         from kvparity.exporter.checkpoint.gguf_file import gguf_files
@@ -276,7 +282,7 @@ def _safetensors_files(folder: Path, source: str) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _shards(index)
     else:
         raise ExportError(f"{source}: {no_weights(folder)}")
     for name in names:
@@ -287,6 +293,17 @@ def _safetensors_files(folder: Path, source: str) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        if names and all(isinstance(name, str) and name for name in names):
+            return sorted(names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ExportError(f"{index}: not an index of weights, no weight_map from tensors to files; fetch it again")
+
+
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """Read where each tensor of a safetensors file lies, without reading any.
 
@@ -295,31 +312,40 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ExportError: The file is truncated or not a safetensors file.
     """
+    from safetensors import SafetensorError, safe_open
+
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if not 0 < length <= size - 8:
-            raise ExportError(f"{path.name}: truncated or not safetensors: {size} bytes, header claims {length}")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ExportError(f"{path.name}: not a safetensors file, its header is no JSON") from error
-    tensors: dict[str, StoredTensor] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = entry["data_offsets"]
-        if 8 + length + stop > size:
             raise ExportError(
-                f"{path.name}: truncated: {name} ends at byte {8 + length + stop}, the file has {size}; fetch it again"
+                f"{path.name}: truncated or not safetensors: {size} bytes, header claims {length}; fetch it again"
             )
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        tensors[name] = StoredTensor(path, 8 + length + start, stop - start, dtype, tuple(entry["shape"]))
-    return tensors
+        try:
+            with safe_open(path, framework="numpy"):  # the library checks types, shapes and that no tensors overlap
+                header = json.loads(stream.read(length))
+        except (ValueError, SafetensorError, RecursionError) as error:
+            reason = _first_line(error).rpartition("header: ")[2]
+            raise ExportError(
+                f"{path.name}: truncated, damaged or no safetensors file ({reason}); fetch it again"
+            ) from error
+    return {
+        name: StoredTensor(
+            path,
+            8 + length + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+            _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]),
+            tuple(entry["shape"]),
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it knows nothing called {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
 
@@ -328,4 +354,6 @@ def _reason(error: Exception) -> str:
     """The lines of a message, which of a failed validation are the field and then the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = re.sub(r"<class '(\w+)'>", r"\1", _VALIDATION.sub("", " ".join(lines))) or type(error).__name__
+    text = re.sub(r"^module 'torch' has no attribute", "its dtype is none of torch's:", text)
+    text = _UNKNOWN.sub(r"model_type '\1' is none that the installed transformers has", text)
     return text if len(text) <= 400 else f"{text[:250]} … {text[-140:]}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.contract.chat_templates import NAMED_TEMPLATES, SPECIAL_TOKENS, chat_templates, special_tokens
+from kvparity.exporter.contract.extras import missing_package
 from kvparity.exporter.contract.model_files import TOKENIZER_FILES, open_tokenizer, read_settings, unlimit_tokenizer
 from kvparity.exporter.contract.quiet import quiet_libraries
 
@@ -16,6 +18,8 @@ __all__ = ["copy_tokenizer", "sample_text"]
 
 # Vocabularies that transformers converts: byte-level BPE, WordPiece, SentencePiece, Mistral's and tiktoken's.
 _VOCABULARIES = ("vocab.json", "vocab.txt", "tekken.json", "*.model", "tokenizer.model.*", "*.tiktoken")
+
+_CONVERTERS = ("sentencepiece", "protobuf", "tiktoken")  # of the extra `tokenizers`
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> str:
@@ -71,9 +75,19 @@ def _reason(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if isinstance(error, AttributeError) and "backend_tokenizer" in text:
         return "transformers reads it in Python alone"
+    missing = [name for name in _CONVERTERS if name in str(error).lower() and not _is_installed(name)]
+    if missing:
+        return missing_package(missing[0])
     if "trust_remote_code" in str(error):
         return "that takes Python code of the checkpoint's own, which is never run"
     return text[:200]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def _convert_gguf(checkpoint: Checkpoint, folder: Path) -> str:

@@ -251,7 +251,8 @@ def _old(target: Path) -> Path:
 
 def bring_back(target: Path) -> None:
     """Undo a replacement that was killed between its two steps: for readers, who find nothing where a folder was."""
-    if _old(target).exists() and not target.exists():
+    target = target.resolve()
+    if target.name and not target.exists() and _old(target).exists():
         with suppress(OSError), locked(target):
             _bring_back(target)
 

@@ -48,6 +48,11 @@ def check_logits(bundle: Bundle, recording: Recording) -> None:
         ].astype(np.float64)
         found = result.outputs["logits"].astype(np.float64)
         live = vectors.case.mask[:, result.step.stop - wanted.shape[1] : result.step.stop] == 1
+        if not np.isfinite(wanted[live]).all():
+            raise BundleError(
+                f"PyTorch's own logits of case {vectors.case.name} are not finite in {bundle.options.dtype}: the "
+                "weights hold NaN or infinity, or values overflow; mend the checkpoint, or choose another --dtype"
+            )
         size = float(np.abs(wanted[live]).max(initial=0.0))
         off = float(np.abs(wanted - found)[live].max(initial=0.0)) if found.shape == wanted.shape else float("inf")
         if not off <= (_ROUNDED if rounded else _FLOAT32) * size:
