@@ -126,7 +126,7 @@ def checkpoint_draws(draw: st.DrawFn) -> Draw:
         "old_rope": draw(st.booleans()),
     }
     options = {
-        "dtype": draw(st.sampled_from(("float32", "float32", "float16", "bfloat16"))),
+        "dtype": draw(st.sampled_from(("float32", "float32", "float16"))),  # bfloat16 runs in no plain CPU engine
         "profile": draw(st.sampled_from(("portable", "portable", "ort", "modern"))),
     }
     recorded, limit = draw(st.booleans()), draw(st.sampled_from((None, 2, 9, 40)))

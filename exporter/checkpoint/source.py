@@ -101,7 +101,12 @@ class Checkpoint:
             raise ExportError(f"{self.source}: its config cannot be read ({_reason(error)})") from error
         if quantization_of(config) is not None:
             check_quantized(quantization_of(config) or {}, self.source)
-        text = text_config(config, self._text_tensors())
+        try:
+            text = text_config(config, self._text_tensors())
+        except ExportError:
+            raise
+        except Exception as error:  # its classes raise whatever they raise
+            raise self._cannot_make(config, error) from error
         if hasattr(text, "quantization_config"):  # the bundle's weights are dense
             text = copy.deepcopy(text)
             del text.quantization_config
@@ -149,17 +154,21 @@ class Checkpoint:
                 raise ExportError(
                     f"{self.source}: transformers has no causal language model for model_type {config.model_type!r}"
                 ) from error
-            pad, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
-            outside = f"; pad_token_id is {pad}, the vocabulary {vocabulary}" if "adding_idx" in str(error) else ""
-            raise ExportError(
-                f"{self.source}: transformers cannot make the {config.model_type} model that config.json describes "
-                f"({_first_line(error)}{outside})"
-            ) from error
+            raise self._cannot_make(config, error) from error
         model.tie_weights()
         number_layers(model)
         if dtype != "float32":
             set_half_types(model, config, dtype)
         return model.eval()
+
+    def _cannot_make(self, config: Any, error: Exception) -> ExportError:
+        text = config.get_text_config(decoder=True)
+        pad, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+        outside = f"; pad_token_id is {pad}, the vocabulary {vocabulary}" if "adding_idx" in str(error) else ""
+        return ExportError(
+            f"{self.source}: transformers cannot make the {config.model_type} model that config.json describes "
+            f"({_first_line(error)}{outside})"
+        )
 
     def load(self, dtype: Any) -> Any:
         """The whole model in memory, through transformers.
