@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
-    "exporter": 11_600,
-    "exporter/checkpoint": 1_800,
+    "exporter": 11_660,
+    "exporter/checkpoint": 1_840,
     "exporter/contract": 3_330,
     "exporter/golden": 620,
     "exporter/model": 1_090,
