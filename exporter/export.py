@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import time
@@ -50,6 +51,8 @@ from kvparity.exporter.quantize.stage import held_blocks, quantize_weights
 from kvparity.exporter.trace.process import Job, Tracer
 
 __all__ = ["Stage", "copy_files", "export", "origin", "versions"]
+
+_UNFINISHED = re.compile(r"/[^:;]*/\.[^/]+\.[0-9a-f]{8}\.tmp/")  # the folder while it is being written
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,10 @@ def _with_vectors(
 ) -> Manifest:
     """The manifest with its cases, recorded or only listed, and with the golden files."""
     options = manifest.options
-    cases = default_cases(manifest.model, sample_text(folder, 4096), limit, options)
+    text = sample_text(folder, 4096)
+    if max(text, default=0) >= manifest.model.vocab_size:  # the tokenizer is another model's, or had tokens added
+        text = ()
+    cases = default_cases(manifest.model, text, limit, options)
     if options.groups_queries:  # the operator takes several tokens after a past in a batch of one only
         cases = tuple(case for case in cases if not case.joins_several)
     recording = record(Bundle(folder, manifest), cases, checkpoint) if record else unrecorded(folder, cases)
@@ -237,7 +243,7 @@ def _stage(name: str, report: Report) -> Iterator[list[str]]:
     try:
         yield notes
     except KvparityError as error:
-        raise ExportError(f"stage {name}: {error}") from error
+        raise ExportError(f"stage {name}: {_UNFINISHED.sub('', str(error))}") from error
     except OSError as error:
         where = f" ({Path(error.filename).name})" if error.filename else ""
         raise ExportError(f"stage {name}: {error.strerror or error}{where}; nothing was written") from error

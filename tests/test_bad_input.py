@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import cli
 from kvparity.exporter.checkpoint.source import resolve
-from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.errors import ExportError, TraceError
 from tests.conftest import ROOT, TINY
 from tests.refusals import is_listed
 
@@ -131,6 +134,23 @@ def test_an_index_that_is_none(checkpoint: Path, weight_map: str) -> None:
         index.write_text(text)
         with pytest.raises(ExportError, match="not an index of weights, no weight_map from tensors to files"):
             resolve(str(checkpoint)).stored()
+
+
+def test_a_link_to_weights_that_are_not_there(checkpoint: Path) -> None:
+    """As a download into a hub's cache leaves it when it is cut off."""
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors").symlink_to("../../blobs/abc")
+    with pytest.raises(ExportError, match=r"a link to ../../blobs/abc, which is not there; fetch the checkpoint again"):
+        resolve(str(checkpoint)).stored()
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_knows(tiny_bundle: Bundle) -> None:
+    from kvparity.runners.decode.generate import generate_tokens
+    from kvparity.runners.decode.sampling import Sampling
+
+    prompt, none = np.array([1, 5000]), cast(Any, None)
+    with pytest.raises(TraceError, match="the prompt has token 5000, and the model knows 1024"):
+        next(generate_tokens(tiny_bundle, none, prompt, 3, Sampling()))
 
 
 def test_absent_weights(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:

@@ -150,6 +150,15 @@ def test_a_vocabulary_that_cannot_be_converted_is_said_in_one_line(tmp_path: Pat
     assert not (tmp_path / "b" / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("template", ["3", "true", '["x"]', '[["a", "b"]]', '{"default": 1}'])
+def test_chat_templates_that_are_none_are_one_line(tmp_path: Path, template: str) -> None:
+    from kvparity.exporter.contract.chat_templates import chat_templates
+
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": {template}}}', encoding="utf-8")
+    with pytest.raises(BundleError, match="chat_template is neither a text nor a list of objects"):
+        chat_templates(tmp_path)
+
+
 def test_a_checkpoint_without_a_tokenizer_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     assert taken(tmp_path / "hf", tmp_path / "b") == ""

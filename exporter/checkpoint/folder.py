@@ -53,10 +53,12 @@ def no_config(folder: Path) -> str:
 
 def no_weights(folder: Path) -> str:
     """Why there are no weights to read, and what there is instead."""
+    if (folder / WEIGHTS).is_symlink():
+        return f"{WEIGHTS} is a link to {(folder / WEIGHTS).readlink()}, which is not there; fetch the checkpoint again"
     variants = sorted(folder.glob("model.*.safetensors"))
     if variants:
         return f"no {WEIGHTS}; {variants[0].name} is a variant, which is read once it is called {WEIGHTS}"
-    others = sorted(folder.glob("*.safetensors"))
+    others = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if others:
         return f"no {WEIGHTS} and no {INDEX}; transformers does not read {others[0].name} without them"
     pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))

@@ -82,9 +82,10 @@ def _by_name(found: Any, path: Path) -> dict[str, str]:
     """Templates of a settings file: a text, an object of texts by name, or a list of names and texts."""
     if isinstance(found, str):
         return {_DEFAULT: found}
-    pairs = found.items() if isinstance(found, dict) else [_pair(entry) for entry in found]
+    listed = found if isinstance(found, list) else [found]
+    pairs = found.items() if isinstance(found, dict) else [_pair(entry) for entry in listed]
     named = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
-    if len(named) != len(found):
+    if len(named) != len(found if isinstance(found, dict) else listed):
         raise BundleError(
             f"{path}: chat_template is neither a text nor a list of objects with name and template; "
             f"write the template as {TEMPLATE_FILE}"

@@ -43,10 +43,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path}: not a JSON object of settings ({error}); export again") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not a JSON object of settings ({error}); put it right, or export again") from error
     if not isinstance(data, dict):
-        raise BundleError(f"{path}: not a JSON object of settings ({type(data).__name__}); export again")
+        raise BundleError(
+            f"{path}: not a JSON object of settings ({type(data).__name__}); put it right, or export again"
+        )
     return data
 
 

@@ -70,11 +70,17 @@ def generate_tokens(
     With ``draft`` they come of greedy speculative decoding, and ``drafts`` is told how that went.
 
     Raises:
-        TraceError: The prompt is empty or longer than the model's positions or the static layout's buffers.
+        TraceError: The prompt is empty, longer than the model's positions or the static layout's buffers, or has
+            tokens that the model does not know.
     """
     model = bundle.model
     if not 0 < len(prompt) < model.max_position:
         raise TraceError(f"the prompt has {len(prompt)} tokens, expected 1 to {model.max_position - 1}")
+    if prompt.max() >= model.vocab_size:
+        raise TraceError(
+            f"the prompt has token {prompt.max()}, and the model knows {model.vocab_size}: its tokenizer.json is "
+            "another model's, or had tokens added; put the model's own beside the checkpoint and export again"
+        )
     random = np.random.default_rng(sampling.seed)
     text = ids = prompt
     switch = model.rope_switch if model.rope_restart else None
