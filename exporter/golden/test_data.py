@@ -30,7 +30,7 @@ Array = npt.NDArray[np.generic]
 SCHEMA_VERSION = 1
 MEGABYTES = 16
 _MOST_STEPS, _MOST_MOVED = 4, 10  # of a case, and of one whose calls do not just follow each other
-_SHARES = 4  # a case takes at most a quarter of the bytes
+_SHARES, _MOVED = 4, 3  # a case takes at most a quarter of the bytes, all cases with moves together a third
 _TOL = 1e-4
 _NOISE_FACTOR = 8  # for half types: two engines that each round as well as the reference differ by less
 
@@ -56,13 +56,15 @@ def write_golden(
         return (file_entry(folder, folder / "verify.py"),)
     left = megabytes * 1_000_000
     share = left if manifest.options.layout == "static" else left // _SHARES  # whole buffers are large, and few fit
+    moved = left // _MOVED
     cases: list[dict[str, Any]] = []
-    for entry in recorded:
+    for entry in sorted(recorded, key=lambda entry: not entry.moves):
         size = _size(manifest, entry)
-        if 0 < size <= min(left, share):
+        if 0 < size <= min(left, moved if entry.moves else share):
             found = vectors(entry.name)
             if found.known is None or found.known.all():
                 left -= size
+                moved -= size if entry.moves else 0
                 cases.append(_write_case(folder, manifest, entry, found))
     document = {
         "schema_version": SCHEMA_VERSION,
