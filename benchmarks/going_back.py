@@ -79,13 +79,8 @@ def measured(
     bundle: Bundle, session: Session, tokens: npt.NDArray[np.int64], wanted: Floats, *, native: bool
 ) -> dict[int, list[float]]:
     """Largest difference for every number of kept tokens, by place."""
-    found: dict[int, list[float]] = {}
-    for at in places(bundle.model.window or 64):
-        if native:
-            found[at] = list(_dropped(bundle, session, tokens, wanted, at))
-        else:
-            found[at] = [_spliced(bundle, session, tokens, wanted, at, kept) for kept in range(DRAFT + 1)]
-    return found
+    ways = _dropped if native else _spliced
+    return {at: list(ways(bundle, session, tokens, wanted, at)) for at in places(bundle.model.window or 64)}
 
 
 def _wrong(tokens: npt.NDArray[np.int64], vocab: int) -> npt.NDArray[np.int64]:
@@ -121,22 +116,26 @@ def _inputs(ids: npt.NDArray[np.int64], start: int) -> dict[str, npt.NDArray[np.
 
 
 def _spliced(
-    bundle: Bundle, session: Session, tokens: npt.NDArray[np.int64], wanted: Floats, at: int, kept: int
-) -> float:
-    """One draft, its kept rows joined to older ones, then four tokens; the same replayed from before the draft."""
-    total = at + kept + AFTER
-    rows = np.stack([tokens[: total + DRAFT], tokens[: total + DRAFT]])
-    rows[1, at + kept :] = _wrong(rows[1, at + kept :], bundle.model.vocab_size)
-    chunks = [at, DRAFT, *[1] * AFTER, *[kept] * (kept > 0), *[1] * AFTER]
-    moves = [Move(0, (0,)), Move(at, (1,)), Move(at + kept, (0,), ((1, 0),))]
-    moves += [Move(at + kept + i, (0,)) for i in range(1, AFTER)]
-    moves += [Move(at, (0,), ((0, 0),))] * (kept > 0)
-    moves += [Move(at + kept + i, (0,), ((0, 0),) if i + kept == 0 else ()) for i in range(AFTER)]
-    worst = 0.0
-    for result in play(bundle, session, Case("spliced", rows, tuple(chunks), (0, 0), moves=tuple(moves))):
-        if result.step.rows == (0,) and result.step.start:
-            worst = max(worst, _apart(result.outputs["logits"][0], wanted[result.step.start : result.step.stop]))
-    return worst
+    bundle: Bundle, session: Session, tokens: npt.NDArray[np.int64], wanted: Floats, at: int
+) -> Iterator[float]:
+    """A draft, its kept rows joined to older ones, then four tokens; the same replayed from before it; one prompt."""
+    rows = np.tile(tokens[: at + DRAFT + AFTER], (DRAFT + 2, 1))
+    calls, shares = [(at, Move(0, (0,)))], [0]
+    for kept in range(DRAFT + 1):
+        rows[kept + 1, at + kept :] = _wrong(rows[kept + 1, at + kept :], bundle.model.vocab_size)
+        draft = len(calls)
+        made = [(DRAFT, Move(at, (kept + 1,), ((0, 0),))), (1, Move(at + kept, (0,), ((draft, 0),)))]
+        made += [(1, Move(at + kept + index, (0,))) for index in range(1, AFTER)]
+        made.append((kept + 1, Move(at, (0,), ((0, 0),))))
+        made += [(1, Move(at + kept + index, (0,))) for index in range(1, AFTER)]
+        calls, shares = [*calls, *made], [*shares, *[kept] * len(made)]
+    chunks, moves = zip(*calls, strict=True)
+    worst = [0.0] * (DRAFT + 1)
+    for result in play(bundle, session, Case("spliced", rows, chunks, (0,) * len(rows), moves=moves)):
+        step, kept = result.step, shares[result.step.index]
+        if step.rows == (0,) and step.start:
+            worst[kept] = max(worst[kept], _apart(result.outputs["logits"][0], wanted[step.start : step.stop]))
+    yield from worst
 
 
 if __name__ == "__main__":
