@@ -1,8 +1,9 @@
 """Decoding with states: time of a token after 64 to 16,000 tokens, beside the model's products with weights alone.
 
 ``python -m benchmarks.states [--size small|full] [--profile ort]`` makes a gated-delta and a Mamba-2 model of random
-parameters, without attention (about 0.3 billion each at full size, 30 million at small), exports them, and prints CPU
-time per token, medians of rounds that visit every context in turn. Nothing but the ratios of one run counts.
+parameters (about 0.3 billion each at full size, 30 million at small; the first has one attention layer with one small
+key-value head, the second none), exports them, and prints CPU time per token, medians of rounds that visit every
+context in turn. Nothing but the ratios of one run counts.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def _command(size: str, profile: str, rounds: int) -> None:
 def _configs(hidden: int, layers: int, vocabulary: int) -> dict[str, dict[str, Any]]:
     shared = {"hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocabulary, "pad_token_id": 0}
     shared |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
-    delta = {"layer_types": ["linear_attention"] * layers, "intermediate_size": 3 * hidden, "num_attention_heads": 8}
-    delta |= {"num_key_value_heads": 2, "linear_num_key_heads": hidden // 128, "linear_num_value_heads": hidden // 64}
+    types = ["linear_attention"] * (layers - 1) + ["full_attention"]  # transformers fails without one that attends
+    delta = {"layer_types": types, "intermediate_size": 3 * hidden, "num_attention_heads": 2, "head_dim": 64}
+    delta |= {"num_key_value_heads": 1, "linear_num_key_heads": hidden // 128, "linear_num_value_heads": hidden // 64}
     delta |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "max_position_embeddings": 32_768}
     mamba = {"num_heads": hidden // 32, "head_dim": 64, "n_groups": 1, "state_size": 128, "expand": 2}
     return {"qwen3_5_text": {**shared, **delta}, "mamba2": {**shared, **mamba, "num_hidden_layers": 2 * layers}}

@@ -140,6 +140,17 @@ def test_softplus_is_not_onnx_runtime_s_which_rounds_one_plus_the_exponential(ma
         assert "Softplus" not in {node.op_type for node in graph.node}
 
 
+def test_a_hybrid_model_without_attention_is_refused_as_transformers_fails_on_it(tmp_path: Path) -> None:
+    from kvparity.exporter.checkpoint.source import resolve
+    from kvparity.exporter.contract.errors import ExportError
+    from kvparity.exporter.export import export
+
+    config = small_config("qwen3_next", {**STATES["qwen3_next"][1], "layer_types": ["linear_attention"] * 3})
+    checkpoint = resolve(str(save_checkpoint(config, tmp_path / "hf")))
+    with pytest.raises(ExportError, match="no layer has attention"):
+        export(checkpoint, tmp_path / "bundle", ExportOptions(), in_process=True)
+
+
 def test_a_recurrence_that_is_not_known_is_refused_by_what_computes_it(tmp_path: Path) -> None:
     from kvparity.exporter.checkpoint.source import resolve
     from kvparity.exporter.contract.errors import ExportError

@@ -138,6 +138,11 @@ def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], t
             continue
         slot = slots[owner[types[index]]]
         layers.append(LayerSpec(index, slot.kind, slot.window, slot.slot, owns_slot=slot.layer == index))
+    if not any(slot.kv_heads for slot in slots) and hasattr(sys.modules[type(model).__module__], "create_causal_mask"):
+        raise ExportError(
+            f"{config.model_type}: no layer has attention, and transformers asks the cache of such a model for the "
+            "rows of its keys: it fails on every call with a cache, so there is nothing to compare with"
+        )
     readers = {s.slot: tuple(x.index for x in layers if x.slot == s.slot and not x.owns_slot) for s in slots}
     return tuple(layers), tuple(replace(slot, shared_by=readers[slot.slot]) for slot in slots)
 
