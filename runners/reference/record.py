@@ -290,7 +290,8 @@ class _Recording:
             for calls in ((len(tokens),), chunks)
         )
         keys = once.keys() - {"check_logits", "check_positions"}
-        apart = {key: _apart(once[key], cut[key]) for key in keys}
+        ends = {key: slice(-1, None) if key.endswith(_STATES) else slice(None) for key in keys}  # states: one per call
+        apart = {key: _apart(once[key][end], cut[key][end]) for key, end in ends.items()}
         same = all(off <= _SAME * float(np.abs(once[key]).max(initial=0.0)) for key, off in apart.items())
         self.cut = 0.0 if same else max(apart.values())
         return same
