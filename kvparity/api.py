@@ -237,7 +237,7 @@ def judge(
     from kvparity.judging import Limits, judge_package
 
     def compared(bundle: Bundle, asked: Mapping[str, Any]) -> Report:
-        return compare(bundle, runners, say=say, **{"shown_bundle": str(output or "BUNDLE"), **asked})
+        return compare(bundle, say=say, **{"runners": runners, "shown_bundle": str(output or "BUNDLE"), **asked})
 
     checkpoint = resolve(str(SHIPPED / "hf" if against is None else against), subfolder=subfolder, revision=revision)
     limits = Limits(limit, limit_seconds, limit_mb)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvparity.exporter.contract.errors import BundleError
+
 if TYPE_CHECKING:
     from kvparity.exporter.checkpoint.source import Checkpoint
     from kvparity.exporter.contract.bundle import Bundle
     from kvparity.runners.adopt.package import Package
+    from kvparity.runners.base import Session
     from kvparity.runners.report.report import Report
 
 __all__ = ["Limits", "judge_package"]
@@ -58,13 +62,19 @@ def judge_package(
         asked: Options of the comparison that were given.
         say: Takes a line of progress at a time.
     """
+    from kvparity.runners.adopt.adopt import ROUNDED_ACTIVATIONS
     from kvparity.runners.adopt.package import find_package
     from kvparity.runners.isolation.limits import limited
 
     package = find_package(path, variant)
     bounds = limited(limits.seconds, limits.megabytes)
     with bounds, _adopted(package, checkpoint, output, limits.limit, say) as adopted:
-        bundle, record = adopted
+        bundle, record, schedule = adopted
+        asked = {**asked, "cases": _offered(asked.get("cases", ()), bundle, schedule)}
+        assert bundle.manifest.foreign is not None
+        if bundle.manifest.foreign.offers_it(ROUNDED_ACTIVATIONS):
+            record = replace(record, cost=f"{record.cost}. {_as_run(compare(bundle, asked))}")
+            asked = {**asked, "runners": float64_graph}
         report = compare(bundle, asked)
         if outputs := _comparable(report, asked):
             record = replace(record, left_out=(*record.left_out, "keys, which it stores in a convention of its own"))
@@ -82,6 +92,35 @@ def judge_package(
         return replace(report, package=record, verdict=verdict)
 
 
+def _offered(patterns: Sequence[str], bundle: Bundle, schedule: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of cases without those that name nothing but cases that the package does not offer."""
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    kept = [entry.name for entry in bundle.manifest.cases]
+    found = tuple(p for p in patterns if fnmatch.filter(kept, p) or not fnmatch.filter(schedule, p))
+    if patterns and not found:
+        raise BundleError(f"the package offers none of {', '.join(patterns)}; what it offers is {', '.join(kept)}")
+    return found
+
+
+def float64_graph(bundle: Bundle) -> Session:
+    """The package's graphs in float64: what they say, without what rounded activations do to it."""
+    from kvparity.runners.isolation.process import open_runner
+    from kvparity.runners.spec import RunnerSpec
+
+    return open_runner(bundle, RunnerSpec("exact"))
+
+
+def _as_run(report: Report) -> str:
+    """What rounded activations cost, in words."""
+    sizes = [item.max_abs_diff for item in report.results if item.tensor == "logits"]
+    largest = max((size for size in sizes if isinstance(size, float)), default=0.0)
+    names = ", ".join(runner.name for runner in report.runners)
+    return (
+        f"{names} rounds activations to 8 bits as the graph asks for: logits differ by up to {largest:.2g}; the graph "
+        "is judged in float64, without that"
+    )
+
+
 def _comparable(report: Report, asked: Mapping[str, Any]) -> tuple[str, ...]:
     """Outputs that are compared where every key differs and nothing else does: keys stored before rotation, say."""
     wrong = {result.tensor for result in report.results if result.verdict == "mismatch"}
@@ -92,8 +131,8 @@ def _comparable(report: Report, asked: Mapping[str, Any]) -> tuple[str, ...]:
 @contextmanager
 def _adopted(
     package: Package, checkpoint: Checkpoint, output: Path | None, limit: int | None, say: Say
-) -> Iterator[tuple[Bundle, Any]]:
-    """A bundle of a package with its record, kept in ``output`` or gone at the end."""
+) -> Iterator[tuple[Bundle, Any, Sequence[str]]]:
+    """A bundle of a package with its record and the schedule of its model, kept in ``output`` or gone at the end."""
     from kvparity.exporter.contract.bundle import MANIFEST
     from kvparity.exporter.contract.files import new_folder
 
@@ -104,13 +143,13 @@ def _adopted(
             yield _adopt(package, checkpoint, folder, folder, limit, say)
         return
     with new_folder(output, MANIFEST) as folder:
-        bundle, record = _adopt(package, checkpoint, folder, output, limit, say)
-    yield replace(bundle, root=output), record
+        bundle, record, schedule = _adopt(package, checkpoint, folder, output, limit, say)
+    yield replace(bundle, root=output), record, schedule
 
 
 def _adopt(
     package: Package, checkpoint: Checkpoint, folder: Path, target: Path, limit: int | None, say: Say
-) -> tuple[Bundle, Any]:
+) -> tuple[Bundle, Any, Sequence[str]]:
     """Copy, measure, audit, and record references."""
     from kvparity.exporter.adopted import describe_checkpoint
     from kvparity.exporter.contract.bundle import Bundle, write_manifest
@@ -159,4 +198,4 @@ def _adopt(
     assert manifest.foreign is not None
     names = tuple(dict.fromkeys(package.graphs.values()))
     record = PackageRecord(package.kind, names, package.settings, manifest.foreign.offers, left_out, audit, cost)
-    return Bundle(folder, manifest), record
+    return Bundle(folder, manifest), record, [case.name for case in side.cases]

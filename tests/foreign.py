@@ -9,7 +9,7 @@ from typing import Any
 
 from kvparity.exporter.contract.bundle import Bundle
 
-__all__ = ["foreign_package", "renamed"]
+__all__ = ["foreign_package", "renamed", "strip_names"]
 
 
 def renamed(name: str) -> str:
@@ -18,6 +18,20 @@ def renamed(name: str) -> str:
     if parts[0] == "past_key_values":
         return f"past_{parts[2]}_{parts[1]}"
     return f"present_{parts[2]}_{parts[1]}" if parts[0] == "present" else name
+
+
+def strip_names(model: Any) -> None:
+    """Rename every port, value and node of an onnx_ir model, and drop its metadata, in place."""
+    model.metadata_props.clear()
+    model.producer_name = "somebody"
+    names = iter(range(10**6))
+    for node in model.graph:
+        node.name = f"n{next(names)}"
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"v{next(names)}"
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.name = renamed(str(value.name))
 
 
 def foreign_package(bundle: Bundle, folder: Path, edit: Callable[[Any], None] = lambda model: None) -> Path:
@@ -35,16 +49,7 @@ def foreign_package(bundle: Bundle, folder: Path, edit: Callable[[Any], None] = 
     for kind in ("prefill", "decode"):
         model = ir.load(bundle.root / f"{kind}.onnx")
         edit(model)
-        model.metadata_props.clear()
-        model.producer_name = "somebody"
-        names = iter(range(10**6))
-        for node in model.graph:
-            node.name = f"n{next(names)}"
-            for value in node.outputs:
-                if not value.is_graph_output():
-                    value.name = f"v{next(names)}"
-        for value in [*model.graph.inputs, *model.graph.outputs]:
-            value.name = renamed(str(value.name))
+        strip_names(model)
         for name, value in list(model.graph.initializers.items()):
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 import kvparity
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import BundleError, KvparityError
+from kvparity.exporter.contract.foreign import ForeignGraph
 from kvparity.exporter.contract.spec import Port
 from kvparity.runners.adopt.audit import audit_weights
 from kvparity.runners.adopt.graph import read_graph
 from kvparity.runners.adopt.package import find_package
 from kvparity.runners.adopt.ports import extra_input, recognise_inputs, recognise_outputs
+from kvparity.runners.adopt.session import filled_rows, foreign_feeds
 from kvparity.runners.adopt.stored import Stored
 from tests.foreign import foreign_package
 from tests.synthetic import MODEL
@@ -136,6 +139,46 @@ def test_what_is_no_graph_or_needs_a_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x00" * 64)
     with pytest.raises(BundleError, match="not an ONNX graph"):
         read_graph(tmp_path / "m.onnx", tmp_path)
+
+
+def test_functions_that_explode_or_turn_in_a_circle_are_refused(tmp_path: Path) -> None:
+    def written(calls: dict[str, list[str]]) -> Path:
+        import onnx
+        from onnx.parser import parse_model
+
+        head = '<ir_version: 10, opset_import: ["" : 18, "pkg" : 1]> g (float[1] x) => (float[1] y) { y = pkg.f0(x) }'
+        bodies = [
+            f'<domain: "pkg", opset_import: ["" : 18, "pkg" : 1]> {name} (x) => (y) '
+            f"{{ {' '.join(f'y = {operator}(x)' for operator in used)} }}"
+            for name, used in calls.items()
+        ]
+        onnx.save(parse_model("\n".join([head, *bodies])), tmp_path / "m.onnx")
+        return tmp_path / "m.onnx"
+
+    laughs = {f"f{level}": [f"pkg.f{level + 1}"] * 10 for level in range(7)} | {"f7": ["Neg"]}
+    with pytest.raises(BundleError, match="more than 500,000 nodes"):
+        read_graph(written(laughs), tmp_path)
+    with pytest.raises(BundleError, match="call each other in a circle"):
+        read_graph(written({"f0": ["pkg.f1"], "f1": ["pkg.f0"]}), tmp_path)
+
+
+def test_links_that_leave_the_package_are_refused_and_those_of_a_hub_cache_are_not(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"{}" + bytes(64))
+    package = tmp_path / "cache" / "snapshots" / "a1"
+    package.mkdir(parents=True)
+    graph_of(package / "m.onnx", location="w.bin")
+    (package / "w.bin").symlink_to(secret)
+    with pytest.raises(BundleError, match=r"w\.bin: is a link to a file outside the package"):
+        read_graph(package / "m.onnx", package)
+    (package / "genai_config.json").symlink_to(secret)
+    with pytest.raises(BundleError, match=r"genai_config\.json: is a link to a file outside"):
+        find_package(package)
+    (package / "w.bin").unlink()
+    (tmp_path / "cache" / "blobs").mkdir()
+    (tmp_path / "cache" / "blobs" / "b1").write_bytes(bytes(64))
+    (package / "w.bin").symlink_to("../../blobs/b1")
+    assert read_graph(package / "m.onnx", package).data_files == ("w.bin",)
 
 
 def stored(name: str, array: Any, coding: str = "float32", node: int = 0, step: float = 0.0) -> Stored:
@@ -259,3 +302,27 @@ def _read(package: Path) -> str:
     except KvparityError as error:
         return str(error) if "\n" in str(error) else "refused in one line"
     return "read" if found.inputs else "without inputs"
+
+
+@pytest.mark.parametrize("tokens_before", [0, 2, 4, 9])
+def test_a_buffer_of_a_sliding_layer_holds_the_newest_rows_first(tokens_before: int) -> None:
+    """As GroupQueryAttention with sliding_window_cache keeps them: the newest min(tokens, rows), from row 0 on."""
+    rows, size = 4, 2
+    names = {"input_ids": "ids", "attention_mask": "mask", "past_key_values.0.key": "past"}
+    graph = ForeignGraph("decode", names, {"present.0.key": "present"}, buffers={"past": rows, "present": rows})
+    ports = {name: Port(name, "int64" if name != "past" else "float32", ()) for name in names.values()}
+    kept = min(tokens_before, rows - 1)  # our contract keeps window - 1 rows
+    past = np.arange(tokens_before - kept, tokens_before, dtype=np.float32).reshape(1, 1, kept, 1).repeat(size, axis=3)
+    ids = np.zeros((1, 1), np.int64)
+    given: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": np.ones((1, tokens_before + 1)),
+        "past_key_values.0.key": past,
+    }
+    model = replace(MODEL, slots=(replace(MODEL.slots[0], kv_heads=1, head_dim=size),))
+    buffer = foreign_feeds(graph, ports, given, model)["past"]
+    assert buffer.shape == (1, 1, rows, size)
+    end = min(tokens_before, rows)
+    assert buffer[0, 0, end - kept : end, 0].tolist() == past[0, 0, :, 0].tolist()
+    made = filled_rows(graph, {"present": np.zeros((1, 1, rows, size)), "logits": ids}, tokens_before + 1)
+    assert made["present"].shape[2] == min(tokens_before + 1, rows)

@@ -23,7 +23,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter/quantize": 560,
     "exporter/tinygemma": 690,
     "exporter/trace": 1410,
-    "runners": 12_400,
+    "runners": 12_480,
     "runners/adopt": 1340,
     "runners/bench": 210,
     "runners/compare": 1_330,
@@ -35,7 +35,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/locate": 2300,
     "runners/reference": 980,
     "runners/report": 1110,
-    "kvparity": 900,
+    "kvparity": 940,
 }
 CONTRACT = "kvparity.exporter.contract"
 USES_TORCH = {"float64.py", "rounding.py"}  # the two contract modules that PyTorch's side of both halves shares

@@ -6,7 +6,7 @@ in the names and shapes of :mod:`exporter.contract.ports` becomes a call of such
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kvparity.exporter.contract.spec import GraphKind
@@ -48,6 +48,8 @@ class ForeignGraph:
         extra: Its further inputs.
         empty_rows: Rows of zeros that stand for an empty past; 0 where it takes none.
         rows_first: Cache axes are (batch, rows, kv_heads, head_dim) instead of (batch, kv_heads, rows, head_dim).
+        buffers: Own ports of caches that lie in buffers of fixed size, past and present, with their rows: the newest
+            rows are the first min(tokens, rows) ones (GroupQueryAttention's ``sliding_window_cache``).
     """
 
     run: GraphKind
@@ -56,6 +58,7 @@ class ForeignGraph:
     extra: tuple[ExtraInput, ...] = ()
     empty_rows: int = 0
     rows_first: bool = False
+    buffers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from kvparity.exporter.contract.bundle import MANIFEST, SCHEMA_VERSION, Bundle, 
 from kvparity.exporter.contract.cases import Case
 from kvparity.exporter.contract.errors import BundleError, KvparityError
 from kvparity.exporter.contract.files import copy_file
-from kvparity.exporter.contract.foreign import Foreign, ForeignGraph
+from kvparity.exporter.contract.foreign import Foreign, ForeignGraph, Offer
 from kvparity.exporter.contract.manifest import FileEntry, GraphEntry, Manifest
 from kvparity.exporter.contract.spec import (
     DECODE,
@@ -30,9 +30,10 @@ from kvparity.runners.base import Array, RunnerSpec
 from kvparity.runners.isolation.limits import settings
 from kvparity.runners.isolation.process import open_isolated
 
-__all__ = ["FOLDER", "adopt", "listed_files", "playable"]
+__all__ = ["FOLDER", "ROUNDED_ACTIVATIONS", "adopt", "listed_files", "playable"]
 
 FOLDER = "package"  # of the foreign files inside the bundle
+ROUNDED_ACTIVATIONS = "activations"
 _DTYPES = ("float16", "bfloat16")
 
 
@@ -69,7 +70,11 @@ def adopt(package: Package, model: ModelSpec, folder: Path) -> Manifest:
     ports = {kind: {port.name: port for port in graph.inputs} for kind, graph in places.items()}
     with _running(Bundle(folder, manifest)) as run:
         measured = measure(foreign, ports, model, run)
-    return replace(manifest, foreign=measured.foreign, options=_options(dtype, measured))
+    foreign = measured.foreign
+    if any(graph.rounds for graph in places.values()):
+        rounds = Offer(ROUNDED_ACTIVATIONS, True, "rounded to 8 bits in products with quantised weights")
+        foreign = replace(foreign, offers=(*foreign.offers, rounds))
+    return replace(manifest, foreign=foreign, options=_options(dtype, measured))
 
 
 def playable(cases: Sequence[Case], foreign: Foreign) -> tuple[tuple[Case, ...], tuple[str, ...]]:
@@ -147,7 +152,9 @@ def _foreign(kind: GraphKind, graph: GraphFile, model: ModelSpec, merged: bool) 
     if kind == DECODE and not all(present_name(*name) in outputs.names for name in wanted):
         missing = next(name for name in wanted if present_name(*name) not in outputs.names)
         raise BundleError(f"{graph.path.name}: returns no {present_name(*missing)}")
-    return ForeignGraph(DECODE if merged else kind, inputs.names, outputs.names, extra)
+    ports = {*inputs.names.values(), *outputs.names.values()}
+    buffers = {name: rows for name, rows in graph.buffers.items() if name in ports}
+    return ForeignGraph(DECODE if merged else kind, inputs.names, outputs.names, extra, buffers=buffers)
 
 
 def _dtype(foreign: Foreign, graph: GraphFile) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from kvparity.exporter.contract.errors import BundleError, KvparityError
 from kvparity.exporter.contract.foreign import Foreign, ForeignGraph, Offer
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind, ModelSpec, Port, past_name
-from kvparity.runners.adopt.session import foreign_feeds
+from kvparity.runners.adopt.session import filled_rows, foreign_feeds
 from kvparity.runners.base import Array
 
 __all__ = ["BATCH", "CACHES", "CHUNKS", "MASK", "Measured", "measure"]
@@ -64,8 +64,10 @@ class _Trials:
         bounded = self._sliding_rows()
         self._offer(BATCH, lambda: self._call(PREFILL, _TOKENS, batch=2), "2 rows")
         self._after_a_past(outputs)
-        masked = "attention_mask" in self._foreign.graphs[DECODE].inputs
-        self._offers.append(Offer(MASK, masked, "padding can be masked" if masked else "no such input"))
+        if "attention_mask" in self._foreign.graphs[DECODE].inputs:
+            self._offer(MASK, lambda: self._call(PREFILL, _TOKENS, pads=2), "padding can be masked")
+        else:
+            self._offers.append(Offer(MASK, False, "no such input"))
         return Measured(replace(self._foreign, offers=tuple(self._offers)), logits, bounded)
 
     def _prompt(self) -> dict[str, Array]:
@@ -164,19 +166,19 @@ class _Trials:
             self._offers.append(Offer(name, True, found))
 
     def _call(
-        self, kind: GraphKind, tokens: int, *, batch: int = 1, pasts: Mapping[str, Array] | None = None
+        self, kind: GraphKind, tokens: int, *, batch: int = 1, pads: int = 0, pasts: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         start = _TOKENS if pasts else 0
         ids = 3 + np.arange(batch * tokens, dtype=np.int64).reshape(batch, tokens) % (self._model.vocab_size - 3)
         inputs: dict[str, Array] = {
             "input_ids": ids,
-            "attention_mask": np.ones((batch, start + tokens), np.int64),
-            "position_ids": np.tile(np.arange(start, start + tokens, dtype=np.int64), (batch, 1)),
+            "attention_mask": np.tile(np.arange(start + tokens) >= pads, (batch, 1)).astype(np.int64),
+            "position_ids": np.tile(np.arange(start, start + tokens).clip(pads) - pads, (batch, 1)).astype(np.int64),
             **(pasts or {}),
         }
         graph: ForeignGraph = self._foreign.graphs[kind]
         feeds = foreign_feeds(graph, self._ports[graph.run], inputs, self._model)
-        return self._run(graph.run, feeds)
+        return filled_rows(graph, self._run(graph.run, feeds), start + tokens)
 
     def _set(self, kind: GraphKind, graph: ForeignGraph) -> None:
         self._foreign = replace(self._foreign, graphs={**self._foreign.graphs, kind: graph})

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind
 
-__all__ = ["Package", "find_package", "graph_roles", "read_json"]
+__all__ = ["Package", "check_links", "find_package", "graph_roles", "read_json"]
 
 _JSON_LIMIT = 16_000_000  # bytes; settings of a package are a few kilobytes
 _ORDER = ("genai", "transformers_exporter", "transformersjs", "optimum", "plain")
@@ -88,12 +88,29 @@ def graph_roles(names: list[str]) -> dict[GraphKind, str]:
     return {PREFILL: first, DECODE: later} if first and later and first != later else {}
 
 
+def check_links(path: Path, root: Path) -> None:
+    """Refuse a file that is a link to somewhere else, but for hub caches, whose files are links to their ``blobs``.
+
+    Args:
+        path: The file.
+        root: The package's folder.
+
+    Raises:
+        BundleError: The file is not in the package.
+    """
+    real = path.resolve()
+    hubs = [folder.parent / "blobs" for folder in root.absolute().parents if folder.name == "snapshots"]
+    if not any(real.is_relative_to(folder.resolve()) for folder in (root, *hubs)):
+        raise BundleError(f"{path.name}: is a link to a file outside the package; refused")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A settings file of a package.
 
     Raises:
         BundleError: It is not a JSON object, or absurdly large.
     """
+    check_links(path, path.parent)
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise BundleError(f"{path}: {path.stat().st_size} bytes; expected a settings file of a few kilobytes")

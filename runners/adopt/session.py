@@ -14,7 +14,7 @@ from kvparity.exporter.contract.spec import GraphKind, ModelSpec, Port
 from kvparity.runners.adopt.ports import slot_of_port
 from kvparity.runners.base import Array, Session
 
-__all__ = ["AdoptedSession", "foreign_feeds"]
+__all__ = ["AdoptedSession", "filled_rows", "foreign_feeds"]
 
 _PAST = "past_key_values."
 
@@ -46,7 +46,7 @@ class AdoptedSession:
         given = {name: self._own.get(id(array), array) for name, array in inputs.items()}
         feeds = foreign_feeds(foreign, ports, given, self._bundle.model, wide=self._wide)
         outputs = self._inner.run(foreign.run, feeds)
-        return self._ours(foreign, outputs)
+        return self._ours(foreign, filled_rows(foreign, outputs, inputs["attention_mask"].shape[1]))
 
     def close(self) -> None:
         """Free the engine's resources."""
@@ -76,6 +76,29 @@ class AdoptedSession:
         if not self._foreign.extra_rows or slot.window is None or not self._bundle.options.bounded:
             return array
         return array[:, :, -(slot.window - 1) :] if array.shape[2] > slot.window - 1 else array
+
+
+def filled_rows(foreign: ForeignGraph, outputs: Mapping[str, Array], total: int) -> dict[str, Array]:
+    """Outputs of a foreign graph, of buffers of fixed size the rows that hold a token.
+
+    Args:
+        foreign: Whose port is which.
+        outputs: By the graph's own names.
+        total: Tokens so far, those of this call included.
+    """
+    return {
+        name: array[:, :, : min(total, foreign.buffers[name])] if name in foreign.buffers else array
+        for name, array in outputs.items()
+    }
+
+
+def _buffer(rows: Array, size: int, start: int) -> Array:
+    """A past of the newest rows in a buffer that holds the first min(start, size) of its rows."""
+    buffer = np.zeros((*rows.shape[:2], size, rows.shape[3]), rows.dtype)
+    end = min(start, size)
+    kept = min(rows.shape[2], end)
+    buffer[:, :, end - kept : end] = rows[:, :, rows.shape[2] - kept :]
+    return buffer
 
 
 def foreign_feeds(
@@ -111,6 +134,8 @@ def foreign_feeds(
             slot = slot_of_port(model, name)
             array = np.zeros(slot.shape(name.split(".")[2], batch, foreign.empty_rows), np.float32)
         assert array is not None
+        if own in foreign.buffers:
+            array = _buffer(array, foreign.buffers[own], mask.shape[1] - tokens)
         if name.startswith(_PAST) and foreign.rows_first and array.ndim == 4:
             array = array.swapaxes(1, 2)
         dtype = np.dtype(np.float64) if wide and array.dtype.kind not in "iub" else numpy_dtype(ports[own].dtype)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from kvparity.exporter.contract.blocks import Blocks, dequantize
+from kvparity.exporter.contract.errors import EngineUnavailableError
 from kvparity.exporter.contract.spec import FLOAT64_EPSILON
 
 __all__ = ["spell_out"]
@@ -194,21 +195,25 @@ def _ungroup(model: ir.Model) -> None:
 
     Its contract (ONNX Runtime, ContribOperators.md): query (batch, sequence, heads x head_dim), packed with keys and
     values where those are left out; ``seqlens_k`` + 1 rows of each batch row count; with ``do_rotary`` queries and
-    keys are turned first; a query sees the newest ``local_window_size`` keys, itself included.
+    keys are turned first, before that each head is normed where norm weights are given; a query sees the newest
+    ``local_window_size`` keys, itself included; a sink is one more column of scores that is dropped again.
     """
     for node in list(model.graph):
         if node.op_type == "GroupQueryAttention":
+            _refuse_unknown(node)
             build = _Builder()
             _put(model, node, build, _grouped_attention(build, node))
 
 
 def _grouped_attention(build: _Builder, node: ir.Node) -> tuple[Any, ...]:
-    inputs = [*node.inputs, *[None] * 12]
+    inputs = [*node.inputs, *[None] * 16]
     heads, kv_heads = node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
     query, key, value = _projections(build, inputs, heads, kv_heads)
     first = _past_rows(build, inputs[3])
+    if inputs[14] is not None:
+        query, key = (_head_norm(build, node, *pair) for pair in ((query, inputs[14]), (key, inputs[15])))
     if _int(node, "do_rotary", 0):
-        query, key = (_turned(build, node, item, inputs, first) for item in (query, key))
+        query, key = (_turned(build, node, item, inputs) for item in (query, key))
     rows = [key, value]
     if inputs[3] is not None:
         rows = [build("Concat", old, new, axis=2) for old, new in zip(inputs[3:5], rows, strict=True)]
@@ -220,9 +225,38 @@ def _grouped_attention(build: _Builder, node: ir.Node) -> tuple[Any, ...]:
         limit = build.constant(cap)
         scores = build("Mul", build("Tanh", build("Div", scores, limit)), limit)
     mask = inputs[10] if inputs[10] is not None else _causal(build, node, query, keys, inputs[5], first)
-    context = build("MatMul", build("Softmax", build("Add", scores, mask), axis=-1), values)
+    scores = build("Add", scores, mask)
+    if sink := inputs[11] is not None or _int(node, "smooth_softmax", 0) > 0:
+        column = build("Reshape", inputs[11] or build.constant(np.zeros(heads)), _whole(build, [1, heads, 1, 1]))
+        column = build("Expand", column, build("Shape", build("ReduceMax", scores, _whole(build, [3]))))
+        scores = build("Concat", scores, column, axis=-1)
+    shares = build("Softmax", scores, axis=-1)
+    if sink:
+        shares = build("Slice", shares, *(_whole(build, [number]) for number in (0, -1, 3)))
+    context = build("MatMul", shares, values)
     flat = build("Reshape", build("Transpose", context, perm=[0, 2, 1, 3]), _whole(build, [0, 0, -1]))
     return flat, *rows
+
+
+def _refuse_unknown(node: ir.Node) -> None:
+    """Parts of the operator that are not spelled.
+
+    Raises:
+        EngineUnavailableError: Names them.
+    """
+    unusual = {"causal": 1, "qk_output": 0, "kv_cache_bit_width": 0}
+    given = [name for name, usual in unusual.items() if _int(node, name, usual) != usual]
+    given += ["query_seqlens"] if len(node.inputs) > 16 and node.inputs[16] is not None else []
+    if given:
+        raise EngineUnavailableError(f"exact: {node.name}: GroupQueryAttention with {given[0]} has no float64 spelling")
+
+
+def _head_norm(build: _Builder, node: ir.Node, tensor: Any, weight: Any) -> Any:
+    """RMS norm of each head."""
+    epsilon = node.attributes["qk_norm_epsilon"].as_float() if "qk_norm_epsilon" in node.attributes else 1e-6
+    axis = build.constant(np.asarray([-1], np.int64))
+    mean = build("ReduceMean", build("Mul", tensor, tensor), axis, keepdims=1)
+    return build("Mul", build("Div", tensor, build("Sqrt", build("Add", mean, build.constant(epsilon)))), weight)
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:
@@ -258,10 +292,18 @@ def _slots(build: _Builder, tensor: Any, start: Any) -> Any:
     return build("Range", *ends, build.constant(np.asarray(1, np.int64)))
 
 
-def _turned(build: _Builder, node: ir.Node, tensor: Any, inputs: Sequence[Any], first: Any) -> Any:
+def _positions(build: _Builder, tensor: Any, lengths: Any) -> Any:
+    """Positions of new rows where none are given: the last ones of each row's ``lengths`` + 1 slots, at least 0."""
+    slots = build("Unsqueeze", _slots(build, tensor, _whole(build, [0])), _whole(build, [0]))
+    count = build("Slice", build("Shape", tensor), *(_whole(build, [number]) for number in (2, 3)))
+    total = build("Add", build("Cast", lengths, to=int(ir.DataType.INT64)), _whole(build, [1]))
+    start = build("Max", build("Sub", build("Reshape", total, _whole(build, [-1, 1])), count), _whole(build, [0]))
+    return build("Add", start, slots)
+
+
+def _turned(build: _Builder, node: ir.Node, tensor: Any, inputs: Sequence[Any]) -> Any:
     """Queries or keys rotated by the operator's tables, by halves or in pairs; columns beyond the tables stay."""
-    slots = _slots(build, tensor, first)
-    positions = inputs[9] if inputs[9] is not None else build("Unsqueeze", slots, _whole(build, [0]))
+    positions = inputs[9] if inputs[9] is not None else _positions(build, tensor, inputs[5])
     cos, sin = (
         build("Unsqueeze", build("Gather", table, positions, axis=0), _whole(build, [1])) for table in inputs[7:9]
     )

@@ -159,6 +159,11 @@ def _evaluator(proto: Any, evaluator: str, name: str, weights: str) -> Evaluate:
                 raise EngineUnavailableError(
                     f"exact: {name} has no float64 evaluation in ONNX Runtime: {str(error).splitlines()[0]}"
                 ) from error
+    known = {"", "ai.onnx", *(function.domain for function in proto.functions)}
+    custom = next((node for node in proto.graph.node if node.domain not in known), None)
+    if custom is not None:
+        reason = "has no float64 evaluation; the budget in float32 judges it"
+        raise EngineUnavailableError(f"exact: {name}: {custom.op_type} of {custom.domain} {reason}")
     from onnx.reference import ReferenceEvaluator
 
     reference = ReferenceEvaluator(proto, new_ops=[_erf(), _gather_elements()])

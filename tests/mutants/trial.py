@@ -28,7 +28,7 @@ from tests.mutants.editor import Editor, NotApplicableError
 from tests.mutants.mutant import Mutant
 from tests.mutants.recording import RecordingEngine, locate_recorded
 
-__all__ = ["EXACT_TOL", "TOL", "Outcome", "decisive_cases", "killed_in", "mutated", "try_mutant"]
+__all__ = ["EXACT_TOL", "TOL", "Outcome", "decisive_cases", "first_difference", "killed_in", "mutated", "try_mutant"]
 
 TOL, EXACT_TOL = 1e-4, 1e-10
 _SAME = 1e-9  # identities in float64
@@ -97,7 +97,7 @@ def killed_in(bundle: Bundle, mutant: Mutant, vectors: Iterable[Vectors]) -> str
     """The first case that differs by more than 1e-10 in float64; empty where none does."""
     with mutated(bundle, mutant) as damaged:
         session = ExactSession(damaged, "ort")
-        return next((case.case.name for case in vectors if _case(damaged, session, case)[0] > EXACT_TOL), "")
+        return next((case.case.name for case in vectors if first_difference(damaged, session, case)[0] > EXACT_TOL), "")
 
 
 def decisive_cases(bundle: Bundle) -> list[Vectors]:
@@ -136,7 +136,7 @@ def _judge(bundle: Bundle, mutant: Mutant | None, vectors: Sequence[Vectors], wa
     session = ExactSession(bundle, "ort")
     worst: dict[str, tuple[float, int]] = {}
     for case in vectors:
-        worst[case.case.name] = _case(bundle, session, case)
+        worst[case.case.name] = first_difference(bundle, session, case)
     tol_case = next((name for name, (size, _) in worst.items() if size > TOL), "")
     exact_case = next((name for name, (size, _) in worst.items() if size > EXACT_TOL), "")
     found = _locate(bundle, exact_case, worst, vectors, watcher)
@@ -179,8 +179,10 @@ def _verdict(killed: bool, declared: bool) -> str:
     return "killed" if killed else "survived"
 
 
-def _case(bundle: Bundle, session: ExactSession, vectors: Vectors) -> tuple[float, int]:
-    """Largest difference from float64 PyTorch in a case, and the first call over the exact limit."""
+def first_difference(
+    bundle: Bundle, session: ExactSession, vectors: Vectors, limit: float = EXACT_TOL
+) -> tuple[float, int]:
+    """Largest difference from float64 PyTorch in a case, and the first call over the limit."""
     largest, first = 0.0, -1
     exact, live = vectors.float64(), vectors.case.mask == 1
     try:
@@ -189,7 +191,7 @@ def _case(bundle: Bundle, session: ExactSession, vectors: Vectors) -> tuple[floa
             rows, got = live[result.step.which, : result.step.stop], result.outputs
             sizes = [_difference(name, want, got.get(name), rows) for name, want in wanted.items()]
             largest = max(largest, *sizes)
-            if largest > EXACT_TOL and first < 0:
+            if largest > limit and first < 0:
                 first = result.step.index
             if largest == float("inf"):
                 break
