@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from kvparity.exporter.checkpoint.inspect_checkpoint import inspect_checkpoint
 from kvparity.exporter.checkpoint.source import resolve
+from kvparity.exporter.checkpoint.weights import place_weights
 from kvparity.exporter.contract.bundle import Bundle
 from kvparity.exporter.contract.errors import BundleError, ExportError
 from kvparity.exporter.contract.spec import ExportOptions
@@ -86,6 +87,22 @@ def test_model_safetensors_goes_before_an_index_as_in_transformers(tmp_path: Pat
         "config.json",
         WEIGHTS,
     }
+
+
+def test_shards_are_taken_with_an_index_so_that_the_bundle_is_a_model_folder(tmp_path: Path) -> None:
+    weights = load_file(_llama(tmp_path / "hf", 1) / WEIGHTS)
+    (tmp_path / "hf" / WEIGHTS).unlink()
+    files = {name: f"{'ab'[number % 2]}.safetensors" for number, name in enumerate(sorted(weights))}
+    for file in {*files.values()}:
+        held = {name: weights[name] for name in weights if files[name] == file}
+        save_file(held, tmp_path / "hf" / file, metadata={"format": "pt"})
+    (tmp_path / "hf" / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    checkpoint, folder = resolve(str(tmp_path / "hf")), tmp_path / "bundle"
+    config = checkpoint.config()
+    config.save_pretrained(folder)
+    place_weights(checkpoint, checkpoint.meta_model(config), folder)
+    loaded = _load(folder).state_dict()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(True, False), (False, True)])

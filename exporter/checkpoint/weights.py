@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.checkpoint.folder import text_name, text_names
+from kvparity.exporter.checkpoint.folder import INDEX, WEIGHTS, text_name, text_names
 from kvparity.exporter.checkpoint.half_types import refuse_overflow
 from kvparity.exporter.checkpoint.quantized import refuse_uneven_blocks
 from kvparity.exporter.checkpoint.source import Checkpoint, StoredTensor, read_safetensors_header
@@ -62,7 +62,7 @@ def place_weights(checkpoint: Checkpoint, meta_model: Any, folder: Path) -> dict
             tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
             _refuse_packed(tensors)
             if not renamed and all(tensor.dtype == dtypes[name] for name, tensor in tensors.items()):
-                return _use_files(tensors, folder)
+                return _use_files(tensors, checkpoint.stored(), folder)
             return _write(folder, {n: (t.shape, _reader(t)) for n, t in tensors.items()}, dtypes)
         parts = _from_gguf(checkpoint, meta_model, wanted)
         if parts is not None:
@@ -95,9 +95,17 @@ def _refuse_packed(tensors: Mapping[str, StoredTensor]) -> None:
         )
 
 
-def _use_files(tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, Placement]:
-    for file in sorted({tensor.file for tensor in tensors.values()}):
+def _use_files(
+    tensors: Mapping[str, StoredTensor], stored: Mapping[str, StoredTensor], folder: Path
+) -> dict[str, Placement]:
+    """Take the checkpoint's files as they are; of several, with an index, so that transformers loads the bundle too."""
+    files = sorted({tensor.file for tensor in tensors.values()})
+    for file in files:
         copy_file(file, folder / file.name)  # never a link: ONNX's checker and engines refuse linked weights
+    if [file.name for file in files] != [WEIGHTS]:
+        places = {name: tensor.file.name for name, tensor in sorted(stored.items()) if tensor.file in files}
+        text = json.dumps({"metadata": {}, "weight_map": places}, indent=1)
+        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
     return {n: Placement(t.file.name, t.offset, t.length, t.dtype, t.shape) for n, t in tensors.items()}
 
 

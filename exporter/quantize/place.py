@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kvparity.exporter.checkpoint.folder import INDEX
 from kvparity.exporter.contract.blocks import MINIMA, PARTS, SCALES, Blocks
 from kvparity.exporter.contract.dtypes import numpy_dtype
 from kvparity.exporter.contract.placement import Placement
@@ -72,6 +73,7 @@ def place_quantized(
                     )
     for location in {place.location for place in placements.values()}:
         (folder / location).unlink()
+    (folder / INDEX).unlink(missing_ok=True)
     (folder / f"{FILE}.new").rename(folder / FILE)
     return Placed(write.placements(FILE), None if source is None else tuple(exact))
 
