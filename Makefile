@@ -49,8 +49,9 @@ engines-matrix: $(READY)  ## the same matrix with the environments that are alre
 	$(BIN)/python benchmarks/engines_matrix.py
 
 N ?= 100
-fuzz: $(READY)  ## N random small decoders x random cases, exported, exact to 1e-10 (three seconds each)
+fuzz: $(READY)  ## N random small decoders x random cases, exact to 1e-10, and N random checkpoints against from_pretrained (four seconds each)
 	$(BIN)/python -m tests.fuzz -n $(N)
+	$(BIN)/python -m tests.fuzz --checkpoints -n $(N)
 
 ROUNDS ?= 9
 bench: $(READY)  ## the tiny checkpoint beside PyTorch and other exporters, each in an environment of its own; ONLY="PEER …" for some

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from tests.draws import Draw, state_draws
+from tests.draws import Draw, checkpoint_draws, state_draws
 from tests.fuzz import Outcome, attempt, check, collect, main, shrunk, summary
+from tests.fuzz_checkpoints import check_checkpoint
 
 pytest.importorskip("torch", reason="the exporter's extra is not installed")
 PLAIN: Draw = {
@@ -44,6 +45,39 @@ def test_a_drawn_module_with_another_window_fails(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(dynamic.Cache, "mask", wrong)
     monkeypatch.setattr(dynamic.Cache, "masks", lambda self: {x.index: self.mask(x) for x in self.spec.layers})
     assert attempt(PLAIN, lambda draw: check(draw, graphs=False), 60.0).kind == "failed"
+
+
+SAVED: Draw = {
+    "stored": "bfloat16", "named": "torch_dtype", "wrapper": None, "head": "other", "tied": True, "shards": 2,
+    "stale": "copy", "extra": True, "missing": False, "ids": {"pad_token_id": -1}, "generation_config": False,
+    "old_rope": True,
+}  # fmt: skip
+CHECKPOINT: Draw = {
+    "model_type": "llama",
+    "config": {"num_hidden_layers": 1, "tie_word_embeddings": True},
+    "checkpoint": SAVED,
+    "options": {"dtype": "float32", "profile": "portable"},
+    "recorded": False,
+    "limit": None,
+}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_compared_with_what_transformers_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempt(CHECKPOINT, check_checkpoint, 60.0) == Outcome("match")
+    missing = {**CHECKPOINT, "checkpoint": {**SAVED, "missing": True}}
+    assert "its weights lack" in attempt(missing, check_checkpoint, 60.0).words
+    monkeypatch.setattr("kvparity.exporter.checkpoint.text_config._both_heads_differ", lambda *_: False)
+    failed = attempt(CHECKPOINT, check_checkpoint, 60.0)
+    assert (failed.kind, "logits: off by" in failed.words) == ("failed", True)
+
+
+def test_drawn_checkpoints_are_the_same_on_every_run_and_are_counted() -> None:
+    drawn = collect(range(30), checkpoint_draws)
+    assert drawn == collect(range(30), checkpoint_draws)
+    lines = "\n".join(summary(drawn, [Outcome("match")] * len(drawn)))
+    for field in ("wrapper", "head", "tied", "shards", "stale", "stored"):
+        assert f"\n{field}:" in lines
 
 
 def test_a_draw_out_of_time_is_no_pass() -> None:
