@@ -153,6 +153,7 @@ def test_a_schedule_below_the_switch_says_that_it_does_not_prove_what_is_beyond(
     cases = default_cases(model)
     assert any("beyond 4096 positions" in item for item in unproven(model, [case.total for case in cases]))
     assert not any("positions" in item for item in unproven(exported[0].model, [17]))
+    assert any("rows on both sides of position" in item for item in unproven(exported[0].model, [17]))
 
 
 def test_rows_of_a_batch_are_of_one_length_where_the_longest_sets_the_frequencies(

@@ -96,8 +96,10 @@ def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
         left_out = "several tokens after the first call (transformers starts from an empty state there; graphs go on)"
         spec = replace(spec, not_exercised=(*spec.not_exercised, left_out))
     switch = spec.rope_switch
-    if switch is not None and longest <= switch:
+    if switch is not None:
         beyond = f"any call beyond {switch} positions, where rotary frequencies change (longest case {longest})"
+        if longest > switch:  # a reference is one row, and the longest row of a call decides for all of them
+            beyond = f"rows on both sides of position {switch}, where rotary frequencies change, in one call"
         spec = replace(spec, not_exercised=(*spec.not_exercised, beyond))
     if window is None or longest > window:
         return spec.not_exercised
