@@ -164,5 +164,33 @@ def test_what_is_written_through_a_view_is_left_to_torch_export() -> None:
         rows[:, :1].add_(1)
         return rows
 
-    with pytest.raises(UnsupportedError, match="writes in place"):
-        recorded(forward)
+    def twice(past: Any, new: Any) -> Any:
+        rows = torch.cat([past, new], dim=1) * 2
+        turned = rows.transpose(1, 2)
+        rows[..., :1].add_(1)
+        return turned
+
+    for function in (forward, twice):
+        with pytest.raises(UnsupportedError, match="is written"):
+            recorded(function)
+
+
+def test_parts_of_a_tensor_that_are_written_are_joined() -> None:
+    """As latent attention fills its keys, and as ``x[..., 1:] += y`` does."""
+    from onnx.reference import ReferenceEvaluator
+
+    def forward(past: Any, new: Any) -> Any:
+        rows = torch.cat([past, new], dim=1)
+        keys = rows.new_empty(*rows.shape[:-1], 6)
+        keys[..., :4].copy_(rows)
+        keys[..., 4:].copy_(rows[..., :2])
+        doubled = keys * 2
+        doubled[..., 1:3] += 7
+        return doubled
+
+    model = translated(forward)
+    assert {node.op_type for node in model.graph.node}.isdisjoint({"ScatterND", "ScatterElements"})
+    feeds = {name: np.full((2, rows, 4), rows, np.float32) for name, rows in (("past", 3), ("new", 2))}
+    (found,) = ReferenceEvaluator(model).run(None, feeds)
+    expected = forward(*(torch.from_numpy(array) for array in feeds.values())).numpy()
+    assert np.array_equal(found, expected)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["UnsupportedError", "out_of_place"]
+__all__ = ["UnsupportedError", "is_view", "out_of_place", "plain_operator"]
 
 _aten = torch.ops.aten
 _VIEWS = {"view", "slice", "select", "transpose", "expand", "unsqueeze", "squeeze", "permute", "reshape", "split"}
@@ -22,14 +22,25 @@ def out_of_place(operation: Any, target: Any) -> Any:
     Raises:
         UnsupportedError: There is none, or the value is seen through a view.
     """
+    if is_view(target) or any(is_view(user, target) for user in target.users):
+        raise UnsupportedError(f"{operation} writes in place")
+    return plain_operator(operation)
+
+
+def plain_operator(operation: Any) -> Any:
+    """The operator that gives what this one writes.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
     base, overload = operation._schema.name.split("::")[1], operation._overloadname
     plain = getattr(getattr(_aten, base.removesuffix("_"), None), overload, None)
-    if not base.endswith("_") or plain is None or _is_view(target) or any(_is_view(u, target) for u in target.users):
+    if not base.endswith("_") or plain is None:
         raise UnsupportedError(f"{operation} writes in place")
     return plain
 
 
-def _is_view(node: Any, of: Any = None) -> bool:
+def is_view(node: Any, of: Any = None) -> bool:
     """Whether a node only looks into another tensor."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return node.op == "placeholder"

@@ -8,6 +8,7 @@ A profile's spelling is chosen while translating rather than patched in afterwar
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
@@ -67,6 +68,22 @@ def _pow_scalar(self: Any, exponent: float) -> Any:
     return op.Pow(self, exponent)
 
 
+def _square(self: Any) -> Any:
+    return op.Mul(self, self)
+
+
+def _min(self: Any, other: Any) -> Any:
+    return op.Min(self, other)
+
+
+def _max(self: Any, other: Any) -> Any:
+    return op.Max(self, other)
+
+
+def _transpose(self: Any) -> Any:
+    return op.Transpose(self)
+
+
 def _rsqrt(self: Any) -> Any:
     return op.Reciprocal(op.Sqrt(self))
 
@@ -92,6 +109,14 @@ def _baddbmm(self: Any, batch1: Any, batch2: Any, beta: float = 1.0, alpha: floa
 def _masked_fill(self: Any, mask: Any, value: float) -> Any:
     """A number where the mask is; torch's translation makes the smallest float64 an infinite float32."""
     return op.Where(mask, _constant(value, self), self)
+
+
+def _rms_norm(input: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
+    """Root mean square norm, x / sqrt(mean(x x) + eps) times the weight, without a float32 epsilon."""
+    axes = op.Constant(value_ints=list(range(-len(normalized_shape), 0)))
+    least = _constant(float(np.finfo(input.dtype.numpy()).eps) if eps is None else eps, input)
+    normal = op.Div(input, op.Sqrt(op.Add(op.ReduceMean(op.Mul(input, input), axes, keepdims=1), least)))
+    return normal if weight is None else op.Mul(normal, weight)
 
 
 def _softmax(self: Any, dim: int, dtype: int = -1) -> Any:
@@ -175,6 +200,11 @@ def translation_table(profile: str) -> dict[Callable[..., Any], Callable[..., An
         aten.softplus.default: onnx_states.softplus,
         aten.linear.default: _linear,
         aten.pow.Tensor_Scalar: _pow_scalar,
+        aten.rms_norm.default: _rms_norm,
+        aten.square.default: _square,
+        aten.numpy_T.default: _transpose,
+        aten.min.other: _min,
+        aten.max.other: _max,
         aten.rsqrt.default: _rsqrt,
         aten.rsub.Scalar: _rsub,
         aten.dropout.default: _dropout,

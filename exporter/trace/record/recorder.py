@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.export import graph_signature as signatures
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvparity.exporter.trace.in_place_operators import out_of_place
+from kvparity.exporter.trace.in_place_operators import UnsupportedError, is_view, out_of_place, plain_operator
 from kvparity.exporter.trace.record.private_names import MARK
 from kvparity.exporter.trace.record.sizes import SymbolicSizes, UnsureError
 
@@ -30,6 +30,7 @@ _aten = torch.ops.aten
 _numbers = itertools.count()
 _ASKING = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}  # answered for constants
 _Layout = tuple[tuple[int, ...], tuple[int, ...]]
+_Part = tuple[int, int, fx.Node | None]  # first, past the last, what was written there
 Kind = signatures.InputKind
 
 
@@ -46,6 +47,11 @@ class _Traced:
     node: fx.Node | None
     layouts: tuple[_Layout, ...]
     dtype: torch.dtype
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Its shape at each example."""
+        return tuple(shape for shape, _ in self.layouts)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -78,6 +84,8 @@ class Recorder(SchemaCheckMode):
         self.constants: dict[str, Tensor] = {}
         self._seen: dict[Any, _Outcome] = {}
         self._marks: dict[int, _Traced] = {}
+        self._joined: dict[fx.Node | None, fx.Node] = {}  # what took the place of a tensor when a part was written
+        self._parts: dict[fx.Node, tuple[fx.Node, tuple[_Part, ...]]] = {}  # of these: the tensor, and its parts
 
     def take(self, kind: Any, name: str, tensors: Sequence[Tensor], target: str | None) -> Any:
         """A placeholder for an input, a parameter or a buffer."""
@@ -109,7 +117,8 @@ class Recorder(SchemaCheckMode):
             self.constants[node.name] = tensor
             found = self._mark(node, tensor, (_layout(tensor),) * self._count)
             node.meta["val"] = self._value(found.layouts, found.dtype)
-        return found
+        joined = self._joined.get(found.node)
+        return found if joined is None else replace(found, node=joined)
 
     def sizes(self, tensor: Tensor) -> tuple[Any, ...] | None:
         """The sizes of a traced tensor, None where it isn't one."""
@@ -156,11 +165,48 @@ class Recorder(SchemaCheckMode):
             UnsupportedError: Somebody else may see what is written, through a view.
         """
         found = self.traced(args[0])
-        plain = out_of_place(func, found.node)
-        node = self.symbolic.graph.call_function(plain, *_map((args, kwargs), self._argument))
-        node.meta = {"val": self._value(found.layouts, found.dtype), "nn_module_stack": self.symbolic.scope}
+        part = found.node if found.node is not None and found.node.target is _aten.slice.Tensor else None
+        plain = out_of_place(func, found.node) if part is None else plain_operator(func)
+        if plain is _aten.copy.default:
+            source = self.traced(args[1])
+            node = self._argument(args[1])
+            if source.shapes != found.shapes or source.dtype != found.dtype:
+                raise UnsupportedError(f"{func} writes what is not of the same shape and type")
+        else:
+            node = self.symbolic.graph.call_function(plain, *_map((args, kwargs), self._argument))
+            node.meta = {"val": self._value(found.layouts, found.dtype), "nn_module_stack": self.symbolic.scope}
         self._mark(node, args[0], found.layouts)
+        if part is not None:
+            self._fill(part, node)
         return cast(Tensor, args[0])
+
+    def _fill(self, part: fx.Node, written: fx.Node) -> None:
+        """Note down that a slice of a tensor is written: from then on the tensor is its parts joined.
+
+        Raises:
+            UnsupportedError: It is seen through another view, or parts overlap.
+        """
+        whole, dim, start, stop = cast(tuple[fx.Node, int, int, int], part.args[:4])
+        size = self.traced(whole.meta["val"]).shapes[0][dim]
+        seen = is_view(whole) or any(is_view(user, whole) for user in whole.users if user is not part)
+        if seen or any(shape[dim] != size for shape in self.traced(whole.meta["val"]).shapes):
+            raise UnsupportedError("a part of a tensor that is seen in another way, or of any length, is written")
+        stop = min(stop, size)
+        root, parts = self._parts.get(whole, (whole, ((0, size, None),)))
+        around = next((each for each in parts if each[0] <= start and stop <= each[1]), None)
+        if around is None or (around[2] is not None and around[:2] != (start, stop)):
+            raise UnsupportedError("parts of a tensor that overlap are written")
+        split = ((around[0], start, None), (start, stop, written), (stop, around[1], None))
+        place = parts.index(around)
+        parts = (*parts[:place], *(each for each in split if each[0] < each[1]), *parts[place + 1 :])
+        call = self.symbolic.graph.call_function
+        nodes = [node or call(_aten.slice.Tensor, (root, dim, first, last)) for first, last, node in parts]
+        for node, (first, last, _) in zip(nodes, parts, strict=True):
+            node.meta = node.meta or {**whole.meta, "val": whole.meta["val"].narrow(dim, first, last - first)}
+        joined = call(_aten.cat.default, (nodes, dim))
+        joined.meta = dict(whole.meta)
+        self._parts[joined] = root, parts
+        self._joined[root] = joined
 
     def _fake(self, layouts: tuple[_Layout, ...], dtype: torch.dtype) -> Tensor:
         shape, strides = layouts[0]
