@@ -74,6 +74,48 @@ def test_a_model_that_counts_positions_by_slot_has_no_left_padded_case(by_slot: 
     assert any("left-padded" in words for words in unproven(spec)) is by_slot
 
 
+def test_complex_numbers_are_pairs_of_real_ones() -> None:
+    from kvparity.exporter.model.complex_pairs import ComplexAsPairs
+
+    def rotated(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+        turn = torch.polar(torch.ones_like(angle), angle) * 0.5
+        numbers = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(numbers * turn[:, :, None, :].to(x.device)).flatten(3)
+
+    x, angle = torch.randn(2, 3, 4, 8).double(), torch.randn(2, 3, 4).double()
+    expected = rotated(x, angle)
+    with ComplexAsPairs():
+        assert torch.allclose(rotated(x, angle), expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("layout", ["dynamic", "static", "shared"])
+def test_chunks_of_a_mask_are_counted_from_the_first_live_token(layout: str) -> None:
+    """As transformers' chunked_overlay, with a past, for rows of different padding."""
+    import importlib
+
+    from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
+
+    chunk, past, new, pads = 4, 9, 3, torch.tensor([0, 2, 5])
+    spec = ModelSpec(
+        *("t", "T", 96, 8, 2, (LayerSpec(0, "chunked", chunk, 0),), (SlotSpec(0, 0, "chunked", chunk, 1, 2, 2),)),
+        *(128, 0, "float32", True),
+    )
+    options = ExportOptions(layout=layout, sliding_cache="full", max_len=past + new)  # type: ignore[arg-type]
+    live = (torch.arange(past + new)[None] >= pads[:, None]).long()
+    rows = torch.zeros(3, 1, past if layout == "dynamic" else past + new, 2)
+    inputs = {
+        **{"input_ids": torch.zeros(3, new, dtype=torch.int64), "attention_mask": live},
+        **{"cache_position": torch.arange(past, past + new), "past_lengths": torch.full((3,), past)},
+        **{"past_key_values.0.key": rows, "past_key_values.0.value": rows},
+    }
+    module = importlib.import_module(f"kvparity.exporter.model.layouts.{layout}")
+    mask = module.Cache(spec, options, inputs, torch.float32).masks()[0][:, 0] == 0
+    slot, key = torch.arange(past, past + new)[None, :, None], torch.arange(past + new)[None, None]
+    start = pads[:, None, None]
+    wanted = (key <= slot) & (key >= start) & ((key - start) // chunk == (slot - start) // chunk)
+    assert torch.equal(mask, wanted)
+
+
 def test_a_model_without_the_interface_is_given_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvparity.exporter.model import mask_functions as subject
 

@@ -29,7 +29,7 @@ _PLAIN_CACHES = {
     "LinearAttentionAndSlidingWindowAttentionLayer",
 }
 _RECURRENT = {"linear_attention", "hybrid", "hybrid_sliding"}
-_LAYER_TYPES = {"full_attention", "sliding_attention", "conv", "moe", "mlp", *_RECURRENT}
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention", "conv", "moe", "mlp", *_RECURRENT}
 
 
 def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
@@ -47,6 +47,7 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
     layers, slots = _layers_and_slots(config, model)
     features, missing = features_of(config, model, layers, slots)
     max_position, switch = _max_position(config), rope_switch(model)
+    by_slot = _slots_as_positions(model, max_position)
     return ModelSpec(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -68,8 +69,27 @@ def model_spec(config: Any, model: Any, dtype: str) -> ModelSpec:
         rope_switch=switch if switch is not None and switch < max_position else None,
         rope_restart=switch is not None and _drops_cache_at_switch(model),
         single_steps=_starts_anew(model),
-        position_by_slot="position_ids" not in accepted(model) and _has_position_table(model, max_position),
+        position_by_slot=by_slot is not None,
+        position_by_slot_from=by_slot or 0,
     )
+
+
+def _slots_as_positions(model: Any, max_position: int) -> int | None:
+    """How many slots come before the first whose number, padding included, counts as its position; None for no such.
+
+    A table of positions without ``position_ids`` does so from the first; attention that asks the cache for its length
+    to scale queries (Llama 4's temperature) where the scale takes its first step.
+    """
+    if "position_ids" not in accepted(model) and _has_position_table(model, max_position):
+        return 0
+    asking = [
+        module
+        for module in model.modules()
+        if "get_seq_length" in inspect.unwrap(type(module).forward).__code__.co_names
+        and getattr(module, "attn_temperature_tuning", False)
+        and not getattr(module, "use_rope", False)
+    ]
+    return min((int(module.floor_scale) - 1 for module in asking), default=None)
 
 
 def _has_position_table(model: Any, max_position: int) -> bool:
@@ -125,7 +145,7 @@ def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], t
     for index, window in enumerate(windows):
         own, kept = sizes[index], states.get(index, ())
         if own is not None or kept:
-            kind = _kind(own, window, kept)
+            kind = _kind(own, window, kept, types[index])
             if types[index] == "conv" and kind != "conv":
                 raise ExportError(
                     f"{config.model_type}: layer_types calls layer {index} a conv, and it keeps keys and values; "
@@ -147,10 +167,12 @@ def _layers_and_slots(config: Any, model: Any) -> tuple[tuple[LayerSpec, ...], t
     return tuple(layers), tuple(replace(slot, shared_by=readers[slot.slot]) for slot in slots)
 
 
-def _kind(rows: tuple[int, int, int] | None, window: int | None, states: tuple[StateSpec, ...]) -> LayerKind:
-    """What a layer is by what it keeps."""
+def _kind(
+    rows: tuple[int, int, int] | None, window: int | None, states: tuple[StateSpec, ...], layer_type: str
+) -> LayerKind:
+    """What a layer is by what it keeps; windows and chunks keep the same, and differ in their masks."""
     if rows is not None:
-        return "full" if window is None else "sliding"
+        return "full" if window is None else "chunked" if layer_type == "chunked_attention" else "sliding"
     return "conv" if all(state.part == "conv_state" for state in states) else "recurrent"
 
 
@@ -167,7 +189,8 @@ def _windows(config: Any) -> list[int | None]:
     except Exception as error:  # such as TypeError, for sliding layers without a window
         sliding = [i for i, kind in enumerate(getattr(config, "layer_types", None) or ()) if kind != "full_attention"]
         window = getattr(config, "sliding_window", None)
-        reason = f"layer {sliding[0]} is {config.layer_types[sliding[0]]}" if sliding else f"{error}"
+        lacks = f"it has no {error.name}" if isinstance(error, AttributeError) else str(error)
+        reason = f"layer {sliding[0]} is {config.layer_types[sliding[0]]}" if sliding else lacks
         raise ExportError(
             f"{config.model_type}: transformers cannot make a cache for this config: {reason}, and "
             f"sliding_window is {window}; mend config.json"
@@ -199,7 +222,8 @@ def _refuse_stray_window(config: Any, model: Any, windows: list[int | None]) -> 
     transformers then gives other logits for one prefill than for the same tokens in chunks, so nothing is right.
     """
     window = next((window for window in windows if window is not None), None)
-    if window is not None and not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
+    masks = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
+    if window is not None and not any(hasattr(sys.modules[type(model).__module__], name) for name in masks):
         raise ExportError(
             f"{config.model_type}: sliding_window={window} is in the config, but {type(model).__name__} has no sliding "
             "masks: transformers' cache drops rows that its masks still show, so results depend on how the tokens are "

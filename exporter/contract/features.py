@@ -37,6 +37,7 @@ def _cache_features(config: Any, layers: tuple[LayerSpec, ...], slots: tuple[Slo
     return {
         "full attention": "full" in kinds,
         "sliding attention": "sliding" in kinds,
+        "chunked attention": "chunked" in kinds,
         "grouped-query attention": any(slot.kv_heads < config.num_attention_heads for slot in rows),
         "KV sharing": any(not layer.owns_slot for layer in layers),
         "different head sizes": len({slot.head_dim for slot in rows}) > 1,
@@ -91,7 +92,9 @@ def unproven(spec: ModelSpec, totals: Iterable[int] = ()) -> tuple[str, ...]:
     """
     longest, window = max(totals, default=0), min(spec.windows, default=None)
     if spec.position_by_slot:
-        spec = replace(spec, not_exercised=(*spec.not_exercised, "left-padded rows (positions are counted by slot)"))
+        beyond = f" beyond slot {spec.position_by_slot_from}" if spec.position_by_slot_from else ""
+        padded = f"left-padded rows{beyond} (positions are counted by slot)"
+        spec = replace(spec, not_exercised=(*spec.not_exercised, padded))
     if spec.single_steps:
         left_out = "several tokens after the first call (transformers starts from an empty state there; graphs go on)"
         spec = replace(spec, not_exercised=(*spec.not_exercised, left_out))

@@ -91,6 +91,11 @@ def _check_profile(options: ExportOptions, model: ModelSpec) -> None:
             f"--profile bare: {model.model_type} changes its rotary frequencies in calls beyond {model.rope_switch:,} "
             "positions (rope type longrope or dynamic), so one table is not enough; use --profile portable"
         )
+    if options.profile == "bare" and any(layer.kind == "chunked" for layer in model.layers):
+        raise ExportError(
+            f"--profile bare: {model.model_type} has chunked attention, whose masks are not among the host's inputs; "
+            "use --profile portable"
+        )
     if options.profile == "bare" and not model.ropes:
         raise ExportError(
             f"--profile bare: the rotary embedding of {model.model_type} is not a table of cos and sin of position "

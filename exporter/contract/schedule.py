@@ -90,7 +90,7 @@ class _Schedule:
         rows = max(self.longest // max(chunks), 2)
         pads = pads if len(pads) <= rows else pads[1 : 1 + rows]
         pads = tuple(sorted({min(pad, total - 1) for pad in pads}))
-        if self.spec.position_by_slot:
+        if self.spec.position_by_slot and total > self.spec.position_by_slot_from:
             pads, why = (0,) * len(pads), "rows of one length: this model counts positions by slot, padding included"
         if self.spec.rope_switch is not None and total > self.spec.rope_switch:
             pads, why = (0,) * len(pads), "rows of one length: the longest row sets the rotary frequencies of all"

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _Size = TypeVar("_Size", int, int | str)
-LayerKind = Literal["full", "sliding", "conv", "recurrent", "none"]
+LayerKind = Literal["full", "sliding", "chunked", "conv", "recurrent", "none"]
 Part = Literal["key", "value", "conv_state", "recurrent_state", "ssm_state"]
 StatePart = Literal["conv_state", "recurrent_state", "ssm_state"]
 GraphKind = Literal["prefill", "decode"]
@@ -74,9 +74,10 @@ class LayerSpec:
 
     Attributes:
         index: Position in the stack, from 0.
-        kind: Whether the layer attends to everything (``full``) or to a ``sliding`` window, or has no attention:
-            a short convolution (``conv``), a recurrence (``recurrent``), or neither (``none``).
-        window: Keys that a query sees, itself included; None for layers that do not slide.
+        kind: Whether the layer attends to everything (``full``), to a ``sliding`` window, or to what its own chunk of
+            the text holds so far (``chunked``), or has no attention: a short convolution (``conv``), a recurrence
+            (``recurrent``), or neither (``none``).
+        window: Keys that a query sees at most, itself included: of a chunked layer the chunk; None for all others.
         slot: Cache slot that the layer reads; None where it reads none.
         owns_slot: False where the layer shares the keys and values of an earlier layer.
     """
@@ -90,7 +91,7 @@ class LayerSpec:
     @property
     def attends(self) -> bool:
         """Whether the layer has attention."""
-        return self.kind in ("full", "sliding")
+        return self.kind in ("full", "sliding", "chunked")
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ class ModelSpec:
     """What the exporter, the runners and the referee need to know of a model; read from its config.
 
     ``position_by_slot`` says that the model counts positions by cache slot, padding included: left-padded rows are then
-    not what their tokens alone give, in transformers either. ``rope_switch`` is the longest call, in positions, that
+    not what their tokens alone give, in transformers either, in cases of more than ``position_by_slot_from`` slots.
+    ``rope_switch`` is the longest call, in positions, that
     keeps the original rotary frequencies, of a model that changes them beyond (rope types longrope and dynamic): every
     token of a longer call has others, so that results depend on how the tokens are cut into calls and on the longest
     row of a batch, in transformers too. ``single_steps`` says that transformers computes several tokens that follow
@@ -247,6 +249,7 @@ class ModelSpec:
     not_exercised: tuple[str, ...] = ()
     ropes: tuple[RopeSpec, ...] = ()
     position_by_slot: bool = False
+    position_by_slot_from: int = 0
     rope_switch: int | None = None
     rope_restart: bool = False
     single_steps: bool = False
@@ -267,10 +270,11 @@ class ModelSpec:
     def pattern(self) -> str:
         """Layer kinds in order, as in ``ssFssF``.
 
-        ``s`` sliding, ``F`` full, ``c`` convolution, ``r`` recurrence, ``H`` attention beside a state, ``-`` no cache.
+        ``s`` sliding, ``C`` chunked, ``F`` full, ``c`` convolution, ``r`` recurrence, ``H`` attention beside a state,
+        ``-`` no cache.
         """
         both = {slot.layer for slot in self.slots if slot.kv_heads and slot.states}
-        letters = {"sliding": "s", "full": "F", "conv": "c", "recurrent": "r", "none": "-"}
+        letters = {"sliding": "s", "chunked": "C", "full": "F", "conv": "c", "recurrent": "r", "none": "-"}
         return "".join("H" if layer.index in both else letters[layer.kind] for layer in self.layers)
 
     def slot_of(self, layer: LayerSpec) -> SlotSpec:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.modules import accepted, cache_argument, decoder_stack, named_parts, takes_own_mask
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec
 from kvparity.exporter.model.attention import Masks, Spelling, takes_few, use
+from kvparity.exporter.model.complex_pairs import ComplexAsPairs, tables_like
 from kvparity.exporter.model.layouts.base import open_cache
 from kvparity.exporter.model.mask_functions import calls_interface, mask_functions
 from kvparity.exporter.model.probe import probe
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
             states = use_states(self.model, cache, few=few)
         cache.counts = self._counts
         own = nullcontext() if self._interface else mask_functions(self.model, masks.of_kind)
-        with lifted(self.lift), use(masks, spelling), use_tables(inputs), states, own:
+        with lifted(self.lift), ComplexAsPairs(), use(masks, spelling), use_tables(inputs), states, own:
             arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True}
             if not self._interface:  # distances of ALiBi are counted in it
                 arguments["attention_mask"] = inputs.get("attention_mask")
@@ -130,10 +130,9 @@ def _named_tables(path: str) -> Callable[..., Any]:
     """Rotary modules return (cos, sin), one pair per layer kind where the kind is an argument."""
 
     def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if isinstance(output, Tensor) and output.is_complex():
-            raise ExportError(f"{path}: this model rotates complex numbers, and ONNX has no operator that takes them")
         kind = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
-        return tuple(probe(table, ".".join([path, *kind, part])) for table, part in zip(output, _TABLES, strict=True))
+        named = zip(output, _TABLES, strict=True)
+        return tables_like(output, [probe(table, ".".join([path, *kind, part])) for table, part in named])
 
     return hook
 

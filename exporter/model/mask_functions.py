@@ -17,7 +17,11 @@ from kvparity.exporter.contract.errors import ExportError
 
 __all__ = ["calls_interface", "mask_functions"]
 
-_KINDS = {"create_causal_mask": "full", "create_sliding_window_causal_mask": "sliding"}
+_KINDS = {
+    "create_causal_mask": "full",
+    "create_sliding_window_causal_mask": "sliding",
+    "create_chunked_causal_mask": "chunked",
+}
 
 
 def calls_interface(model: Any) -> bool:
@@ -27,7 +31,7 @@ def calls_interface(model: Any) -> bool:
 
 @contextmanager
 def mask_functions(model: Any, mask: Callable[[str], Tensor]) -> Iterator[None]:
-    """While active, transformers' mask functions give ``mask(kind)``, ``full`` or ``sliding``, to this model's code.
+    """While active, transformers' mask functions give ``mask(kind)`` to this model's code, by kind of layer.
 
     A model whose code makes masks in another way is not given any, which :meth:`exporter.model.attention.Masks.check`
     refuses.

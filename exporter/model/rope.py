@@ -17,6 +17,7 @@ from torch import Tensor
 from kvparity.exporter.contract.float64 import lifted
 from kvparity.exporter.contract.modules import ropes_by_length
 from kvparity.exporter.contract.spec import RopeSpec
+from kvparity.exporter.model.complex_pairs import ComplexAsPairs, tables_like
 
 __all__ = ["follow_length", "hook_tables", "rope_specs", "rope_switch", "use_tables"]
 
@@ -44,7 +45,7 @@ def rope_specs(model: Any, max_position: int) -> tuple[RopeSpec, ...]:
         for layer_type in layer_types:
             try:
                 spec = _spec(module, prefix, layer_type, max_position)
-            except Exception:  # a module that takes or gives something else, such as complex numbers: no table
+            except Exception:  # a module that takes or gives something else: no table
                 spec = None
             if spec is None:
                 return ()
@@ -79,7 +80,7 @@ def _spec(module: Any, prefix: str, layer_type: str, max_position: int) -> RopeS
         return None
     scaling = float(getattr(module, f"{attribute}attention_scaling", 1.0))
     positions = torch.tensor([[0, 1, 2, 7, max_position // 2, max_position - 1]])
-    with torch.no_grad(), lifted(True):
+    with torch.no_grad(), lifted(True), ComplexAsPairs():
         rest = {"layer_type": layer_type} if layer_type else {}
         cos, sin = copy.deepcopy(module)(torch.zeros(1, 1, 1, dtype=torch.float64), positions, **rest)
         angle = positions[..., None].double() * inv_freq.double()
@@ -215,7 +216,8 @@ def _replacing(prefix: str) -> Callable[..., Any]:
         tables = _TABLES.get()
         if RopeSpec.port_of(name, "cos") not in tables:
             return output
-        return tuple(tables[RopeSpec.port_of(name, part)].to(output[0].dtype) for part in ("cos", "sin"))
+        dtype = next(iter(output)).dtype
+        return tables_like(output, [tables[RopeSpec.port_of(name, part)].to(dtype) for part in ("cos", "sin")])
 
     return hook
 

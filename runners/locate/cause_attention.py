@@ -99,7 +99,7 @@ def _changes(evidence: Evidence, base: _Attention, prefix: str) -> Iterator[tupl
     tried = evidence.experiment
     if tried is not None and f"mask.{layer.kind}" not in tried.recorded:  # off by one is likelier than another's mask
         yield from _windows(evidence, base, layer.window)
-    for kind in ("full", "sliding"):
+    for kind in ("full", "sliding", "chunked"):
         other = evidence.reference.get(f"mask.{kind}")
         if other is not None and other.shape == base.mask.shape:
             mask = np.asarray(settle_mask(other), np.float64)

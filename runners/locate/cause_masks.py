@@ -31,7 +31,7 @@ def wrong_mask(evidence: Evidence) -> tuple[str, str] | None:
     if extra and _all_dead(evidence, batch, key, want.shape[3]):
         return "padding-ignored", "left padding is not masked: queries see padded slots"
     distances = set(distance.tolist())
-    other = evidence.reference.get("mask.full" if kind == "sliding" else "mask.sliding")
+    other = evidence.reference.get("mask.full" if kind != "full" else "mask.sliding")
     same = other is not None and other.shape == got.shape and np.array_equal(np.asarray(other) > BLOCKED / 2, got)
     if same and len(distances) > 1 and min(distances) >= 0:  # what sees the future is no other kind's mask
         return "masks-swapped", f"the mask of {kind} layers is the one of the other kind"

@@ -118,5 +118,5 @@ def layer_of(model: ModelSpec, probe: str) -> int | None:
     rules: dict[str, Callable[[int], int]] = {"layers": lambda index: index, "present": lambda s: model.slots[s].layer}
     if parts[0] in rules and len(parts) > 1 and parts[1].isdigit():
         return rules[parts[0]](int(parts[1]))
-    kind = next((kind for kind in ("sliding", "full") if parts[0] != "layers" and kind in probe), None)
+    kind = next((kind for kind in ("sliding", "chunked", "full") if parts[0] != "layers" and kind in probe), None)
     return next((layer.index for layer in model.layers if layer.kind == kind), None)

@@ -107,7 +107,8 @@ class WatchedModel:
     def _tables(self, path: str) -> Any:
         def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
             kind = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
-            for part, table in zip(("cos", "sin"), output, strict=True):
+            tables = torch.view_as_real(output).unbind(-1) if isinstance(output, Tensor) else output
+            for part, table in zip(("cos", "sin"), tables, strict=True):
                 self._keep(".".join([path, *kind, part]), table)
 
         return hook

@@ -21,7 +21,7 @@ from kvparity.exporter.contract.spec import (
 )
 from kvparity.exporter.model.probe import probe
 
-__all__ = ["LayoutCache", "Pair", "additive", "blocked", "open_cache"]
+__all__ = ["LayoutCache", "Pair", "additive", "blocked", "by_batch", "open_cache"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -125,9 +125,30 @@ class LayoutCache(ABC):
         self.present[slot.slot, slot.states[-1].part] = state
         return state
 
-    def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """Tokens before this call, for models that count positions themselves; 0 where positions are an input."""
-        return self.tokens_before() if self.counts else 0
+    def near(self, layer: LayerSpec, query: Tensor, key: Tensor, before: Any = 0) -> Tensor:
+        """Which keys are near enough for a layer with a window.
+
+        Args:
+            layer: Sliding, or chunked: transformers counts chunks from a row's first live token.
+            query: (queries, 1), or (batch, queries, 1): numbers of slots, ``before`` less than they are.
+            key: (1, rows), or (batch, 1, rows): the same.
+            before: Slots before the first that is counted.
+
+        Returns:
+            (queries, rows), or (batch, queries, rows) where rows of the batch differ.
+        """
+        if layer.kind != "chunked":
+            return query - key < layer.window
+        padding = self.inputs["attention_mask"].argmax(dim=1)[:, None, None]
+        position = torch.maximum(query + before - padding, torch.zeros((), dtype=torch.int64))
+        return query - key <= torch.remainder(position, layer.window)
+
+    def get_seq_length(self, layer_idx: int | None = None) -> Any:
+        """Tokens before this call, for layers that ask and for models that count positions themselves.
+
+        0 where positions are an input.
+        """
+        return self.tokens_before() if self.counts or layer_idx is not None else 0
 
     def tokens_before(self) -> Any:
         """Tokens of earlier calls: a size or a tensor."""
@@ -161,6 +182,11 @@ class LayoutCache(ABC):
         """Probes on the rows that a layer sees."""
         prefix = f"layers.{slot.layer}.self_attn"
         return probe(key, f"{prefix}.key"), probe(value, f"{prefix}.value")
+
+
+def by_batch(seen: Tensor) -> Tensor:
+    """(queries, rows) as (1, queries, rows), which rows of a batch share."""
+    return seen if seen.ndim == 3 else seen[None]
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvparity.exporter.contract.spec import LayerSpec, SlotSpec
-from kvparity.exporter.model.layouts.base import LayoutCache, Pair, additive
+from kvparity.exporter.model.layouts.base import LayoutCache, Pair, additive, by_batch
 
 __all__ = ["Cache"]
 
@@ -33,11 +33,11 @@ class Cache(LayoutCache):
         query = torch.arange(queries, device=attention_mask.device)[:, None] + (rows - queries)
         key = torch.arange(rows, device=attention_mask.device)[None, :]
         seen = key <= query
-        if layer.window is not None:
-            seen = torch.logical_and(seen, query - key < layer.window)
         total = attention_mask.shape[1]
+        if layer.window is not None:
+            seen = torch.logical_and(seen, self.near(layer, query, key, 0 if past is None else total - rows))
         live = (attention_mask if past is None else attention_mask[:, total - rows : total]) != 0
-        return additive(torch.logical_and(seen[None], live[:, None, :]), self.dtype)
+        return additive(torch.logical_and(by_batch(seen), live[:, None, :]), self.dtype)
 
 
 def _newest(rows: Tensor, keep: int | None) -> Tensor:

@@ -14,10 +14,12 @@ cleaned: they must hold finite numbers, and a host makes them zeros.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
 from kvparity.exporter.model.layouts.base import LayoutCache, Pair, blocked
 from kvparity.exporter.model.standard_operators import tensor_scatter
@@ -49,12 +51,12 @@ class Cache(LayoutCache):
         slot = self.spec.slot_of(layer)
         ring = self.options.ring(slot) is not None
         if self._one and (ring or layer.window is None):
-            return self._blocked(self._held_now(slot) if ring else self.inputs["attention_mask"])[:, None, None]
+            return self._blocked(self._held_now(layer) if ring else self.inputs["attention_mask"])[:, None, None]
         query = self._lengths[:, None] + torch.arange(self._tokens, device=self._lengths.device)
         live, key = self._held_before(slot, query) if ring else self._all_rows()
         seen = torch.logical_and(live[:, None, :] != 0, key[:, None, :] <= query[:, :, None])
         if layer.window is not None:
-            seen = torch.logical_and(seen, query[:, :, None] - key[:, None, :] < layer.window)
+            seen = torch.logical_and(seen, self.near(layer, query[:, :, None], key[:, None, :]))
         return self._blocked(seen)[:, None]
 
     def _blocked(self, seen: Tensor) -> Tensor:
@@ -66,19 +68,26 @@ class Cache(LayoutCache):
         live = self.inputs["attention_mask"]
         return live, torch.arange(live.shape[1], device=live.device)[None]
 
-    def _held_now(self, slot: SlotSpec) -> Tensor:
+    def tokens_before(self) -> Any:
+        """None that all rows of a batch share."""
+        raise ExportError(
+            f"{self.spec.model_type} counts positions by slot, the same for all rows of a batch, and --layout shared "
+            "has a length for each row; use --layout dynamic or static"
+        )
+
+    def _held_now(self, layer: LayerSpec) -> Tensor:
         """Which ring rows hold a live token once this call's one token is written: (batch, ring).
 
         A row that holds none yet reads the column of its own number, a slot after this call's, where nothing is live:
         the mask has at least as many columns as a ring has rows.
         """
-        newest = self._lengths[:, None]
+        slot, newest = self.spec.slot_of(layer), self._lengths[:, None]
         held = self._held(slot, newest)
         live = self.inputs["attention_mask"].gather(1, torch.maximum(held, self._ring_rows(slot, held)))
-        if not self.options.rewind:  # the token overwrote the one row that it can't see
+        if not self.options.rewind and layer.kind == "sliding":  # the token overwrote the one row that it can't see
             return live
-        assert slot.window is not None
-        return torch.where(newest - held < slot.window, live, torch.zeros((), dtype=live.dtype))
+        near = self.near(layer, newest[:, :, None], held[:, None, :])[:, 0]
+        return torch.where(near, live, torch.zeros((), dtype=live.dtype))
 
     def _held_before(self, slot: SlotSpec, query: Tensor) -> tuple[Tensor, Tensor]:
         """(live, slot) of the ring's rows before the call, then of the call's tokens: (batch, ring + sequence)."""

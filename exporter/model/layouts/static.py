@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kvparity.exporter.contract.spec import ExportOptions, LayerSpec, ModelSpec, SlotSpec
-from kvparity.exporter.model.layouts.base import LayoutCache, Pair, additive
+from kvparity.exporter.model.layouts.base import LayoutCache, Pair, additive, by_batch
 from kvparity.exporter.model.standard_operators import tensor_scatter
 
 __all__ = ["Cache", "held_slots"]
@@ -91,9 +91,9 @@ class Cache(LayoutCache):
         query, key = self._position[:, None], rows.keys[None, :]
         seen = torch.logical_and(key <= query, key >= 0)
         if layer.window is not None:
-            seen = torch.logical_and(seen, query - key < layer.window)
+            seen = torch.logical_and(seen, self.near(layer, query, key))
         live = attention_mask.index_select(1, _at_least_0(rows.keys)) != 0
-        return additive(torch.logical_and(seen[None], live[:, None, :]), self.dtype)
+        return additive(torch.logical_and(by_batch(seen), live[:, None, :]), self.dtype)
 
     def newest(self, joined: Tensor, columns: int) -> Tensor:
         """The columns up to the call's last token, which padding may follow."""
