@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.architectures`` measures every entry without a row (``--again`` those that do not match as well),
 each in a process of its own with a time limit, so that an interrupted run continues where it stopped; with names, those
-entries. Rows are kept in benchmarks/architectures.json, and docs/architectures.md is written from them.
+entries. Rows are kept in runners/inspect/architectures.json, which `list families` prints; docs/architectures.md is
+written from it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import click
 from tests.architectures import causal_types, multimodal_types, save_architecture
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = Path(__file__).with_suffix(".json")
+ROWS = ROOT / "runners" / "inspect" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
 LIMIT = 40  # tokens: five windows of 8
 CASES = ("prefill-40", "decode-across", "chunk-7", "batch-ragged", "batch-chunks")

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.families`` measures every row that was not measured at this commit, so that an interrupted run
 continues where it stopped; with names, the rows whose name contains one of them. Rows are kept in
-runners/inspect/families.json, which `list families` prints; docs/families.md is written from it.
+benchmarks/families.json, and docs/families.md is written from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kvparity.runners.report.report import Report
 from tests.families import FAMILIES, Family, is_fault, make_config, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ROOT / "runners" / "inspect" / "families.json"
+ROWS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "families.md"
 LIMIT = 40  # tokens: five windows of 8
 CASES = ("prefill-40", "decode-across", "decode-far", "chunk-7", "batch-ragged", "batch-chunks")

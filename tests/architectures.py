@@ -145,10 +145,12 @@ _PART: dict[str, Any] = {  # of towers that see or hear
     "deepstack_visual_indexes": [0],
     "vocab_size": 96,
 }
+_LATENT = {"num_key_value_heads": 4, "head_dim": 8}  # of models with kv_lora_rank: a latent serves every head
 S, F = "sliding_attention", "full_attention"
 SETTINGS: dict[str, dict[str, Any]] = {  # what a class needs beyond small sizes
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "cohere_compass_text": {"layer_types": [S, S, F]},
+    "bamba": {"attn_layer_indices": [1]},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "d_model": 64,
@@ -164,7 +166,20 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what a class needs beyond small sizes
     },
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_unified_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
+    "granitemoehybrid": {"layer_types": ["linear_attention", F, "linear_attention"]},
+    "helium": {"head_dim": 8},
+    "inkling2_text": {"unpadded_vocab_size": 90},
+    "inkling2_loop_text": {"unpadded_vocab_size": 90},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "llama4_text": {"num_hidden_layers": 4, "floor_scale": 30, "no_rope_layer_interval": 2},
+    "kimi_linear": {
+        "layer_types": ["linear_attention", F, "linear_attention"],
+        "linear_num_heads": 2,
+        "linear_head_dim": 8,
+    },
     "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "reformer": {"axial_pos_embds_dim": (16, 16)},
     "roc_bert": {
@@ -222,7 +237,7 @@ def _tiny(kind: Any, sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> A
     aliases = dict(getattr(kind, "attribute_map", {}))
     names = {*vars(plain), *inspect.signature(kind.__init__).parameters, *getattr(kind, "__dataclass_fields__", {})}
     known: dict[str, Any] = {}
-    for name, value in {**sizes, **layers}.items():
+    for name, value in {**sizes, **(_LATENT if "kv_lora_rank" in names else {}), **layers}.items():
         name = aliases.get(name, name)
         old = vars(plain).get(name)
         if name in names and not (isinstance(old, (list, tuple)) and not isinstance(value, (list, tuple))):

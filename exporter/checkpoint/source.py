@@ -149,13 +149,13 @@ class Checkpoint:
                     if ATTENTION not in str(error):
                         raise
                     model = build_language_model(config, "eager", **arguments)
+            model.tie_weights()
         except Exception as error:
             if model_class(config) is None:
                 raise ExportError(
                     f"{self.source}: transformers has no causal language model for model_type {config.model_type!r}"
                 ) from error
             raise self._cannot_make(config, error) from error
-        model.tie_weights()
         number_layers(model)
         if dtype != "float32":
             set_half_types(model, config, dtype)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvparity.exporter.contract.text_part import named_class
+
 if TYPE_CHECKING:
     from kvparity.exporter.checkpoint.source import StoredTensor
 
@@ -32,7 +34,7 @@ def model_class(config: Any) -> Any:
     for kind in (AutoModelForMultimodalLM, AutoModelForCausalLM) if wraps else (AutoModelForCausalLM,):
         if type(config) in kind._model_mapping:
             return kind._model_mapping[type(config)]
-    return None
+    return named_class(config)
 
 
 def text_config(config: Any, stored: Mapping[str, StoredTensor]) -> Any:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["build_language_model"]
+__all__ = ["build_language_model", "named_class"]
+
+
+def named_class(config: Any) -> Any:
+    """The class that a config names among its ``architectures``, where it is transformers' own and generates.
+
+    Text parts such as Emu 3's have a causal class that no automatic class maps them to. None where there is none.
+    """
+    import transformers
+
+    kinds = (getattr(transformers, name, None) for name in config.architectures or ())
+    fitting = (kind for kind in kinds if kind is not None and getattr(kind, "config_class", None) is type(config))
+    return next((kind for kind in fitting if kind.can_generate()), None)
 
 
 def build_language_model(config: Any, attention: str, **arguments: Any) -> Any:
@@ -17,8 +29,12 @@ def build_language_model(config: Any, attention: str, **arguments: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    if config.get_text_config(decoder=True) is config:
+    named = named_class(config)
+    if type(config) in AutoModelForCausalLM._model_mapping and config.get_text_config(decoder=True) is config:
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **arguments)
+    if type(config) not in AutoModelForMultimodalLM._model_mapping and named is not None:
+        arguments.pop("trust_remote_code", None)
+        return named._from_config(config, attn_implementation=attention, **arguments)
     model = AutoModelForMultimodalLM.from_config(config, attn_implementation="eager", **arguments)
     model.config.get_text_config(decoder=True)._attn_implementation = attention
     words, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -49,19 +49,18 @@ def _row(name: str) -> RunnerRow:
 
 
 def list_families() -> tuple[tuple[str, str], ...]:
-    """(name, what was measured) of every model family: layers, cache slots and features, or why it is refused.
+    """(model type, what was measured) of every architecture: that it matches, with its layers, or why it does not.
 
-    The rows are those of docs/families.md; a model whose config has the same features exports as well.
+    The rows are those of docs/architectures.md.
     """
-    rows = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
-    return tuple((row["family"], _family_note(row)) for row in rows)
+    rows = json.loads(Path(__file__).with_name("architectures.json").read_text(encoding="utf-8"))
+    return tuple((row["name"], _family_note(row)) for row in rows)
 
 
 def _family_note(row: dict[str, Any]) -> str:
-    if row["refused"]:
-        return f"refused: {row['refused']}"
-    features = ", ".join(name for name in row["features"] if name not in ("full attention", "sliding attention"))
-    return f"{row['model_type']}; layers {row['pattern']}, {row['slots']} cache slots; {features or 'plain attention'}"
+    if row["outcome"] != "match":
+        return f"{row['outcome']}: {row['reason']}"
+    return f"match: {row['architecture']}, layers {row['pattern']}, {row['slots']} cache slots"
 
 
 def list_cases() -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ weights stay float32 and what loading changes are transformers' own decisions he
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from kvparity.exporter.contract.dequantize import ask_dense, make_dense
 from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.gguf_loading import whole_gguf
 from kvparity.exporter.contract.quiet import quiet_libraries
-from kvparity.exporter.contract.text_part import build_language_model
+from kvparity.exporter.contract.text_part import build_language_model, named_class
 from kvparity.runners.engines._streamed import widen_as_called
 
 __all__ = ["empty_model", "load_reference", "text_weight_name"]
@@ -118,7 +119,20 @@ def _load(checkpoint: CheckpointFiles, dtype: str, config: Path) -> Any:
     absent = sorted(found["missing_keys"])
     if absent:
         raise BundleError(f"{name}: its weights lack {absent[0]} ({len(absent)} missing): no reference")
-    return model.eval()
+    return _takes_text(model, name).eval()
+
+
+def _takes_text(model: Any, name: str) -> Any:
+    """The model, or the causal model inside one that does not run without an image or a sound, such as BLIP-2."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed = [each for each in needed if each != "input_ids"]
+    if not needed:
+        return model
+    inner = [part for part in model.modules() if part is not model and getattr(part, "can_generate", bool)()]
+    if not inner:
+        raise BundleError(f"{name}: {type(model).__name__} does not run without {needed[0]}: no reference")
+    return inner[0]
 
 
 def text_weight_name(name: str) -> str:
@@ -135,16 +149,14 @@ def text_weight_name(name: str) -> str:
 
 def _class_of(checkpoint: CheckpointFiles) -> Any:
     """The class that the config names, where transformers has it and it generates; the automatic one otherwise."""
-    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
     if checkpoint.gguf:
         return AutoModelForCausalLM
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-    for name in config.architectures or ():
-        kind = getattr(transformers, name, None)
-        if kind is not None and getattr(kind, "config_class", None) is type(config) and kind.can_generate():
-            return kind
+    named = named_class(config)
+    if named is not None:
+        return named
     wraps = config.get_text_config(decoder=True) is not config
     kinds = [AutoModelForMultimodalLM, AutoModelForCausalLM]
     return next((kind for kind in kinds if wraps and type(config) in kind._model_mapping), AutoModelForCausalLM)
