@@ -50,7 +50,7 @@ def test_list_families_prints_what_was_measured(capsys: pytest.CaptureFixture[st
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     rows = read_rows()
     assert lines.keys() == rows.keys()
-    assert "layers ssF" in lines["gemma3_text"]
+    assert "layers sssssF" in lines["gemma3_text"]
     assert lines["dbrx"].strip().startswith("refused: its code reads values of tensors")
     assert {row.outcome for row in rows.values()} <= {"match", "refused", "not built"}
 

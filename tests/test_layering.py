@@ -14,11 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
-    "exporter": 11_660,
-    "exporter/checkpoint": 1_840,
+    "exporter": 11_860,
+    "exporter/checkpoint": 1_860,
     "exporter/contract": 3_330,
     "exporter/golden": 620,
-    "exporter/model": 1_090,
+    "exporter/model": 1_150,
     "exporter/passes": 1_840,
     "exporter/quantize": 560,
     "exporter/tinygemma": 690,
@@ -33,7 +33,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/inspect": 550,
     "runners/isolation": 490,
     "runners/locate": 2300,
-    "runners/reference": 980,
+    "runners/reference": 990,
     "runners/report": 1110,
     "kvparity": 940,
 }
