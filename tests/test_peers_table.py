@@ -172,3 +172,21 @@ def test_labels_stand_apart_and_around_the_ends_of_their_lines() -> None:
     assert spread([1.0, 1.0, 1.3, 9.0], 1.0) == pytest.approx([0.1, 1.1, 2.1, 9.0])
     heights = spread([0.0, 0.9, 1.0, 1.1, 2.1, 2.2], 1.0)
     assert min(after - before for before, after in pairwise(heights)) > 0.999
+
+
+def test_four_bits_are_timed_against_llama_cpp_and_judged_by_perplexity() -> None:
+    cost = {"resident_mb": 400.0, "beside": {"64": 1.0, "512": 1.0, "prefill": 1.0}}
+    peers = {
+        "kvparity_ort": peer(60, 61, 62, perplexity=20.0, **cost),
+        "kvparity_gguf_level4": peer(15, 30, 40, prefill=80, perplexity=20.1, off=0.8, **cost),
+        "llamacpp": peer(30, 30, 40, prefill=100, perplexity=20.2, off=0.9, **cost),
+        "kvparity_gguf": {"failed": "no"},
+    }
+    outcome = replace(tiny(), goals="4bit", peers=peers)
+    decode = [goal for goal in goals(outcome) if goal.note == "kvparity_gguf_level4 : llamacpp"]
+    assert [goal.reached for goal in decode] == pytest.approx([0.5, 1.0, 0.8])
+    assert [goal.missed for goal in decode] == pytest.approx([0.0, 0.2, 0.0])
+    lost = [goal for goal in goals(outcome) if goal.name.startswith("perplexity")]
+    assert [goal.reached for goal in lost] == [None, None]
+    assert "| 400 | 20.1 |" in text(outcome)
+    assert "8.0e-01, rounded" in text(outcome)

@@ -11,8 +11,8 @@ from typing import Any
 REQUIREMENTS = ["torch==2.13.0", "transformers>=5.24,<6", "onnxruntime==1.32.0", "onnxruntime-genai==0.18.0", "onnx-ir"]
 
 
-def export(checkpoint: Path, folder: Path) -> None:
-    command = [sys.executable, str(Path(__file__).resolve()), "-i", str(checkpoint), "-o", str(folder), "-p", "fp32"]
+def export(checkpoint: Path, folder: Path, precision: str = "fp32") -> None:
+    command = [sys.executable, str(Path(__file__).resolve()), "-i", str(checkpoint), "-o", str(folder), "-p", precision]
     subprocess.run([*command, "-e", "cpu", "-c", str(folder.parent / "genai-cache")], check=True)
 
 

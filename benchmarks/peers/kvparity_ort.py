@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ def key() -> str:
     return judged.sources("exporter")
 
 
-def export(checkpoint: Path, folder: Path, profile: str = PROFILE, layout: str = "dynamic") -> None:
+def export(
+    checkpoint: Path, folder: Path, profile: str = PROFILE, layout: str = "dynamic", words: Sequence[str] = ()
+) -> None:
     command = [sys.executable, "cli.py", "export", str(checkpoint), "-o", str(folder), "--vectors", "none"]
-    command += ["--profile", profile, "--layout", layout, "--logits", "last"]  # decoding needs no others
+    command += ["--profile", profile, "--layout", layout, "--logits", "last", *words]  # decoding needs no others
     subprocess.run(command, check=True, cwd=ROOT)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+PLAYS_GGUF = True
 REQUIREMENTS = ["llama-cpp-python==0.3.16", "gguf>=0.17"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import llamacpp
 
+PLAYS_GGUF = True
 REQUIREMENTS = ["llama-cpp-python==0.3.16", "gguf>=0.17"]
 open = llamacpp.open
 

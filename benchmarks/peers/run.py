@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from judged import judge
-from processes import HERE, Worker, environment
+from processes import HERE, Worker, constant, environment
 from table import REFERENCE, Outcome, exit_code, put, quantile, text
 
 FLOOR, TRUTH = "floor", "torch_eager"
+FOUR_BITS = (REFERENCE, "kvparity_gguf", "kvparity_gguf_level4", "kvparity_int4", "llamacpp", "genai_int4")
 PEERS = (
-    *(REFERENCE, *sorted({path.stem for path in HERE.glob("kvparity_*.py")} - {REFERENCE}), "genai_builder"),
+    *(REFERENCE, *sorted({path.stem for path in HERE.glob("kvparity_*.py")} - {*FOUR_BITS}), "genai_builder"),
     *(TRUTH, "torch_sdpa", "mobius_onnx", "mobius_genai", "transformers_onnx", "transformers_fused", "optimum_onnx"),
     *("llamacpp_f32", "llamacpp"),
 )
@@ -47,7 +48,7 @@ class Run:
         self._cache.mkdir(parents=True, exist_ok=True)
         self._write_reference()
         group: list[Worker] = []
-        for name in given.peer or PEERS:
+        for name in given.peer or (FOUR_BITS if given.goals == "4bit" else PEERS):
             worker = self._opened(name)
             if worker is None:
                 continue
@@ -70,7 +71,7 @@ class Run:
 
     def _worker(self, name: str) -> tuple[Worker, dict[str, Any]]:
         given = self._given
-        checkpoint = given.gguf if name.startswith("llamacpp") else given.checkpoint
+        checkpoint = given.gguf if constant(name, "PLAYS_GGUF") else given.checkpoint
         if checkpoint is None:
             raise RuntimeError("plays GGUF files only, and this checkpoint is none")
         environments = (given.environments or self._cache).resolve()
@@ -84,6 +85,8 @@ class Run:
             worker, answer = self._worker(name)
             decode: dict[str, list[float]] = {str(context): [] for context in self._given.contexts}
             self._peers[name] = {**answer, "decode": decode, "prefill": [], "beside": {}, **self._off(worker)}
+            if given := self._given.text:
+                self._peers[name]["perplexity"] = worker.ask(do="perplexity", ids=self._tokens(given))
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             self._fail(name, error)
             return None
@@ -124,6 +127,13 @@ class Run:
             answer = worker.ask(do="check", file=str(self._reference()), prompt=prompt, steps=steps)
             note.write_text(json.dumps(answer))
         return {"off": json.loads(note.read_text())}
+
+    def _tokens(self, text: Path) -> list[int]:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self._given.checkpoint / "tokenizer.json"))
+        ids: list[int] = tokenizer.encode(text.read_text(encoding="utf-8")).ids
+        return ids[: self._given.tokens]
 
     def _kept(self, group: list[Worker], names: tuple[str, ...]) -> list[Worker]:
         for worker in group:
@@ -207,8 +217,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, help="the same checkpoint as a GGUF file, for llama.cpp")
     parser.add_argument("--cache", type=Path, required=True, help="environments and exports are kept here")
     parser.add_argument("--environments", type=Path, help="environments are kept here instead")
-    parser.add_argument("--peer", action="append", choices=PEERS, help="default: all")
-    parser.add_argument("--goals", choices=("tiny", "real"), default="tiny")
+    parser.add_argument("--peer", action="append", choices=sorted({*PEERS, *FOUR_BITS}), help="default: all")
+    parser.add_argument("--goals", choices=("tiny", "real", "4bit"), default="tiny")
+    parser.add_argument("--text", type=Path, help="measure perplexity on this text too")
+    parser.add_argument("--tokens", type=int, default=128, help="of the text")
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 512, 1000])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--turns", type=int, default=1, help="visits of every peer per context and round")

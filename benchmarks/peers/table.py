@@ -9,7 +9,7 @@ from typing import Any, Literal
 __all__ = ["REFERENCE", "Goal", "Outcome", "exit_code", "goals", "put", "quantile", "text"]
 
 REFERENCE = "kvparity_ort"  # it is in every group of peers, so that groups can be compared
-OTHER_CLASS = ("llamacpp",)  # reads the GGUF file's 4-bit weights: no peer of float32 decoders
+OTHER_CLASS = ("llamacpp", "kvparity_gguf_level4", "kvparity_int4", "genai_int4")  # round: no peers of float32 decoders
 WRONG = 0.1  # logits further from PyTorch's are another model's; rounding stays under 0.03 on what we measured
 
 
@@ -50,7 +50,7 @@ class Outcome:
     """
 
     contexts: tuple[int, ...]
-    goals: Literal["tiny", "real"]
+    goals: Literal["tiny", "real", "4bit"]
     peers: Mapping[str, Mapping[str, Any]]
     floor: Mapping[str, Any]
     judged: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -96,7 +96,7 @@ def theirs(name: str) -> bool:
 
 def goals(outcome: Outcome) -> list[Goal]:
     """Every goal of the model, with what this run reached."""
-    return list(_tiny(outcome) if outcome.goals == "tiny" else _real(outcome))
+    return list({"tiny": _tiny, "real": _real, "4bit": _four_bits}[outcome.goals](outcome))
 
 
 def _tiny(outcome: Outcome) -> Iterator[Goal]:
@@ -123,6 +123,16 @@ def _real(outcome: Outcome) -> Iterator[Goal]:
         yield Goal(f"portable at {what} tokens: at most 1.5 of ort", 1.5, ratio, "both in the dynamic layout")
     yield _export(outcome, "kvparity_portable", "export_s", "export, seconds: at most 20", 20.0)
     yield _export(outcome, "kvparity_portable", "peak_mb", "export, peak MB: at most 1000", 1000.0)
+
+
+def _four_bits(outcome: Outcome) -> Iterator[Goal]:
+    for name in ("kvparity_gguf_level4", "kvparity_gguf"):
+        for what, limit in ((str(outcome.contexts[0]), 0.8), (str(outcome.contexts[1]), 0.8), ("prefill", 0.9)):
+            ratio = _ratio(outcome.relative(name, what), outcome.relative("llamacpp", what))
+            yield Goal(f"{_called(what)}: at most {limit} of llama.cpp's", limit, ratio, f"{name} : llamacpp")
+    for name, limit in (("kvparity_gguf", 1.00001), ("kvparity_int4", 1.03)):
+        both = (outcome.peers.get(peer, {}).get("perplexity") for peer in (name, REFERENCE))
+        yield Goal(f"perplexity: at most {limit} of float32's", limit, _ratio(*both), f"{name} : {REFERENCE}")
 
 
 def _called(what: str) -> str:
@@ -182,6 +192,8 @@ def put(outcome: Outcome, page: str) -> str:
 
 def _peers(outcome: Outcome) -> str:
     head = ["", "export s", "peak MB", "bundle MB", "load s", "max Δ past the window"]
+    if outcome.goals == "4bit":
+        head += ["resident MB", "perplexity"]
     head += [f"ms @{context} (fastest tenth)" for context in outcome.contexts]
     lines = [*_head([*head, "prefill 512 ms"])]
     lines += [_row([name, *_cells(outcome, name)], len(head) + 1) for name in outcome.peers]
@@ -196,6 +208,8 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
     cells = [f"{result['export_s']:.1f}" if exported else "–", f"{result['peak_mb']:.0f}" if exported else "–"]
     cells += [f"{result['mb']:.1f}" if result["mb"] else "–", f"{result['load_s']:.2f}"]
     cells.append("reference" if name == "torch_eager" else _difference(name, result.get("off")))
+    if outcome.goals == "4bit":
+        cells += [f"{result['resident_mb']:.0f}", f"{result['perplexity']:.6g}" if "perplexity" in result else "–"]
     for what in (*map(str, outcome.contexts), "prefill"):
         low, best = outcome.low(name, what), outcome.best(what, theirs)
         if low is None:
@@ -211,7 +225,7 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
 def _difference(name: str, off: float | None) -> str:
     if off is None:
         return "–"
-    return f"{off:.1e}, 4-bit" if name in OTHER_CLASS else f"{off:.1e}, wrong" if off > WRONG else f"{off:.1e}"
+    return f"{off:.1e}, rounded" if name in OTHER_CLASS else f"{off:.1e}, wrong" if off > WRONG else f"{off:.1e}"
 
 
 def _floor(outcome: Outcome) -> str:

@@ -91,6 +91,8 @@ class Talk:
             start = time.perf_counter()
             self.feed_to(request["tokens"], anew=True)
             return time.perf_counter() - start
+        if request["do"] == "perplexity":
+            return self.perplexity(np.asarray(request["ids"], np.int64))
         if request["do"] == "copy":
             return copies(request["times"])
         return self.steps(request["context"], request["steps"], request["warm"])
@@ -109,6 +111,16 @@ class Talk:
         for length in range(prompt + 1, prompt + count):
             rows.append(np.array(self.feed_to(length), np.float32))
         return np.stack(rows)
+
+    def perplexity(self, ids: Any) -> float:
+        """Of a text's tokens after the first, a step each."""
+        self.decoder.reset()
+        self._at, losses = LONGEST, []
+        for at in range(len(ids) - 1):
+            logits = np.array(self.decoder.feed(ids[at : at + 1]), np.float64).ravel()
+            logits -= logits.max()
+            losses.append(np.log(np.exp(logits).sum()) - logits[ids[at + 1]])
+        return float(np.exp(np.mean(losses)))
 
     def steps(self, context: int, count: int, warm: int) -> list[float]:
         """Seconds of decode steps at a context, after ``warm`` steps that refill the caches which others used."""
