@@ -14,7 +14,7 @@ demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it t
 	@echo "bundle  $(BUNDLE)"
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)/\1\t\2/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*  ## (.*)/\1\t\2/' | expand -t 16
 
 JOBS ?= 2
 # one process a core, one thread each: most of a test is Python, which threads of PyTorch don't shorten

@@ -72,7 +72,11 @@ class Tolerance(click.ParamType):  # type: ignore[type-arg]
 @command("export", "export checkpoint/ -o bundle --profile ort --quantize int4")
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=FILE, help="Bundle folder  [default: artifacts/NAME]")
-@options_of(ExportOptions, keep={"multiple": False, "type": str, "metavar": "KIND,…", "default": ""})
+@options_of(
+    ExportOptions,
+    keep={"multiple": False, "type": str, "metavar": "KIND,…", "default": ""},
+    int8={"multiple": False, "type": str, "metavar": "KIND,…", "default": "vocabulary"},
+)
 @options_of(api.export, leave=("model", "output", "options", "on_stage", "on_sequence"))
 @AS_JSON
 def export(model: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
@@ -81,7 +85,7 @@ def export(model: str | None, output: Path | None, as_json: bool, **options: Any
 
     progress = Progress()
     try:
-        options["keep"] = tuple(filter(None, options["keep"].split(",")))
+        options |= {name: tuple(filter(None, options[name].split(","))) for name in ("keep", "int8")}
         bundle = kvparity.export(model, output, on_stage=progress.stage, on_sequence=progress.sequence, **options)
     finally:
         progress.stop()

@@ -132,12 +132,12 @@ def export(
 
 @dataclass(frozen=True)
 class _Found:
-    """What reading a checkpoint found out: options have their defaults filled in; ``chosen`` names what to quantise."""
+    """What reading a checkpoint found out: options with defaults; ``chosen`` is what to quantise, and bits."""
 
     config: Any
     spec: ModelSpec
     options: ExportOptions
-    chosen: tuple[str, ...]
+    chosen: dict[str, int]
 
 
 def _read(

@@ -20,7 +20,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter/golden": 620,
     "exporter/model": 1_150,
     "exporter/passes": 1_840,
-    "exporter/quantize": 560,
+    "exporter/quantize": 580,
     "exporter/tinygemma": 690,
     "exporter/trace": 1410,
     "runners": 12_480,

@@ -175,7 +175,7 @@ def test_labels_stand_apart_and_around_the_ends_of_their_lines() -> None:
 
 
 def test_four_bits_are_timed_against_llama_cpp_and_judged_by_perplexity() -> None:
-    cost = {"resident_mb": 400.0, "beside": {"64": 1.0, "512": 1.0, "prefill": 1.0}}
+    cost: dict[str, Any] = {"resident_mb": 400.0, "beside": {"64": 1.0, "512": 1.0, "prefill": 1.0}}
     peers = {
         "kvparity_ort": peer(60, 61, 62, perplexity=20.0, **cost),
         "kvparity_gguf_level4": peer(15, 30, 40, prefill=80, perplexity=20.1, off=0.8, **cost),

@@ -88,7 +88,10 @@ def test_kept_layers_are_the_checkpoints_own_and_a_tied_table_is_stored_once(qua
     assert quantised.graph("decode").opset["com.microsoft"] == 1
     kinds = {"MatMulNBits", "GatherBlockQuantized"}
     assert kinds <= operators(quantised)
-    bits = {4: 0.25, 8: 0.4}[quantised.manifest.quantization.bits["q_proj"]]  # type: ignore[union-attr]
+    found = quantised.manifest.quantization
+    assert found is not None
+    assert found.bits["embed_tokens"] == 8
+    bits = {4: 0.27, 8: 0.4}[found.bits["q_proj"]]
     assert quantised.manifest.weights[0].bytes < bits * (TINY / "model.safetensors").stat().st_size
 
 
@@ -203,6 +206,8 @@ def test_pytorch_rounds_activations_as_dynamic_quantize_linear_does() -> None:
         (["--block-size", "32"], "--keep embed_tokens_per_layer,per_layer_projection"),
         (["--block-size", "48"], "expected a power of two"),
         (["--quantize", "none", "--accuracy-level", "4"], "--accuracy-level is for weights in blocks"),
+        (["--int8", "q_prj"], "--int8 q_prj: no such kind of layer"),
+        (["--quantize", "int8", "--int8", "mlp"], "--int8 names kinds for --quantize int4"),
         (["--keep", "q_prj"], "no such kind of layer"),
         (["--profile", "bare"], "profile bare promises plain"),
         (["--dtype", "bfloat16"], "float32 and float16 only"),

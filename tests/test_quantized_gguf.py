@@ -105,6 +105,26 @@ def test_every_tensor_of_a_bundle_is_what_the_file_holds(bundle: Bundle, gguf_fi
         assert any(np.array_equal(np.sort(ours, axis=0), other) for other in values), name
 
 
+def test_whoever_audits_the_graph_finds_the_same_values(bundle: Bundle) -> None:
+    """``judge`` reads weights from the operators alone: halves of bytes, minima of products and of rows included."""
+    from safetensors.numpy import load_file
+
+    from kvparity.exporter.contract.blocks import PARTS
+    from kvparity.runners.adopt.stored import stored_weights
+
+    stored, seen = load_file(bundle.root / "model.safetensors"), set()
+    for weight in stored_weights(bundle.graph_path("decode")):
+        name = weight.name.removesuffix(".rows").removesuffix(".blocks")
+        if weight.coding.startswith("int"):
+            parts = {part: stored[name + part] for part in PARTS if name + part in stored}
+            wanted = dequantize(Blocks.of(parts.get), weight.shape[1])
+            assert np.abs(weight.values() - wanted).max() <= 1e-6 * np.abs(wanted).max(), name
+            seen.add(name)
+        else:
+            assert not name.endswith((*PARTS[1:], ".blocks")), name
+    assert seen == set(quantized_names(stored))
+
+
 def test_graphs_are_exact_on_them_and_a_wrong_minimum_is_seen(bundle: Bundle, tmp_path: Path) -> None:
     asked = JudgeOptions((RunnerSpec("ort"),), cases=("prefill-8", "batch-chunks"), tol="auto", exact=True)
     assert judge(bundle, asked).verdict == "match"

@@ -19,17 +19,20 @@ import numpy.typing as npt
 
 __all__ = [
     "BLOCKS",
+    "HALVED_POINT",
     "MINIMA",
     "PARTS",
     "SCALES",
     "ZERO_POINTS",
     "Blocks",
     "dequantize",
+    "halved_input",
     "pack",
     "quantized_names",
     "unpack",
 ]
 
+HALVED_POINT = 8 + 16 * 8  # of a byte that is read as two four-bit codes of zero point 8
 PARTS = BLOCKS, SCALES, ZERO_POINTS, MINIMA = ".blocks", ".scales", ".zero_points", ".minima"
 Bytes = npt.NDArray[np.uint8]
 
@@ -114,3 +117,24 @@ def dequantize(blocks: Blocks, columns: int, dtype: npt.DTypeLike = np.float64) 
 def quantized_names(names: Iterable[str] | Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the weights that a file holds quantised, in order."""
     return tuple(sorted(name.removesuffix(BLOCKS) for name in names if name.endswith(BLOCKS)))
+
+
+def halved_input(node: Any) -> Any:
+    """X of a product of x and 16 x by turns with bytes that are read as two four-bit codes; None for another product.
+
+    Such a product is x times (whole bytes - :data:`HALVED_POINT`) x scales.
+
+    Args:
+        node: A MatMulNBits of an onnx_ir graph.
+    """
+    value = node.inputs[0]
+    for op_type in ("Reshape", "Mul", "Unsqueeze"):
+        made = value.producer() if value is not None else None
+        if made is None or made.op_type != op_type:
+            return None
+        factors = made.inputs[1].const_value if op_type == "Mul" and made.inputs[1] is not None else None
+        if op_type == "Mul" and (factors is None or factors.numpy().tolist() != [1, 16]):
+            return None
+        value = made.inputs[0]
+    plain = node.attributes["bits"].as_int() == 4 and len([*filter(None, node.inputs)]) == 3
+    return value if plain else None

@@ -346,6 +346,7 @@ class ExportOptions:
             rounds activations too, and multiplies integers.
         block_size: Columns that share a scale; those of a GGUF file's own weights are the file's.
         keep: Kinds of layers that stay as they are, such as ``embed``.
+        int8: With ``int4``, kinds of layers in eight bits; ``vocabulary`` is the token embedding and the head.
         quantizer: How weights are rounded; both are ONNX Runtime's.
         accuracy_level: 0 multiplies activations as they are; 4 rounds them to int8, block by block, in the reference
             too: faster, as llama.cpp does it.
@@ -365,6 +366,7 @@ class ExportOptions:
     quantize: Literal["none", "int4", "int8", "gguf", "int8-dynamic"] = "none"
     block_size: int = 32
     keep: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ("vocabulary",)
     quantizer: Literal["rtn", "k_quant"] = "rtn"
     accuracy_level: Literal[0, 4] = 0
 

@@ -69,13 +69,12 @@ TYPES: Mapping[str, _Type] = {  # llama.cpp's ggml-common.h
 }
 
 
-def gguf_blocks(path: Path, meta_model: Any, bits: int) -> Callable[[str, Array], Blocks | None]:
+def gguf_blocks(path: Path, meta_model: Any) -> Callable[[str, Array], Blocks | None]:
     """A function from a weight's name and float values to its blocks, None where they would not be exactly these.
 
     Args:
         path: The GGUF file.
         meta_model: The model without weights; its names decide what the file's are called.
-        bits: The most that a code may have; types that need more are left out.
     """
     file = read_gguf(path)
     processor, names = gguf_names(file, meta_model)
@@ -87,7 +86,7 @@ def gguf_blocks(path: Path, meta_model: Any, bits: int) -> Callable[[str, Array]
             return None
         kind = TYPES.get(tensor.kind.name)
         order = _row_order(processor, own, len(weight))
-        if kind is None or kind.bits > bits or order is None:
+        if kind is None or order is None:
             return None
         made = decode(tensor)[order]
         step = _step(weight)

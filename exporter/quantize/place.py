@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Placed:
 def place_quantized(
     folder: Path,
     placements: Mapping[str, Placement],
-    chosen: Sequence[str],
+    chosen: Mapping[str, int],
     options: ExportOptions,
     source: Kept | None = None,
 ) -> Placed:
@@ -48,7 +48,7 @@ def place_quantized(
     Args:
         folder: The bundle being written; it holds the weights as they are.
         placements: Where.
-        chosen: Weights to quantise; with ``gguf`` those of them that the source gives.
+        chosen: Weights to quantise and bits of their codes; with ``gguf`` those of them that the source gives.
         options: How.
         source: Gives a weight's blocks where the source holds it quantised and they stand for exactly these values.
     """
@@ -58,10 +58,10 @@ def place_quantized(
         for name in sorted(placements):
             array = read_placed(folder, placements[name])
             blocks = source(name, array) if source is not None and name in chosen else None
-            if blocks is not None:
+            if blocks is not None and blocks.bits(array.shape[-1]) <= chosen[name]:
                 exact.append(name)
             elif name in chosen and options.quantize != "gguf":
-                blocks = _rounded(array, options)
+                blocks = _rounded(array, chosen[name], options)
             if blocks is None:
                 write(name, array)
                 continue
@@ -78,11 +78,11 @@ def place_quantized(
     return Placed(write.placements(FILE), None if source is None else tuple(exact))
 
 
-def _rounded(array: npt.NDArray[Any], options: ExportOptions) -> Blocks:
+def _rounded(array: npt.NDArray[Any], bits: int, options: ExportOptions) -> Blocks:
     if options.quantize == "int8-dynamic" and array.ndim == 2:
         return quantize_rows(array)
     flat = array.reshape(-1, array.shape[-1])  # experts one after the other
-    return quantize_weight(flat, 4 if options.quantize == "int4" else 8, options.block_size, options.quantizer)
+    return quantize_weight(flat, bits, options.block_size, options.quantizer)
 
 
 def read_placed(folder: Path, place: Placement) -> npt.NDArray[Any]:

@@ -1,12 +1,12 @@
 """Which weights are quantised: those of linear layers, experts and embeddings, except the kinds that are to be kept.
 
 The kind of a weight is the last part of its module's path (``q_proj``, ``embed_tokens``, ``experts``);
-``embed``, ``attention`` and ``mlp`` stand for several.
+``embed``, ``attention``, ``mlp`` and ``vocabulary``, the token embedding and the head, stand for several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvparity.exporter.contract.errors import ExportError
@@ -15,10 +15,11 @@ from kvparity.exporter.contract.spec import ExportOptions
 __all__ = ["plan"]
 
 _GROUPS = {"embed": "embed", "attention": "attn.", "mlp": "mlp."}
+_VOCABULARY = "vocabulary"
 
 
-def plan(meta_model: Any, options: ExportOptions) -> tuple[str, ...]:
-    """Names of the weights to quantise, as :func:`exporter.checkpoint.weights.weight_names` gives them, in that order.
+def plan(meta_model: Any, options: ExportOptions) -> dict[str, int]:
+    """Weights to quantise, named as by :func:`exporter.checkpoint.weights.weight_names`, and the bits of their codes.
 
     Args:
         meta_model: The model without weights.
@@ -30,27 +31,47 @@ def plan(meta_model: Any, options: ExportOptions) -> tuple[str, ...]:
     if options.quantize == "none":
         if options.accuracy_level:
             raise ExportError("--accuracy-level is for weights in blocks, --quantize gguf, int4 or int8; leave it out")
-        return ()
+        return {}
     _check(options)
     shapes = _shapes(meta_model)
-    kinds = {name: _kind(name) for name in shapes}
-    known = sorted({*kinds.values(), *(group for group in _GROUPS if any(_is(n, group) for n in shapes))})
-    for kind in options.keep:
-        if kind not in known:
-            raise ExportError(f"--keep {kind}: no such kind of layer in this model; it has {', '.join(known)}")
-    chosen = [name for name in shapes if not any(_is(name, kind) for kind in options.keep)]
+    kept, wide = (_names(meta_model, shapes, f"--{name}", getattr(options, name)) for name in ("keep", "int8"))
+    chosen = [name for name in shapes if name not in kept]
     if not chosen:
         raise ExportError("--keep leaves nothing to quantise; keep fewer kinds or leave --quantize out")
     if options.quantize != "gguf":
         blocked = [name for name in chosen if options.quantize != "int8-dynamic" or len(shapes[name]) > 2]
         _check_fit({name: shapes[name][-1] for name in blocked}, options.block_size)
-    return tuple(chosen)
+    return {name: 4 if options.quantize == "int4" and name not in wide else 8 for name in chosen}
+
+
+def _names(meta_model: Any, shapes: Iterable[str], option: str, kinds: Sequence[str]) -> set[str]:
+    """The weights that some kinds name."""
+    tables = [table.weight for table in _tables(meta_model)]
+    vocabulary = {name for name, weight in meta_model.named_parameters() if any(weight is table for table in tables)}
+    by_kind: dict[str, set[str]] = {_VOCABULARY: vocabulary & {*shapes}}
+    for name in shapes:
+        groups = (group for group, part in _GROUPS.items() if part in name.rsplit(".", 1)[0])
+        for kind in (_kind(name), *groups):
+            by_kind.setdefault(kind, set()).add(name)
+    for kind in kinds:
+        if kind not in by_kind:
+            known = ", ".join(sorted(by_kind))
+            raise ExportError(f"{option} {kind}: no such kind of layer in this model; it has {known}")
+    return {name for kind in kinds for name in by_kind[kind]}
+
+
+def _tables(meta_model: Any) -> list[Any]:
+    """The token embedding and the head."""
+    both = meta_model.get_input_embeddings(), meta_model.get_output_embeddings()
+    return [table for table in both if table is not None]
 
 
 def _check(options: ExportOptions) -> None:
     way = f"--quantize {options.quantize}"
     if options.profile == "bare":
         raise ExportError(f"{way}: profile bare promises plain float operators; use --profile ort, portable or modern")
+    if options.quantize != "int4" and options.int8 != ExportOptions().int8:
+        raise ExportError(f"{way}: --int8 names kinds for --quantize int4; leave it out")
     if options.dtype == "bfloat16":
         raise ExportError(f"{way}: ONNX Runtime's CPU multiplies quantised weights in float32 and float16 only")
     if options.quantize in ("int8-dynamic", "gguf"):
@@ -86,10 +107,6 @@ def _shapes(meta_model: Any) -> dict[str, tuple[int, ...]]:
 
 def _kind(name: str) -> str:
     return name.split(".")[-2]
-
-
-def _is(name: str, kind: str) -> bool:
-    return _kind(name) == kind or (kind in _GROUPS and _GROUPS[kind] in name.rsplit(".", 1)[0])
 
 
 def _check_fit(columns: Mapping[str, int], block_size: int) -> None:

@@ -28,7 +28,7 @@ _SEED = 1_000_129  # stories that neither the shipped checkpoint nor the cases h
 def quantize_weights(
     folder: Path,
     placements: Mapping[str, Placement],
-    chosen: Sequence[str],
+    chosen: Mapping[str, int],
     config: Any,
     spec: ModelSpec,
     options: ExportOptions,
@@ -40,7 +40,7 @@ def quantize_weights(
     Args:
         folder: The bundle; tokenizer and weights are in it.
         placements: Where each weight lies, as it is.
-        chosen: Weights to quantise.
+        chosen: Weights to quantise, and the bits of their codes.
         config: transformers' config.
         spec: The model's description.
         options: How.
@@ -72,7 +72,7 @@ def held_blocks(checkpoint: Checkpoint, meta_model: Any, options: ExportOptions)
         return None
     from kvparity.exporter.quantize.gguf import gguf_blocks
 
-    return gguf_blocks(checkpoint.folder / checkpoint.gguf, meta_model, 4 if options.quantize == "int4" else 8)
+    return gguf_blocks(checkpoint.folder / checkpoint.gguf, meta_model)
 
 
 def _windows(folder: Path, spec: ModelSpec, path: Path | None) -> tuple[str, npt.NDArray[np.int64], bool]:

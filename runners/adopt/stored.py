@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvparity.exporter.contract.blocks import Blocks, dequantize
+from kvparity.exporter.contract.blocks import HALVED_POINT, Blocks, dequantize, halved_input
 from kvparity.exporter.contract.graph_file import load_graph_file
 
 __all__ = ["Stored", "scalar_constants", "stored_weights"]
@@ -56,7 +56,7 @@ def stored_weights(path: Path) -> Iterator[Stored]:
                 first.setdefault(str(value.name), index)
         found = _quantised(node, index)
         if found is not None:
-            parts |= {str(value.name) for value in node.inputs[1:] if value is not None}
+            parts |= {str(value.name) for value in [*node.inputs[1:], *_leaves(_shift(node))] if value is not None}
             parts |= {str(value.name) for value in node.inputs[:1] if value is not None and value.is_initializer()}
             yield found
     for name, value in model.graph.initializers.items():
@@ -102,6 +102,59 @@ def _quantised(node: Any, index: int) -> Stored | None:
     return None
 
 
+_ARITHMETIC: dict[str, Callable[..., Array]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Neg": np.negative,
+    "Cast": lambda array: array.astype(np.float32),
+}
+
+
+def _shift(node: Any) -> Any:
+    """(rows, blocks) that our own bundles add to a product with blocks, or subtract from their rows; None without.
+
+    A product: ``Add(MatMulNBits(x), MatMul(sums of x, Transpose(shift)))``. Rows: ``Sub(rows, Gather(shift, ids))``.
+    """
+    for use in node.outputs[0].uses():
+        rows = [inner.node for inner in use.node.outputs[0].uses()] if use.node.op_type == "Reshape" else []
+        if rows and rows[0].op_type == "Sub":
+            return _back(rows[0].inputs[1], "Unsqueeze", "Gather")
+        for other in use.node.inputs if use.node.op_type == "Add" else ():
+            product = other.producer() if other is not node.outputs[0] and other is not None else None
+            source = halved_input(node) or node.inputs[0]
+            if product is not None and _back(product.inputs[0], "ReduceSum", "Reshape") is source:
+                return _back(product.inputs[1], "Transpose")
+    return None
+
+
+def _back(value: Any, *op_types: str) -> Any:
+    """The first input of the first of some operators in a row, the last of which makes a value; None for others."""
+    for op_type in op_types:
+        made = value.producer() if value is not None else None
+        if made is None or made.op_type != op_type:
+            return None
+        value = made.inputs[0]
+    return value
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The initializers that a value is computed from."""
+    if value is not None and value.is_initializer():
+        yield value
+    elif value is not None:
+        for source in value.producer().inputs:
+            yield from _leaves(source)
+
+
+def _computed(value: Any) -> Array:
+    """The value of a sum or product of constants."""
+    if value.is_initializer():
+        return np.asarray(value.const_value.numpy())
+    made = value.producer()
+    return _ARITHMETIC[made.op_type](*(_computed(source) for source in made.inputs))
+
+
 def _attribute(node: Any, name: str, default: int) -> int:
     return int(node.attributes[name].as_int()) if name in node.attributes else default
 
@@ -111,17 +164,22 @@ def _nbits(node: Any, constant: list[Any], index: int) -> Stored | None:
     if constant[1] is None or constant[2] is None:
         return None
     rows, columns = _attribute(node, "N", 0), _attribute(node, "K", 0)
-    bits = _attribute(node, "bits", 4)
+    bits, size = _attribute(node, "bits", 4), _attribute(node, "block_size", 32)
+    whole = halved_input(node) is not None
+    if whole:
+        columns, bits, size = columns // 2, 8, size // 2
     points = constant[3] if len(constant) > 3 else None
+    shift = _shift(node)
     step = float(np.abs(np.asarray(constant[2].numpy(), np.float32)).max(initial=0))
 
     def values() -> Array:
-        count = -(-columns // _attribute(node, "block_size", 32))
+        count = -(-columns // size)
         zero = None if points is None else np.asarray(points.numpy()).reshape(rows, -1)
+        zero = np.full((rows, count), HALVED_POINT, np.uint8) if whole else zero
         scales = np.asarray(constant[2].numpy(), np.float32).reshape(rows, count)
-        padded = count * _attribute(node, "block_size", 32)
-        blocks = Blocks(np.asarray(constant[1].numpy()).reshape(rows, -1), scales, zero)
-        return dequantize(blocks, padded, np.float32)[:, :columns]
+        minima = None if shift is None else -_computed(shift)
+        blocks = Blocks(np.asarray(constant[1].numpy()).reshape(rows, -1), scales, zero, minima)
+        return dequantize(blocks, count * size, np.float32)[:, :columns]
 
     return Stored(str(node.inputs[1].name), values, (rows, columns), f"int{bits}", index, step)
 
@@ -138,10 +196,13 @@ def _gather(node: Any, constant: list[Any], index: int) -> Stored | None:
     bits = _attribute(node, "bits", 4)
     step = float(np.abs(np.asarray(scales.numpy(), np.float32)).max(initial=0))
 
+    minima = _shift(node)
+
     def values() -> Array:
         if codes.dtype == np.uint8:
             zero = None if points is None else np.asarray(points.numpy()).reshape(rows, -1)
-            return dequantize(Blocks(codes, np.asarray(scales.numpy(), np.float32), zero), columns, np.float32)
+            own = None if minima is None else _computed(minima)
+            return dequantize(Blocks(codes, np.asarray(scales.numpy(), np.float32), zero, own), columns, np.float32)
         offset = 0 if points is None else np.asarray(points.numpy()).astype(np.float32)[:, :, None]
         scale = np.asarray(scales.numpy(), np.float32)[:, :, None]
         return ((codes.astype(np.float32).reshape(rows, count, -1) - offset) * scale).reshape(rows, -1)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from kvparity.exporter.contract.blocks import Blocks, dequantize
+from kvparity.exporter.contract.blocks import HALVED_POINT, Blocks, dequantize, halved_input
 from kvparity.exporter.contract.errors import EngineUnavailableError
 from kvparity.exporter.contract.spec import FLOAT64_EPSILON
 
@@ -77,7 +77,7 @@ def _dequantise(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "MatMulNBits":
             source, columns = node.inputs[0], node.attributes["K"].as_int()
-            whole = _halved(node)
+            whole = halved_input(node)
             if whole is not None:
                 source, columns = whole, columns // 2
             table = _table(model, node, node.inputs[1:4], columns, halved=whole is not None)
@@ -126,21 +126,6 @@ def _source(value: ir.Value | None, place: int) -> Any:
     return node.inputs[place]
 
 
-def _halved(node: ir.Node) -> ir.Value | None:
-    """X of a product of x and 16 x by turns with bytes read as two four-bit codes: x times whole bytes, less 136."""
-    value = node.inputs[0]
-    for op_type in ("Reshape", "Mul", "Unsqueeze"):
-        made = value.producer() if value is not None else None
-        if made is None or made.op_type != op_type:
-            return None
-        factors = made.inputs[1].const_value if op_type == "Mul" and made.inputs[1] is not None else None
-        if op_type == "Mul" and (factors is None or factors.numpy().tolist() != [1, 16]):
-            return None
-        value = made.inputs[0]
-    plain = node.attributes["bits"].as_int() == 4 and len([*filter(None, node.inputs)]) == 3
-    return value if plain else None
-
-
 def _table(
     model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], columns: int, *, halved: bool = False
 ) -> ir.Value:
@@ -165,7 +150,7 @@ def _table(
         rows = int(np.prod(leading))
         points = None if points is None else points.reshape(rows, -1)
         if halved:
-            points = np.full((rows, factors.size // rows), 136, np.uint8)
+            points = np.full((rows, factors.size // rows), HALVED_POINT, np.uint8)
         blocks = Blocks(codes.reshape(rows, -1), factors.reshape(rows, -1), points)
         tensor = ir.tensor(dequantize(blocks, columns).reshape(*leading, columns), name=name)
         shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
