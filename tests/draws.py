@@ -79,8 +79,9 @@ def _state_config(draw: st.DrawFn, model_type: str) -> Draw:
     config: Draw = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     config |= {"vocab_size": draw(st.integers(5, 40)), "hidden_size": hidden}
     types = draw(st.lists(st.sampled_from((F, "linear_attention")), min_size=layers, max_size=layers))
-    if model_type == "olmo_hybrid":  # its config asks for one
-        types[-1] = "linear_attention"
+    if model_type == "olmo_hybrid":  # its config asks for both kinds
+        types = ["linear_attention", F, *types[2:]]
+        config["num_hidden_layers"] = len(types)
     size, groups = draw(st.sampled_from((4, 8))), draw(st.sampled_from((1, 2)))
     if model_type in ("lfm2", "lfm3"):
         own = {"layer_types": [F if kind == F else "conv" for kind in types], "conv_L_cache": kernel}
