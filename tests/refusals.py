@@ -121,8 +121,9 @@ def _texts(node: ast.expr, module: _Module, function: ast.FunctionDef | None, de
         return [start + end for start in _texts(node.left, module, function, depth) for end in ends]
     if isinstance(node, ast.IfExp):
         return _texts(node.body, module, function, depth) + _texts(node.orelse, module, function, depth)
-    written = [text for text in _followed(node, module, function, depth) if " " in text] if depth else []
-    return written or [_constant(node, module)]
+    found = list(_followed(node, module, function, depth)) if depth else []
+    written = [text for text in found if " " in text]
+    return written if found and len(written) == len(found) else [*written, _constant(node, module)]
 
 
 def _followed(node: ast.expr, module: _Module, function: ast.FunctionDef | None, depth: int) -> Iterator[str]:

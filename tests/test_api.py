@@ -16,6 +16,7 @@ import kvparity
 from kvparity.exporter.contract.bundle import Bundle
 from tests.folder_tree import ROOT
 from tests.reference_pages import PAGES
+from tests.refusals import is_listed
 from tests.synthetic import Decoder, make_bundle
 
 
@@ -36,6 +37,12 @@ def drifting(_bundle: Bundle) -> Decoder:
 def test_the_reference_pages_are_current(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert page == PAGES[name](), "run: python -m tests.reference_pages --write"
+
+
+def test_a_refusal_is_looked_up_among_those_of_the_page() -> None:
+    assert is_listed("error: stage read: x: its weights lack lm_head.weight (1 missing)")
+    assert is_listed("COULD NOT TELL  ort: t.npz: not a readable .npz trace (No data left in file)")
+    assert not is_listed("error: something that nobody says (at all); do nothing")
 
 
 def test_importing_loads_no_library() -> None:
