@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE ?= artifacts/tiny
 
-.PHONY: help engines engines-matrix demo test check test-all test-real bench bench-real bench-4bit families fuzz setup clean mutants
+.PHONY: help atlas engines engines-matrix demo test check test-all test-real bench bench-real bench-4bit families fuzz setup clean mutants
 
 demo: $(READY)  ## export the tiny checkpoint, compare it with PyTorch, let it tell a story
 	$(BIN)/python cli.py export -o $(BUNDLE)
@@ -57,6 +57,9 @@ ROUNDS ?= 9
 bench: $(READY)  ## the tiny checkpoint beside PyTorch and other exporters, each in an environment of its own; ONLY="PEER …" for some
 	$(BIN)/python benchmarks/peers/run.py artifacts/tinygemma4text3m/hf --cache $(VENV)/peers --rounds $(ROUNDS) $(foreach peer,$(ONLY),--peer $(peer)) \
 		--json $(VENV)/peers.json --plot $(VENV)/peers.svg
+
+atlas: $(READY)  ## other exporters' packages of small models, judged, into docs/atlas.md (continues where it stopped); ONLY="WORD …" for some
+	$(BIN)/python -m benchmarks.atlas --cache $(VENV)/atlas $(ONLY)
 
 TURNS ?= 4
 MOST_MB ?= 6000
