@@ -179,11 +179,16 @@ def page(rows: Sequence[Row]) -> str:
         "compare: ONNX Runtime's largest difference from float64 PyTorch, and in brackets how many times PyTorch's own "
         "float32 error that is (gate 4×). exact: the same graphs evaluated in float64 (gate 1e-10).",
     ]
-    for group, title in (("causal", "Causal language models"), ("multimodal", "Text parts of multimodal models")):
+    titles = {"causal": "Causal language models", "multimodal": "Text parts of multimodal models"}
+    totals = {"causal": len(causal_types()), "multimodal": len(multimodal_types())}
+    for group, title in titles.items():
         here = [row for row in rows if row.group == group]
+        commits = Counter(row.commit for row in here)
+        measured = ", ".join(f"{count} at {commit}" for commit, count in commits.most_common())
         counts = Counter(row.outcome for row in here)
         said = ", ".join(f"{counts[key]} {key}" for key in sorted(counts, key=lambda key: -counts[key]))
-        lines += ["", f"## {title}", "", f"{len(here)} entries: {said}.", ""]
+        lines += ["", f"## {title}", ""]
+        lines += [f"{len(here)} of {totals[group]} entries are measured ({measured}): {said}.", ""]
         lines += ["| entry | class | layers | slots | compare | exact |", "|---|---|---|---|---|---|"]
         lines += [
             f"| {row.name} | {row.architecture} | {row.pattern} | {row.slots} | {row.compare} | {row.exact} |"
