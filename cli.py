@@ -124,7 +124,8 @@ def reports(command: Callable[..., Any]) -> Callable[..., Any]:
     exact_tol={"type": click.FloatRange(min=0)},
     identities={"flags": ("--self",)},
 )
-@click.option("--trace", "traces", multiple=True, type=FILE, help="Judge a saved .npz; repeatable.")
+@click.option("--trace", "traces", multiple=True, type=FILE, help="Judge a recording: .npz, safetensors or folder.")
+@click.option("--names", type=click.Choice(["llama.cpp", "mlx", "hooks"]), help="Whose names the recording's keys are.")
 @reports
 @click.option("--model-explorer", type=FILE, help="Write errors as Model Explorer node data.")
 def compare(bundle: Path, runners: tuple[str, ...], model_explorer: Path | None, **given: Any) -> int:

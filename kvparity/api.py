@@ -149,6 +149,7 @@ def compare(
     runners: Candidates = (),
     *,
     traces: Sequence[PathLike] = (),
+    names: str | None = None,
     say: Say = _quiet,
     **options: Any,
 ) -> Report:
@@ -158,7 +159,8 @@ def compare(
         bundle: The bundle.
         runners: ``NAME`` or ``NAME:key=value,…`` of an engine, ``all`` for every installed one, a class or function
             that takes a bundle and gives a :class:`Session`, or several of these; ``ort`` where not given.
-        traces: Saved traces (``.npz``), each judged as a runner is.
+        traces: Saved traces, each judged as a runner is: ``.npz``, safetensors, or a folder of ``.npy`` or raw files.
+        names: Whose names the traces' keys are: ``llama.cpp``, ``mlx`` or ``hooks``; the contract's where not given.
         say: Takes a line of progress at a time.
         **options: Fields of ``JudgeOptions``: ``tol``, ``cases``, ``outputs``, ``exact``, ``locate``, ``live``, …
 
@@ -177,7 +179,7 @@ def compare(
     from kvparity.runners.compare.judge import judge
     from kvparity.runners.compare.options import JudgeOptions
 
-    specs, makers = candidates(runners, traces, say)
+    specs, makers = candidates(runners, traces, say, names)
     if isinstance(bundle, str | Path):
         options = {"shown_bundle": str(bundle), **options}
     for name in ("cases", "outputs"):

@@ -82,6 +82,10 @@ class CaseSession(Session, Protocol):
         """Called before the first call of a case."""
         ...
 
+    def dtypes(self, case: str) -> Mapping[str, str]:
+        """By output of a case's first call: the dtype that it was recorded in."""
+        ...
+
 
 class Engine(Protocol):
     """A module in ``runners/engines``.

@@ -162,7 +162,7 @@ def test_weights_that_end_early(linked: Path, capsys: pytest.CaptureFixture[str]
         ("ort:=1", "setting '' is unknown here"),
         ("ort:threads", "setting 'threads' has no value"),
         ("nobody", "runner 'nobody': unknown"),
-        ("trace_file", "needs one: --trace FILE.npz"),
+        ("trace_file", "needs one: --trace FILE"),
         ("ort:python=/nonexistent", "nonexistent cannot be started (No such file or directory)"),
         ("ort:env=../../x", "environment '../../x' does not exist"),
         ("ort:limit=x", "limit 'x' is not a number of seconds"),

@@ -79,7 +79,8 @@ class Stored:
         return np.memmap(self.path, kind, "r", self.offset, self.shape)
 
 
-_KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8}
+_KINDS: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8}
+_KINDS |= {"I64": np.int64, "I32": np.int32, "BOOL": np.bool_}
 
 
 def stored_tensors(paths: list[Path]) -> dict[str, Stored]:

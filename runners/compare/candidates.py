@@ -20,15 +20,16 @@ Candidates = Candidate | Sequence[Candidate]
 
 
 def candidates(
-    given: Candidates, traces: Sequence[str | Path] = (), say: Say = lambda line: None
+    given: Candidates, traces: Sequence[str | Path] = (), say: Say = lambda line: None, names: str | None = None
 ) -> tuple[tuple[RunnerSpec, ...], Mapping[str, MakeSession]]:
     """Names of everything to compare, and how those are opened that are no engine of ours.
 
     Args:
         given: Runners as ``NAME`` or ``NAME:key=value,…``, ``all`` for every installed one, or what takes a bundle and
             gives a :class:`Session`: a class or a function. ``ort`` where there are none, and no trace.
-        traces: Saved traces (``.npz``), each a candidate.
+        traces: Saved traces, each a candidate.
         say: Takes a line for each engine that ``all`` leaves out.
+        names: Table of names that the traces' keys are of; None for the contract's.
 
     Raises:
         EngineUnavailableError: No runner has that name.
@@ -48,7 +49,10 @@ def candidates(
             makers[name] = item
     if any(spec.name == EXACT for spec in specs):
         raise TraceError(f"runner {EXACT!r} is not judged by the gate; --exact asks its question")
-    specs += [RunnerSpec("trace_file", {"file": str(path)}) for path in traces]
+    foreign = {"names": names} if names else {}
+    if names and not traces:
+        raise TraceError("--names says whose names a recording's keys are; give the recording with --trace")
+    specs += [RunnerSpec("trace_file", {"file": str(path), **foreign}) for path in traces]
     specs = specs or [RunnerSpec(DEFAULT)]
     for index, spec in enumerate(specs):
         if spec in specs[:index]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from kvparity.runners.diff.budget import Noise, floor_of, noise_of
 from kvparity.runners.diff.names import KINDS, axis_of, is_state, kind_of
 from kvparity.runners.diff.tensor import Expectation
 
-__all__ = ["Wanted", "auto_limits", "case_noise", "dtype_of", "fixed_limits", "step_expectations"]
+__all__ = ["Wanted", "auto_limits", "case_noise", "dtype_of", "fixed_limits", "recorded_dtypes", "step_expectations"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Wanted:
         dtype: dtype of every output; None takes the contract's.
         last: Whether the call returned the logits of its last position only, where the graphs return all: recordings
             may.
+        dtypes: By output kind: the float type that it was recorded in, where that is another than the contract's.
     """
 
     against: Literal["float32", "float64"] = "float32"
     dtype: str | None = None
     last: bool = False
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 def dtype_of(bundle: Bundle, tensor: str) -> str:
@@ -85,6 +87,20 @@ def case_noise(bundle: Bundle, vectors: Vectors) -> dict[str, Noise]:
     return noise
 
 
+def recorded_dtypes(bundle: Bundle, found: Mapping[str, str]) -> dict[str, str]:
+    """By output kind: the float type that it was recorded in, where the contract has another.
+
+    Args:
+        bundle: Says the contract's.
+        found: dtype by output.
+    """
+    return {
+        kind_of(name): dtype
+        for name, dtype in found.items()
+        if dtype in ("float16", "bfloat16", "float32", "float64") and dtype != dtype_of(bundle, name)
+    }
+
+
 def step_expectations(
     bundle: Bundle, vectors: Vectors, step: Step, limits: Mapping[str, float], wanted: Wanted
 ) -> list[Expectation]:
@@ -118,7 +134,7 @@ def step_expectations(
             Expectation(
                 name=name,
                 values=array,
-                dtype=wanted.dtype or dtype_of(bundle, name),
+                dtype=wanted.dtype or wanted.dtypes.get(kind_of(name)) or dtype_of(bundle, name),
                 live=live,
                 known=sampled[:, first : step.stop] if name.endswith((".key", ".value")) else None,
                 axis=axis,

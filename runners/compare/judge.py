@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -11,14 +11,22 @@ from typing import Literal
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
 from kvparity.exporter.contract.errors import BundleError, KvparityError, NotTakenError, TraceError
 from kvparity.runners.base import CaseSession, RunnerInfo, RunnerSpec, Session
-from kvparity.runners.compare.expectations import Wanted, auto_limits, case_noise, fixed_limits, step_expectations
+from kvparity.runners.compare.expectations import (
+    Wanted,
+    auto_limits,
+    case_noise,
+    dtype_of,
+    fixed_limits,
+    recorded_dtypes,
+    step_expectations,
+)
 from kvparity.runners.compare.identities import Identity, Played, identities, judge_identity, play_whole, shown_case
 from kvparity.runners.compare.options import JudgeOptions, command_of, label_of, runner_command
 from kvparity.runners.compare.summary import Answer, failed_case, make_report
 from kvparity.runners.compare.timing import Timed
 from kvparity.runners.compare.token_text import with_token_text
 from kvparity.runners.decode.play import StepResult, play
-from kvparity.runners.diff.budget import Noise
+from kvparity.runners.diff.budget import Noise, stored_in
 from kvparity.runners.diff.collect import CaseDiff, Collector
 from kvparity.runners.diff.gate import compare_outputs
 from kvparity.runners.diff.location import Location
@@ -77,7 +85,11 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             references.sentence,
             "" if options.allow_modified else bundle.manifest.sha256,
         )
-        report = replace(report, last_logits=asked.last_logits or bundle.options.logits == "last")
+        report = replace(
+            report,
+            last_logits=asked.last_logits or bundle.options.logits == "last",
+            runners=tuple(_with_dtypes(runner, asked.recorded.get(runner.name, ())) for runner in report.runners),
+        )
         if options.require_complete and report.verdict == "match" and not report.covers.complete:
             report = replace(report, verdict="error", incomplete=True)
         report = with_token_text(bundle, report)
@@ -104,6 +116,7 @@ class _Asked:
     references: References
     not_judged: list[str] = field(default_factory=list)
     last_logits: bool = False
+    recorded: dict[str, set[str]] = field(default_factory=dict)  # by runner: float types that are not the contract's
 
     def gate(self) -> Answer:
         """Every runner against PyTorch."""
@@ -218,13 +231,19 @@ class _Asked:
         exact = question == "exact"
         try:
             vectors = self.references.vectors(entry)
-            noise = case_noise(self.bundle, vectors)
+            dtypes = self._recorded(label, session, entry.name)
+            noise = {
+                kind: stored_in(own, dtype_of(self.bundle, kind), dtypes.get(kind, "float64"), self.options.budget)
+                for kind, own in case_noise(self.bundle, vectors).items()
+            }
             limits = self._limits(question, entry.name, noise)
             if (exact or self.tol == "auto") and not vectors.has_float64:
                 vectors.float64()  # raises, and says what to do
         except Exception as error:
             return failed_case(question, label, entry, f"reference: {self._reference_message(error)}")
-        wanted = Wanted("float64" if exact or self.tol == "auto" else "float32", "float64" if exact else None)
+        wanted = Wanted(
+            "float64" if exact or self.tol == "auto" else "float32", "float64" if exact else None, dtypes=dtypes
+        )
         float64 = wanted.against == "float64"
         own = {} if exact else noise
         collector = Collector(question, label, vectors.case, self.bundle.model, limits, own, float64=float64)
@@ -244,6 +263,12 @@ class _Asked:
                 return collector.finish(self._message(error))
             if writer is not None:
                 writer.add(entry.name, result.step, result.outputs)
+
+    def _recorded(self, label: str, session: Session, case: str) -> dict[str, str]:
+        """Float types of a recording that are not the contract's, by output kind."""
+        found = recorded_dtypes(self.bundle, session.dtypes(case) if isinstance(session, CaseSession) else {})
+        self.recorded.setdefault(label, set()).update(found.values())
+        return found
 
     def _limits(self, question: Question, case: str, noise: Mapping[str, Noise]) -> dict[str, float]:
         options = self.options
@@ -307,6 +332,12 @@ def _with_case(spec: RunnerSpec, entries: Sequence[CaseEntry]) -> RunnerSpec:
 
 def _record(label: str, info: RunnerInfo) -> RunnerRecord:
     return RunnerRecord(label, info.name, info.version, dict(info.settings), info.adapted)
+
+
+def _with_dtypes(runner: RunnerRecord, found: Collection[str]) -> RunnerRecord:
+    """The runner, saying what it was recorded in where that is not what the contract has."""
+    said = {"recorded in": " and ".join(sorted(found))} if found else {}
+    return replace(runner, settings={**runner.settings, **said})
 
 
 def _unavailable(label: str, spec: RunnerSpec, message: str, *, required: bool) -> RunnerRecord:

@@ -122,5 +122,6 @@ def _strictness(options: JudgeOptions) -> Iterator[str]:
 
 def _runner_words(spec: RunnerSpec) -> str:
     if spec.name == "trace_file":
-        return f"--trace {shlex.quote(Path(spec.options.get('file', '')).name)}"
+        names = f" --names {spec.options['names']}" if "names" in spec.options else ""
+        return f"--trace {shlex.quote(Path(spec.options.get('file', '')).name)}{names}"
     return f"--runner {shlex.quote(str(spec))}"

@@ -18,7 +18,18 @@ import numpy.typing as npt
 
 from kvparity.runners.diff.metrics import Floats
 
-__all__ = ["FLOOR_ULPS", "Budget", "Noise", "add64", "budget_of", "floor_of", "noise_of", "ratio", "terms64"]
+__all__ = [
+    "FLOOR_ULPS",
+    "Budget",
+    "Noise",
+    "add64",
+    "budget_of",
+    "floor_of",
+    "noise_of",
+    "ratio",
+    "stored_in",
+    "terms64",
+]
 
 FLOOR_ULPS = 4
 _MANTISSA = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
@@ -91,6 +102,22 @@ def noise_of(
     picked = np.abs(delta[live])
     largest = float(np.abs(values[live]).max(initial=0.0))
     return Noise(float(picked.max(initial=0.0)), floor_of(largest, dtype))
+
+
+def stored_in(noise: Noise, dtype: str, stored: str, budget: float) -> Noise:
+    """Noise of values that were rounded once more, when they were saved: the limit grows by that rounding alone.
+
+    Args:
+        noise: Noise of values of ``dtype``.
+        dtype: What they were computed in.
+        stored: What they were saved in: half a unit in its last place is added to ``budget`` times the noise.
+        budget: What the noise is multiplied with.
+    """
+    coarser = _MANTISSA[dtype] - _MANTISSA[stored]
+    if coarser <= 0 or not budget:
+        return noise
+    rounding = noise.floor / FLOOR_ULPS * 2.0**coarser / 2 / budget
+    return Noise(noise.largest + rounding, noise.floor + rounding)
 
 
 def add64(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -1,8 +1,10 @@
-"""A saved trace is a runner: an .npz that any engine wrote replays here and is judged like a live one.
+"""A saved trace is a runner: arrays that any engine wrote replay here and are judged like a live run.
 
-Keys are ``<case>/step_<i>/<output>``; a file that holds one case only may leave ``<case>/`` out, and is then taken for
-the case that ``--case`` selects. Values from inside the model are ``<case>/step_<i>/probes/<name>``: they are not
-judged, but locating reads them. A scalar string ``engine`` names what made it. See docs/trace-format.md.
+It is an ``.npz``, a safetensors file, or a folder of ``.npy`` and raw files. Keys are ``<case>/step_<i>/<output>``; a
+recording of one case only may leave ``<case>/`` out, and is then taken for the case that ``--case`` selects. Values
+from inside the model are ``<case>/step_<i>/probes/<name>``: they are not judged, but locating reads them. A scalar
+string ``engine`` names what made it. With a table of names (setting ``names``), keys are an engine's own names of its
+values. See docs/trace-format.md.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from kvparity.exporter.contract.errors import EngineUnavailableError, TraceError
 from kvparity.exporter.contract.files import writing
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, only
+from kvparity.runners.engines._names import Named
+from kvparity.runners.engines._recordings import open_recording
 
 __all__ = ["INSTALL", "TraceSession", "TraceWriter", "describe", "open_session"]
 
-INSTALL = "nothing to install; give a file with --trace FILE.npz"
+INSTALL = "nothing to install; give a file with --trace FILE"
 TAKES = "every bundle: it replays a file"
 FORMAT = "1"
 _KEY = re.compile(r"(?:(?P<case>.+)/)?step_(?P<step>\d+)/(?P<name>(?:probes/)?[^/]+)")
@@ -38,44 +42,48 @@ def describe() -> RunnerInfo:
 
 
 def open_session(bundle: Bundle, options: Mapping[str, str]) -> TraceSession:
-    """Open a trace; settings ``file``, and ``case`` for a file whose keys do not name one.
+    """Open a trace; settings ``file``, ``case`` for a file whose keys do not name one, and ``names`` for foreign names.
 
     Raises:
         EngineUnavailableError: No file was given.
         TraceError: It is not a readable trace, or does not say which of the bundle's cases it is.
     """
-    only(options, "file", "case")
+    only(options, "file", "case", "names")
     if "file" not in options:
-        raise EngineUnavailableError("trace_file replays a saved trace and needs one: --trace FILE.npz")
+        raise EngineUnavailableError("trace_file replays a saved trace and needs one: --trace FILE")
     cases = [entry.name for entry in bundle.manifest.cases]
-    return TraceSession(Path(options["file"]), options.get("case", cases[0] if len(cases) == 1 else None))
+    case = options.get("case", cases[0] if len(cases) == 1 else None)
+    return TraceSession(Path(options["file"]), case, bundle=bundle, names=options.get("names"))
 
 
 class TraceSession:
     """Answers each call with what a trace recorded for it; :meth:`begin` says which case is played.
 
     Args:
-        path: The ``.npz``.
+        path: The file or folder.
         case: The case of keys that do not name one.
+        bundle: What was played; needed with ``names``.
+        names: Table of names that the keys are of; None for the contract's.
 
     Raises:
         TraceError: The file is unreadable, a key is not of the format, or nothing says which case it is.
     """
 
-    def __init__(self, path: Path, case: str | None = None) -> None:
+    def __init__(
+        self, path: Path, case: str | None = None, *, bundle: Bundle | None = None, names: str | None = None
+    ) -> None:
         self._path = path
-        try:
-            self._file = np.load(path, allow_pickle=False)
-            names = list(self._file.files)
-        except Exception as error:  # a foreign file: numpy, zipfile and zlib each have exceptions of their own
-            raise TraceError(f"{path.name}: not a readable .npz trace ({_reason(error)})") from error
-        self._keys = _index(names, path.name, case)
+        self._file = open_recording(path)
+        self._keys = _index(list(self._file.readers), path.name, self._file.case or case, foreign=names is not None)
         self._case = ""
         self._next = 0
         self._last: dict[str, Array] = {}
         self._elsewhere: set[int] = set()
-        engine = " ".join(map(str, self._read("engine").ravel())) if "engine" in names else "unknown"
-        self.info = RunnerInfo("trace_file", FORMAT, {"engine": engine, "file": path.name}, layout="dynamic")
+        self._named: Named | None = None
+        if names is not None and bundle is not None:
+            self._named = Named(names, bundle, lambda step: self._call(self._case, step))
+        settings = {"engine": self._file.engine, "file": path.name, **({"names": names} if names else {})}
+        self.info = RunnerInfo("trace_file", FORMAT, settings, layout="dynamic")
 
     def begin(self, case: Case) -> None:
         """Replay this case from its first call.
@@ -102,11 +110,14 @@ class TraceSession:
         """
         if not self._case:
             raise TraceError(f"{self._path.name}: a trace replays cases; nothing else can be run on it")
-        keys = self._keys.get((self._case, self._next), {})
-        if self._next in self._elsewhere:  # what it was fed with is not what the call before returned
+        step = self._next
+        if step in self._elsewhere:  # what it was fed with is not what the call before returned
             self._last = {}
         self._next += 1
-        found = {name: self._read(key) for name, key in keys.items() if not name.startswith(_PROBES)}
+        if self._named is not None:
+            return self.outputs(self._case, step, inputs["attention_mask"].shape[1])
+        keys = self._keys.get((self._case, step), {})
+        found = {name: self._file.read(key) for name, key in keys.items() if not name.startswith(_PROBES)}
         fed = {**inputs, **{name.replace("present.", "past_key_values."): value for name, value in self._last.items()}}
         given = {name for name in found if name in inputs or name.startswith("past_key_values.")}
         for name in sorted(given & fed.keys()):
@@ -115,46 +126,55 @@ class TraceSession:
         self._last = {name: value for name, value in found.items() if name not in given}
         return self._last
 
-    def recorded(self, case: str, step: int) -> dict[str, Array]:
-        """All that the trace holds of one call: outputs, and values from inside the model by the names of probes."""
+    def outputs(self, case: str, step: int, total: int) -> dict[str, Array]:
+        """Outputs that the trace holds of one call; none where there is no such call.
+
+        Args:
+            case: The case.
+            step: The call, from 0.
+            total: Positions up to its end.
+        """
+        if (case, step) not in self._keys:
+            return {}
+        self._case = case
+        return self._call(case, step) if self._named is None else self._named.outputs(step, total)
+
+    def recorded(self, case: str, step: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        """All that the trace holds of one call: outputs, and values from inside the model by the names of probes.
+
+        Args:
+            case: The case.
+            step: The call, from 0; there is nothing before it.
+            shapes: Of every probe and output of the graph, by name.
+        """
+        if self._named is None or not self._keys.get((case, step)):
+            return self._call(case, step)
+        self._case = case
+        return self._named.inside(step, shapes)
+
+    def dtypes(self, case: str) -> dict[str, str]:
+        """By output of the case's first call: the dtype that it was recorded in."""
+        self._case, keys = case, self._keys.get((case, 0), {})
+        if self._named is not None:
+            return {name: array.dtype.name for name, array in self._named.outputs(0, 0).items()}
+        outputs = [name for name in keys if name == "logits" or name.startswith("present.")]
+        return {name: self._file.read(keys[name]).dtype.name for name in outputs}
+
+    def _call(self, case: str, step: int) -> dict[str, Array]:
         keys = self._keys.get((case, step), {})
-        return {name.removeprefix(_PROBES): self._read(key) for name, key in keys.items()}
-
-    def _read(self, key: str) -> Array:
-        try:
-            value: Array = self._file[key]
-        except Exception as error:
-            raise TraceError(f"{self._path.name}: {key} is unreadable ({_reason(error)})") from error
-        if not isinstance(value, np.ndarray):
-            raise TraceError(f"{self._path.name}: {key} is no array; write the file with numpy.savez, or as its format")
-        if value.dtype.kind == "V" and value.dtype.itemsize == 2:
-            import ml_dtypes
-
-            return value.view(ml_dtypes.bfloat16)
-        return value
+        return {name.removeprefix(_PROBES): self._file.read(key) for name, key in keys.items()}
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._file.closing()
 
 
-def _reason(error: Exception) -> str:
-    """Why a file cannot be read, without numpy's advice to unpickle it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if "pickle" in str(error):
-        return "it holds Python objects, which are never read; save numbers only"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "it is damaged")[:200]
-
-
-def _index(names: list[str], file: str, case: str | None) -> dict[tuple[str, int], dict[str, str]]:
-    """(case, step) -> output -> key."""
+def _index(names: list[str], file: str, case: str | None, *, foreign: bool) -> dict[tuple[str, int], dict[str, str]]:
+    """(case, step) -> output -> key; a foreign name that says no step is of the first."""
     keys: dict[tuple[str, int], dict[str, str]] = {}
     for key in names:
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) or (_KEY.fullmatch(f"step_0/{key}") if foreign else None)
         if match is None:
-            if key == "engine":
-                continue
             raise TraceError(
                 f"{file}: key {key!r} is not of the form <case>/step_<i>/<output> or <case>/step_<i>/probes/<name>"
             )

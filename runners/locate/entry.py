@@ -137,12 +137,14 @@ class Locator:
         """A replay computes nothing, but it may hold values from inside."""
         session = trace_file.open_session(self.bundle, {"case": divergence.case, **spec.options})
         try:
-            recorded = session.recorded(divergence.case, divergence.step)
+            case, step = divergence.case, divergence.step
             continued = not (call.step.past or call.step.reached)
-            before = session.recorded(divergence.case, divergence.step - 1) if continued else {}
+            before = session.outputs(case, step - 1, call.step.start) if continued else {}
+            return trace_fault(
+                self.bundle, call, lambda shapes: session.recorded(case, step, shapes), before, divergence.runner
+            )
         finally:
             session.close()
-        return trace_fault(self.bundle, call, recorded, before, divergence.runner)
 
     def _without_pytorch(self, call: Call, divergence: Divergence, spec: RunnerSpec | None, reason: str) -> Location:
         """The recorded float64 outputs still say whether the graph is right; the engine can still be opened."""

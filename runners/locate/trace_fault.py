@@ -7,7 +7,7 @@ were not recorded only make a segment longer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -51,15 +51,22 @@ class _Recording:
         return next(probe for probe, other in self.probes.items() if other == value)
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
 def trace_fault(
-    bundle: Bundle, call: Call, recorded: Mapping[str, Array], before: Mapping[str, Array], label: str
+    bundle: Bundle,
+    call: Call,
+    recorded: Callable[[Shapes], Mapping[str, Array]],
+    before: Mapping[str, Array],
+    label: str,
 ) -> Location:
     """Locate what an engine got wrong in one call, by what it recorded.
 
     Args:
         bundle: The bundle; its graph is known to be right.
         call: The call, with the reference's caches.
-        recorded: Outputs and values inside of the call by name.
+        recorded: Gives outputs and values inside of the call by name, by the shapes of the graph's.
         before: Outputs that were recorded of the call before; its caches are taken for this call's past.
         label: For the answer.
 
@@ -69,7 +76,9 @@ def trace_fault(
     kind, dtype = call.step.graph, numpy_dtype(bundle.options.dtype)
     feeds = narrow_feeds(bundle, {**call.feeds, **_pasts(bundle, call, before)})
     exact, probes = float64_values(bundle, call, feeds, every=False)
-    found = _match(bundle, call, recorded, exact, probes)
+    outputs = {port.name: port.name for port in bundle.graph(kind).spec.outputs}
+    shapes = {name: exact[value].shape for name, value in {**outputs, **probes}.items()}
+    found = _match(bundle, call, recorded(shapes), exact, probes)
     known = {value: fill_padding(call, found.name_of(value), a, exact[value]) for value, a in found.values.items()}
     base = Location(
         "engine",

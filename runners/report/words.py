@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from kvparity.runners.diff.audit import PackageRecord
-from kvparity.runners.diff.records import CaseRecord, Number, QuestionRecord, ReportRecord
+from kvparity.runners.diff.records import CaseRecord, Number, QuestionRecord, ReportRecord, RunnerRecord
 
 __all__ = [
     "budget_cell",
@@ -109,12 +109,14 @@ def package_lines(package: PackageRecord) -> Iterator[str]:
 def verdict_sentence(report: ReportRecord) -> str:
     """The answer in one sentence: the first divergence, what kept us from telling, or that all is well."""
     if report.first_divergence is not None:
-        return f"MISMATCH  {report.first_divergence.sentence}{_below(report)}{_weights(report)}"
+        wrong = next((r for r in report.runners if r.name == report.first_divergence.runner), None)
+        stored = f";{said}" if wrong is not None and (said := _stored(wrong)) else ""
+        return f"MISMATCH  {report.first_divergence.sentence}{stored}{_below(report)}{_weights(report)}"
     if report.package is not None and report.package.audit.faults:
         return f"MISMATCH  of weights{_weights(report)}"
     covered = _covered(report)
     if report.verdict == "match":
-        runners = ", ".join(runner.name for runner in report.runners if runner.available)
+        runners = ", ".join(runner.name + _stored(runner) for runner in report.runners if runner.available)
         what = f", {' and '.join(report.outputs)} only" if report.outputs else ""
         what += ", of logits each call's last position only" if report.last_logits else ""
         left = report.covers.windows_not_crossed if report.questions[0].question != "self" else ()
@@ -128,6 +130,12 @@ def verdict_sentence(report: ReportRecord) -> str:
     )
     failed = next((f"{case.runner}, case {case.case}: {case.message}" for case in report.cases if case.message), None)
     return f"COULD NOT TELL  {absent or failed or 'nothing was compared'}"
+
+
+def _stored(runner: RunnerRecord) -> str:
+    """What a recording was saved in, where the contract has another dtype."""
+    found = runner.settings.get("recorded in", "")
+    return f" (recorded in {found})" if found else ""
 
 
 def _weights(report: ReportRecord) -> str:

@@ -71,8 +71,13 @@ def locate_recorded(
     for result in play(right, session or engine, vectors.case):
         expected = step_expectations(right, vectors, result.step, limits, Wanted("float32", None))
         if not all(diff.matches for diff in compare_outputs(result.outputs, expected)):
-            call = make_call(right, vectors, result.step.index)
             before = {} if result.step.past or result.step.reached else before
-            return trace_fault(right, call, {**result.outputs, **engine.inside}, before, "recorded")
+            return _located(right, vectors, result.step.index, {**result.outputs, **engine.inside}, before)
         before = result.outputs
     return None
+
+
+def _located(
+    right: Bundle, vectors: Vectors, step: int, inside: Mapping[str, Array], before: Mapping[str, Array]
+) -> Location:
+    return trace_fault(right, make_call(right, vectors, step), lambda _: inside, before, "recorded")
