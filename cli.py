@@ -25,7 +25,15 @@ from kvparity.runners.decode.sampling import Sampling
 EXIT_CODES = {"match": 0, "mismatch": 1, "error": 2}
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-OF_A_BUNDLE = ("identities", "checkpoint", "live", "save_trace", "outputs", "allow_modified")  # what judge does not ask
+OF_A_BUNDLE = (
+    "identities",
+    "against",
+    "checkpoint",
+    "live",
+    "save_trace",
+    "outputs",
+    "allow_modified",
+)  # what judge does not ask
 CASES = {"flags": ("-c", "--case"), "metavar": "PATTERN"}
 
 
@@ -111,12 +119,18 @@ def reports(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-v", "--verbose", is_flag=True, help=verbose)(command)
 
 
-@command("compare bundle", "compare bundle --runner all --tol auto --exact --locate --html report.html")
+@command(
+    "compare bundle",
+    "compare bundle --runner all --tol auto --exact --locate --html report.html",
+    "compare float16/ float32/ -r openvino",
+    "compare bundle --against-trace other-engine.npz",
+)
 @BUNDLE
+@click.argument("other", type=FILE, required=False)
 @RUNNERS
 @options_of(
     JudgeOptions,
-    leave=("runners", "shown_bundle", "program", "timed"),
+    leave=("runners", "shown_bundle", "program", "timed", "against"),
     cases=CASES,
     outputs={"flags": ("--output",), "metavar": "PATTERN"},
     tol={"type": Tolerance()},
@@ -125,16 +139,30 @@ def reports(command: Callable[..., Any]) -> Callable[..., Any]:
     identities={"flags": ("--self",)},
 )
 @click.option("--trace", "traces", multiple=True, type=FILE, help="Judge a recording: .npz, safetensors or folder.")
+@click.option("--against-trace", type=FILE, metavar="FILE", help="Compare with this recording instead of PyTorch.")
 @click.option("--names", type=click.Choice(["llama.cpp", "mlx", "hooks"]), help="Whose names the recording's keys are.")
 @reports
 @click.option("--model-explorer", type=FILE, help="Write errors as Model Explorer node data.")
-def compare(bundle: Path, runners: tuple[str, ...], model_explorer: Path | None, **given: Any) -> int:
-    """Compare what runners compute from BUNDLE with what PyTorch computes, at every position and cache row."""
+def compare(
+    bundle: Path,
+    other: Path | None,
+    against_trace: Path | None,
+    runners: tuple[str, ...],
+    model_explorer: Path | None,
+    **given: Any,
+) -> int:
+    """Compare what runners compute from BUNDLE with what PyTorch computes, at every position and cache row.
+
+    With OTHER, another bundle of the same model, with what the same runners compute from that.
+    """
     from kvparity.runners.compare.console import progress
 
     shown = {name: given.pop(name) for name in (*REPORTS, "verbose")}
+    if other is not None and against_trace is not None:
+        raise click.UsageError("OTHER and --against-trace are two references; give one")
     with progress() as say:
-        report = kvparity.compare(bundle, runners, say=say, program=_program(), **given)
+        against = other or against_trace
+        report = kvparity.compare(bundle, runners, against=against, say=say, program=_program(), **given)
     if model_explorer is not None:
         from kvparity.runners.report.model_explorer import save_model_explorer
 

@@ -150,6 +150,7 @@ def compare(
     *,
     traces: Sequence[PathLike] = (),
     names: str | None = None,
+    against: PathLike | None = None,
     say: Say = _quiet,
     **options: Any,
 ) -> Report:
@@ -160,6 +161,8 @@ def compare(
         runners: ``NAME`` or ``NAME:key=value,…`` of an engine, ``all`` for every installed one, a class or function
             that takes a bundle and gives a :class:`Session`, or several of these; ``ort`` where not given.
         traces: Saved traces, each judged as a runner is: ``.npz``, safetensors, or a folder of ``.npy`` or raw files.
+        against: What to compare with instead of PyTorch: a recording, or the folder of another bundle of the model,
+            which the same runners play.
         names: Whose names the traces' keys are: ``llama.cpp``, ``mlx`` or ``hooks``; the contract's where not given.
         say: Takes a line of progress at a time.
         **options: Fields of ``JudgeOptions``: ``tol``, ``cases``, ``outputs``, ``exact``, ``locate``, ``live``, …
@@ -180,6 +183,9 @@ def compare(
     from kvparity.runners.compare.options import JudgeOptions
 
     specs, makers = candidates(runners, traces, say, names)
+    if against is not None:
+        bundled = (Path(against) / "manifest.json").is_file()
+        options["against"] = Path(against) if bundled else RunnerSpec("trace_file", {"file": str(against)})
     if isinstance(bundle, str | Path):
         options = {"shown_bundle": str(bundle), **options}
     for name in ("cases", "outputs"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Literal
 
 from kvparity.exporter.contract.bundle import Bundle, CaseEntry
@@ -22,6 +23,7 @@ from kvparity.runners.compare.expectations import (
 )
 from kvparity.runners.compare.identities import Identity, Played, identities, judge_identity, play_whole, shown_case
 from kvparity.runners.compare.options import JudgeOptions, command_of, label_of, runner_command
+from kvparity.runners.compare.peers import check_same_model, judge_peer, peer_limits
 from kvparity.runners.compare.summary import Answer, failed_case, make_report
 from kvparity.runners.compare.timing import Timed
 from kvparity.runners.compare.token_text import with_token_text
@@ -30,9 +32,8 @@ from kvparity.runners.diff.budget import Noise, stored_in
 from kvparity.runners.diff.collect import CaseDiff, Collector
 from kvparity.runners.diff.gate import compare_outputs
 from kvparity.runners.diff.location import Location
-from kvparity.runners.diff.names import KINDS
 from kvparity.runners.diff.records import Question, RunnerRecord
-from kvparity.runners.engines.trace_file import TraceWriter
+from kvparity.runners.engines.trace_file import TraceSession, TraceWriter
 from kvparity.runners.isolation.process import open_runner
 from kvparity.runners.reference.source import References, select_cases
 from kvparity.runners.report.report import Report
@@ -69,6 +70,8 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             )
     _check_outputs(bundle, options)
     tol = _tolerance(bundle, options)
+    if options.against is not None:
+        return _peer_report(bundle, options, tol, say, opener or open_runner)
     float64 = options.exact or options.locate or tol == "auto"
     live = options.live or options.checkpoint is not None
     with References(bundle, live=live, float64=float64, checkpoint=options.checkpoint) as references:
@@ -94,6 +97,27 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
             report = replace(report, verdict="error", incomplete=True)
         report = with_token_text(bundle, report)
         return replace(report, locations=asked.locations(report)) if options.locate else report
+
+
+def _peer_report(
+    bundle: Bundle, options: JudgeOptions, tol: float | Literal["auto"], say: Say, opener: Opener
+) -> Report:
+    """Every runner against a recording, or against another bundle."""
+    assert options.against is not None
+    with References(bundle, live=False, float64=False) as references:
+        asked = _Asked(bundle, options, tol, say, opener, references)
+        answer = asked.against()
+    names = {result.tensor for case in answer.cases for result in case.results}
+    every = {"logits", *(f"present.{slot.slot}.{part}" for slot, part in bundle.model.cache_names())}
+    outputs = options.outputs or (tuple(sorted(names)) if names and names < every else ())
+    sha256 = "" if options.allow_modified else bundle.manifest.sha256
+    reference = (
+        label_of(options.against) if isinstance(options.against, RunnerSpec) else f"bundle {options.against.name}"
+    )
+    report = make_report(bundle, [answer], (), lambda first: command_of(options, first), outputs, reference, sha256)
+    if options.require_complete and report.verdict == "match" and not report.covers.complete:
+        report = replace(report, verdict="error", incomplete=True)
+    return report
 
 
 def _tolerance(bundle: Bundle, options: JudgeOptions) -> float | Literal["auto"]:
@@ -174,16 +198,40 @@ class _Asked:
                     answer.cases.append(self._identity(label, session, item, played, limits))
         return answer
 
+    def against(self) -> Answer:
+        """Every runner against a recording, or against itself on another bundle."""
+        given, options = self.options.against, self.options
+        entries = select_cases(self.bundle, options.cases)
+        if isinstance(given, RunnerSpec):
+            other, spec = self.bundle, _with_case(given, entries)
+        else:
+            other, spec = Bundle.open(given or Path(), allow_modified=options.allow_modified), None
+            check_same_model(self.bundle, other)
+        limits = fixed_limits(self.tol) if self.tol != "auto" else peer_limits((self.bundle, other), options.budget)
+        question: Question = "bundle" if spec is None else "recording"
+        answer = Answer(question, self.tol, options.budget)
+        for runner in options.runners:
+            with (
+                self._session(_with_case(runner, entries), answer) as (label, session),
+                closing(self.opener(other, spec or runner)) as peer,
+            ):
+                cases = [self.bundle.case(entry.name) for entry in entries]
+                if isinstance(peer, TraceSession) and not options.cases:
+                    cases = [case for case in cases if case.name in peer.cases]
+                for case in cases if session else ():
+                    assert session is not None
+                    self.say(f"{label}  {case.name}")
+                    sides = (self.bundle, session), (other, peer)
+                    chosen = lambda name: _matches(name, options.outputs)  # noqa: E731
+                    answer.cases.append(judge_peer(question, label, sides, case, limits, chosen))
+        return answer
+
     def _self_limits(self) -> dict[str, float]:
         """Two runs may each be off by the budget, so that they may differ by twice that."""
         options = self.options
         if self.tol != "auto":
             return fixed_limits(self.tol)
-        noise = self.bundle.manifest.noise
-        if not noise:
-            raise BundleError(f"{self.bundle.root}: --tol auto needs recorded float64 vectors; give a number to --tol")
-        cache = noise.get("cache", max(noise.values()))
-        return {kind: 2 * options.budget * noise.get(kind, cache) for kind in KINDS}
+        return peer_limits((self.bundle, self.bundle), options.budget)
 
     def _judgeable(self) -> list[CaseEntry]:
         entries = select_cases(self.bundle, self.options.cases)

@@ -36,6 +36,7 @@ class JudgeOptions:
         exact: Also compare the graphs in float64 with PyTorch in float64.
         exact_tol: Largest difference that passes in float64.
         identities: Compare each runner with itself instead: chunks, padding, reruns.
+        against: Compare each runner with this instead: a recording as a runner, or the folder of another bundle.
         locate: Find the layer, operator and position where a difference begins, and whose fault it is.
         save_trace: Save what the runner returned to this file; one runner only.
         require_complete: Not a match, but exit code 2, where a case was not judged or a window not crossed.
@@ -55,6 +56,7 @@ class JudgeOptions:
     exact: bool = False
     exact_tol: float = 1e-10
     identities: bool = False
+    against: RunnerSpec | Path | None = None
     locate: bool = False
     save_trace: Path | None = None
     require_complete: bool = False
@@ -68,6 +70,12 @@ class JudgeOptions:
         numbers = (self.budget, self.exact_tol, *fixed)
         if not all(math.isfinite(value) and value >= 0 for value in numbers):
             raise TraceError(f"tolerances and budget must be finite and at least 0; found {numbers}")
+        asked = {"--self": self.identities, "--exact": self.exact, "--locate": self.locate, "--live": self.live}
+        asked["--checkpoint"] = self.checkpoint is not None
+        if self.against is not None and (wrong := [flag for flag, on in asked.items() if on]):
+            raise TraceError(
+                f"{', '.join(wrong)} ask about PyTorch, or a runner itself; leave them out to compare two sides"
+            )
 
 
 def label_of(spec: RunnerSpec) -> str:
@@ -82,14 +90,14 @@ def command_of(options: JudgeOptions, first: Divergence | None) -> str:
 
     Where there is nothing left to narrow, it asks for the page that shows the case in pictures.
     """
-    words = [f"{options.program} compare {options.shown_bundle}", *_strictness(options)]
+    words = [_compare(options), *_strictness(options)]
     runners, cases = [_runner_words(spec) for spec in options.runners if str(spec) != DEFAULT], list(options.cases)
     if first is not None:
         named = [spec for spec in options.runners if label_of(spec) == first.runner]
         narrow = [_runner_words(spec) for spec in named if str(spec) != DEFAULT], [first.case]
         if narrow == (runners, cases):
             words.append("--html report.html")
-        if not options.locate and not options.identities:
+        if not options.locate and not options.identities and options.against is None:
             words.append("--locate")
         runners, cases = narrow
     return " ".join(words + runners + [f"--case {shlex.quote(case)}" for case in cases])
@@ -97,8 +105,16 @@ def command_of(options: JudgeOptions, first: Divergence | None) -> str:
 
 def runner_command(options: JudgeOptions, spec: RunnerSpec) -> str:
     """The command that repeats one runner on every case."""
-    words = [f"{options.program} compare {options.shown_bundle}", *_strictness(options)]
+    words = [_compare(options), *_strictness(options)]
     return " ".join(words + ([] if str(spec) in (DEFAULT, "exact") else [_runner_words(spec)]))
+
+
+def _compare(options: JudgeOptions) -> str:
+    """The command and what it is given."""
+    words = f"{options.program} compare {options.shown_bundle}"
+    if isinstance(options.against, RunnerSpec):
+        return f"{words} --against-{_runner_words(options.against).removeprefix('--')}"
+    return words if options.against is None else f"{words} {shlex.quote(str(options.against))}"
 
 
 def _strictness(options: JudgeOptions) -> Iterator[str]:

@@ -40,6 +40,8 @@ _TITLES: Mapping[Question, str] = {
     "gate": "Does every runner compute what PyTorch computes?",
     "exact": "Is the exported graph, in float64, the model in float64?",
     "self": "Does every runner agree with itself, however the tokens are cut?",
+    "recording": "Does every runner compute what was recorded elsewhere?",
+    "bundle": "Does every runner compute the same from both bundles?",
 }
 
 
@@ -217,7 +219,7 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: S
     if flips:
         yield f"The likeliest token differs at {_count(flips, 'position')}; near ties within the limit: {ties}."
     yield from _quantised(bundle, answer)
-    if not_judged and answer.question != "self":
+    if not_judged and answer.question in ("gate", "exact"):
         missing = bundle.missing_cases()
         gone, unrecorded = ([n for n in not_judged if (n in missing) is there] for there in (True, False))
         if gone:
@@ -230,7 +232,7 @@ def _notes(bundle: Bundle, answer: Answer, not_judged: Sequence[str], outputs: S
 
 def _sources(bundle: Bundle, answer: Answer, records: Sequence[CaseRecord]) -> Iterator[str]:
     """Where the reference is not what PyTorch returned, but a sample of it or made from it."""
-    if answer.question == "self":
+    if answer.question not in ("gate", "exact"):
         return
     if bundle.manifest.head is not None:
         yield (

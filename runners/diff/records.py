@@ -39,7 +39,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 Verdict = Literal["match", "mismatch", "error"]
-Question = Literal["gate", "exact", "self"]
+Question = Literal["gate", "exact", "self", "recording", "bundle"]
 
 
 def number(value: float) -> Number:
@@ -63,7 +63,8 @@ class Result:
     """One output of one call of one case on one runner.
 
     Attributes:
-        question: ``gate`` (against PyTorch), ``exact`` (the graph in float64) or ``self`` (identities).
+        question: ``gate`` (against PyTorch), ``exact`` (the graph in float64), ``self`` (identities), ``recording``
+            or ``bundle`` (against what another engine recorded, or another bundle of the model).
         runner: Runner, with its settings.
         case: Case, or the identity's name.
         step: Call, from 0.
@@ -315,7 +316,7 @@ class QuestionRecord:
     """One question and its answer.
 
     Attributes:
-        question: ``gate``, ``exact`` or ``self``.
+        question: ``gate``, ``exact``, ``self``, ``recording`` or ``bundle``.
         title: The question in words.
         tol: The tolerance, or ``auto``.
         budget: Multiple of PyTorch's own error that ``auto`` allows.

@@ -66,13 +66,16 @@ def divergence_of(
     return replace(record, sentence=_sentence(record, case, slot, diff.detail, float64=float64))
 
 
+_AGAINST = {"self": "its own other run", "recording": "the recording", "bundle": "the other bundle"}
+
+
 def _depth(model: ModelSpec, tensor: str) -> int:
     slot = slot_of(model, tensor)
     return len(model.layers) if slot is None else slot.layer
 
 
 def _sentence(record: Divergence, case: Case, slot: SlotSpec | None, detail: str, *, float64: bool) -> str:
-    against = "its own other run" if record.question == "self" else "PyTorch in float64" if float64 else "PyTorch"
+    against = _AGAINST.get(record.question, "PyTorch in float64" if float64 else "PyTorch")
     tokens = f"{record.tokens} token" + ("s" if record.tokens > 1 else "")
     where = f"case {record.case}, step {record.step} ({record.graph}, {tokens})"
     if record.position is not None:

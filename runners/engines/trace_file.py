@@ -85,6 +85,11 @@ class TraceSession:
         settings = {"engine": self._file.engine, "file": path.name, **({"names": names} if names else {})}
         self.info = RunnerInfo("trace_file", FORMAT, settings, layout="dynamic")
 
+    @property
+    def cases(self) -> frozenset[str]:
+        """Names of the cases that it has a call of."""
+        return frozenset(case for case, _ in self._keys)
+
     def begin(self, case: Case) -> None:
         """Replay this case from its first call.
 

@@ -176,9 +176,11 @@ def _tolerances(report: ReportRecord) -> str:
 
 
 def _tolerance(record: QuestionRecord) -> str:
-    against = {"gate": "PyTorch", "exact": "PyTorch in float64", "self": "itself"}[record.question]
+    against = {"gate": "PyTorch", "exact": "PyTorch in float64", "self": "itself"}.get(
+        record.question, f"the {record.question}"
+    )
     if record.tol == "auto" and isinstance(record.needs_budget, float):
         return f"at most {times(record.needs_budget)} × PyTorch's own float32 error"
     if record.tol == "auto":
-        return f"within {2 * (record.budget or 0):g} × PyTorch's own float32 error"
+        return f"within {2 * (record.budget or 0):g} × PyTorch's own error"
     return f"every value within {record.tol:g} of {against}"
