@@ -26,15 +26,15 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners": 13000,
     "runners/adopt": 1370,
     "runners/bench": 210,
-    "runners/compare": 1480,
+    "runners/compare": 1_500,
     "runners/decode": 780,
     "runners/diff": 1180,
-    "runners/engines": 2760,
+    "runners/engines": 2_780,
     "runners/inspect": 550,
     "runners/isolation": 490,
     "runners/locate": 2300,
     "runners/reference": 990,
-    "runners/report": 1110,
+    "runners/report": 1150,
     "kvparity": 960,
 }
 CONTRACT = "kvparity.exporter.contract"

@@ -15,6 +15,7 @@ from kvparity.runners.diff.metrics import METRICS
 from kvparity.runners.diff.records import CaseRecord, QuestionRecord, ReportRecord, TopDifference
 from kvparity.runners.report import charts
 from kvparity.runners.report.element import Element, clean
+from kvparity.runners.report.script import SCRIPT, SCRIPT_HASH
 from kvparity.runners.report.style import STYLE
 from kvparity.runners.report.words import (
     budget_cell,
@@ -57,12 +58,16 @@ def _environment() -> Environment:
         budget_cell=budget_cell,
         top_cell=top_cell,
         pairs=_pairs,
+        size=_sortable,
     )
     drawn = {name: _markup(getattr(charts, name)) for name in ("position_chart", "depth_chart", "heat_chart")}
     environment.globals.update(
         **drawn,
         legend=_markup(lambda names, band: charts.legend(names, band=band)),
         style=Markup(STYLE),
+        script=Markup(SCRIPT),
+        script_hash=SCRIPT_HASH,
+        command_of=_command,
         heat_levels=charts.HEAT_LEVELS,
         matrix_cell=_matrix_cell,
         focus=_focus,
@@ -104,20 +109,32 @@ def _wrong_positions(record: CaseRecord) -> int:
     return sum(error is not None and error > limit for curve in record.curves for error in curve.errors)
 
 
-def _matrix_cell(records: Sequence[CaseRecord], case: str, runner: str) -> dict[str, str | None]:
-    """Text, style and hint of one case on one runner."""
+def _matrix_cell(records: Sequence[CaseRecord], case: str, runner: str) -> dict[str, Any]:
+    """Text, style, hint and sort value of one case on one runner, and whether there is anything to see of it."""
     record = next((record for record in records if (record.case, record.runner) == (case, runner)), None)
     if record is None:
-        return {"text": "–", "style": "none", "hint": None}
+        return {"text": "–", "style": "none", "hint": None, "there": False, "value": "-1"}
+    common = {"there": True, "value": _sortable(record.max_abs_diff)}
     if record.verdict == "error":
-        return {"text": "error", "style": "none", "hint": record.message}
+        return {"text": "error", "style": "none", "hint": record.message, **common}
     if not isinstance(record.max_abs_diff, float):
-        return {"text": "not finite", "style": f"deep h{charts.HEAT_LEVELS - 1}", "hint": None}
+        return {"text": "not finite", "style": f"deep h{charts.HEAT_LEVELS - 1}", "hint": None, **common}
     level = charts.heat_level(record.max_abs_diff, max(record.limits.values(), default=0.0)) or 0
     if record.verdict == "mismatch":
         level = max(level, charts.HEAT_LEVELS - 3)
     deep = " deep" if 7 <= level <= 8 or level == charts.HEAT_LEVELS - 1 else ""
-    return {"text": short(record.max_abs_diff), "style": f"h{level}{deep}", "hint": position_cell(record)}
+    return {"text": short(record.max_abs_diff), "style": f"h{level}{deep}", "hint": position_cell(record), **common}
+
+
+def _sortable(value: object) -> str:
+    """A difference as a script sorts it; what is not finite, or no number at all, is the largest."""
+    return f"{value:.6g}" if isinstance(value, float) else "1e300"
+
+
+def _command(report: ReportRecord, record: CaseRecord) -> str:
+    """The command that repeats one case on one runner; empty where the report does not say."""
+    command = next((runner.command for runner in report.runners if runner.name == record.runner), "")
+    return f"{command} --case {record.case}" if command else ""
 
 
 def _token_rows(records: Sequence[CaseRecord]) -> list[list[str]]:

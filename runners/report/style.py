@@ -42,7 +42,6 @@ ul.notes{margin:8px 0;padding-left:20px;max-width:92ch}
 table{border-collapse:collapse;margin:10px 0;max-width:100%}
 .wide{overflow-x:auto}
 .small td,.small th{font-size:12.5px;padding:3px 9px 3px 0}
-.beside{display:flex;flex-wrap:wrap;gap:0 28px;align-items:flex-start}
 th{font-weight:600;text-align:left;color:var(--soft);font-size:12.5px;white-space:nowrap}
 th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 td.n,th.n{text-align:right;white-space:nowrap}
@@ -53,6 +52,20 @@ tr.bad td{background:color-mix(in srgb,var(--bad) 9%,transparent)}
 .matrix td.cell a{text-decoration:none}
 .matrix tbody th{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;color:var(--ink)}
 .matrix tbody th a{text-decoration:none;border-bottom:1px dotted var(--soft)}
+.matrix thead th{position:sticky;top:0;background:var(--page)}
+.matrix tbody th{position:sticky;left:0;background:var(--page)}
+.many thead th:not(:first-child){writing-mode:vertical-rl;text-align:left}
+.matrix.many td.cell{min-width:0;padding:3px 5px;font-size:11.5px;white-space:nowrap}
+main:has(.many){max-width:1480px}
+.facts .whole{grid-column:1/-1}
+.filter{display:flex;flex-wrap:wrap;gap:6px 22px;align-items:center;font-size:13.5px}.filter[hidden]{display:none}
+.filter input[type=search]{font:inherit;padding:3px 8px;border:1px solid var(--rule);border-radius:5px;
+background:var(--card);color:inherit}
+th button{all:unset;cursor:pointer;white-space:nowrap}
+th button:focus-visible,a:focus-visible,summary:focus-visible{outline:2px solid var(--s0);outline-offset:2px}
+th[aria-sort=descending] button::after{content:" ▾"}th[aria-sort=ascending] button::after{content:" ▴"}
+tr:target td{box-shadow:inset 0 2px var(--s0),inset 0 -2px var(--s0)}
+td pre{margin:6px 0 2px;white-space:pre-wrap}
 td.cell.none{background:repeating-linear-gradient(45deg,var(--chip) 0 6px,transparent 6px 12px);color:var(--soft)}
 td.cell.deep{color:#fff}
 td.cell.h9,td.cell.h10{color:#17202a}
