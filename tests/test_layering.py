@@ -23,7 +23,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "exporter/quantize": 580,
     "exporter/tinygemma": 690,
     "exporter/trace": 1410,
-    "runners": 13000,
+    "runners": 13_200,
     "runners/adopt": 1370,
     "runners/bench": 210,
     "runners/compare": 1_500,
@@ -35,7 +35,7 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/locate": 2300,
     "runners/reference": 990,
     "runners/report": 1150,
-    "kvparity": 960,
+    "kvparity": 970,
 }
 CONTRACT = "kvparity.exporter.contract"
 USES_TORCH = {"float64.py", "rounding.py"}  # the two contract modules that PyTorch's side of both halves shares
