@@ -96,7 +96,7 @@ FAULTS = (
     ),
     Fault(
         "mobius-left-padding",
-        "mobius-onnx 0.1.0, --ep cpu",
+        "mobius-onnx 0.1.0, --ep cpu; onnxruntime-genai 0.18.0, model builder",
         "GroupQueryAttention knows no left padding: rows that begin with masked slots attend to them, and are turned "
         "by the wrong positions",
         (*MOBIUS, "--ep", "cpu"),
