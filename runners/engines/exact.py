@@ -155,7 +155,8 @@ def _evaluator(proto: Any, evaluator: str, name: str, weights: str) -> Evaluate:
             )
             return lambda feeds: session.run(names, dict(feeds))
         except Exception as error:
-            if "NOT_IMPLEMENTED" not in str(error) and "larger than" not in str(error):
+            too_large = "larger than" in str(error) or "Failed to serialize" in str(error)  # 2 GB, either side's words
+            if "NOT_IMPLEMENTED" not in str(error) and not too_large:
                 raise EngineUnavailableError(
                     f"exact: {name} has no float64 evaluation in ONNX Runtime: {str(error).splitlines()[0]}"
                 ) from error
