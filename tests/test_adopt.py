@@ -131,6 +131,12 @@ def test_data_outside_the_package_is_refused(tmp_path: Path, location: str) -> N
         read_graph(graph_of(tmp_path / "m.onnx", location=location), tmp_path)
 
 
+@pytest.mark.parametrize("location", ["w\0eights", "w" * 5000])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, location: str) -> None:
+    with pytest.raises(BundleError, match="no file can have this name"):
+        read_graph(graph_of(tmp_path / "m.onnx", location=location), tmp_path)
+
+
 def test_what_is_no_graph_or_needs_a_library_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"operators of domain 'evil.ops' need a library of their own"):
         read_graph(graph_of(tmp_path / "m.onnx", domain="evil.ops"), tmp_path)

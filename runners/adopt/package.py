@@ -96,9 +96,13 @@ def check_links(path: Path, root: Path) -> None:
         root: The package's folder.
 
     Raises:
-        BundleError: The file is not in the package.
+        BundleError: The file is not in the package, or no file can have that name.
     """
-    real = path.resolve()
+    try:
+        real = path.resolve()
+        path.is_file()
+    except (OSError, ValueError) as error:  # a null byte, a name of thousands of letters, half of a surrogate pair
+        raise BundleError(f"{path.name[:40]!r}: no file can have this name; refused") from error
     hubs = [folder.parent / "blobs" for folder in root.absolute().parents if folder.name == "snapshots"]
     if not any(real.is_relative_to(folder.resolve()) for folder in (root, *hubs)):
         raise BundleError(f"{path.name}: is a link to a file outside the package; refused")
