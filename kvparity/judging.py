@@ -16,6 +16,7 @@ from kvparity.exporter.contract.errors import BundleError
 if TYPE_CHECKING:
     from kvparity.exporter.checkpoint.source import Checkpoint
     from kvparity.exporter.contract.bundle import Bundle
+    from kvparity.exporter.contract.spec import GraphKind
     from kvparity.runners.adopt.package import Package
     from kvparity.runners.base import Session
     from kvparity.runners.report.report import Report
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "judge_package"]
 
 Say = Callable[[str], None]
+_FLOAT32_CONSTANTS = 1e-4  # --exact-tol where none is asked for: factors of other exporters are float32 numbers
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def judge_package(
     """
     from kvparity.runners.adopt.adopt import ROUNDED_ACTIVATIONS
     from kvparity.runners.adopt.package import find_package
+    from kvparity.runners.compare.options import JudgeOptions
     from kvparity.runners.isolation.limits import limited
 
     package = find_package(path, variant)
@@ -71,6 +74,8 @@ def judge_package(
     with bounds, _adopted(package, checkpoint, output, limits.limit, say) as adopted:
         bundle, record, schedule = adopted
         asked = {**asked, "cases": _offered(asked.get("cases", ()), bundle, schedule)}
+        if asked.get("exact_tol", JudgeOptions.exact_tol) == JudgeOptions.exact_tol:
+            asked = {**asked, "exact_tol": _FLOAT32_CONSTANTS}
         assert bundle.manifest.foreign is not None
         if bundle.manifest.foreign.offers_it(ROUNDED_ACTIVATIONS):
             record = replace(record, cost=f"{record.cost}. {_as_run(compare(bundle, asked))}")
@@ -82,9 +87,7 @@ def judge_package(
         first = report.first_divergence
         if first is not None and not asked.get("locate") and not asked.get("exact"):
             say("evaluating in float64 and locating")
-            closer = compare(
-                bundle, {"exact_tol": 1e-4, **asked, "cases": (first.case,), "exact": True, "locate": True}
-            )
+            closer = compare(bundle, {**asked, "cases": (first.case,), "exact": True, "locate": True})
             questions = (*report.questions, *(item for item in closer.questions if item.question == "exact"))
             cases = (*report.cases, *(item for item in closer.cases if item.question == "exact"))
             report = replace(report, questions=questions, cases=cases, locations=closer.locations)
@@ -107,7 +110,25 @@ def float64_graph(bundle: Bundle) -> Session:
     from kvparity.runners.isolation.process import open_runner
     from kvparity.runners.spec import RunnerSpec
 
-    return open_runner(bundle, RunnerSpec("exact"))
+    return _InContract(bundle, open_runner(bundle, RunnerSpec("exact")))
+
+
+class _InContract:
+    """A float64 session whose outputs have the dtypes that the graphs' own have."""
+
+    def __init__(self, bundle: Bundle, inner: Session) -> None:
+        self._bundle, self._inner, self.info = bundle, inner, inner.info
+
+    def run(self, graph: GraphKind, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        from kvparity.exporter.contract.dtypes import numpy_dtype
+        from kvparity.runners.compare.expectations import dtype_of
+
+        outputs = self._inner.run(graph, inputs)
+        return {name: array.astype(numpy_dtype(dtype_of(self._bundle, name))) for name, array in outputs.items()}
+
+    def close(self) -> None:
+        """Close the session."""
+        self._inner.close()
 
 
 def _as_run(report: Report) -> str:
