@@ -29,13 +29,13 @@ BUDGETS = {  # lines of code; raise one knowingly, with the change that needs it
     "runners/compare": 1_500,
     "runners/decode": 780,
     "runners/diff": 1180,
-    "runners/engines": 2_780,
+    "runners/engines": 2_860,
     "runners/inspect": 550,
     "runners/isolation": 490,
     "runners/locate": 2300,
     "runners/reference": 990,
     "runners/report": 1150,
-    "kvparity": 970,
+    "kvparity": 980,
 }
 CONTRACT = "kvparity.exporter.contract"
 USES_TORCH = {"float64.py", "rounding.py"}  # the two contract modules that PyTorch's side of both halves shares

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
-from kvparity.exporter.contract.blocks import HALVED_POINT, Blocks, dequantize, halved_input
 from kvparity.exporter.contract.errors import EngineUnavailableError
 from kvparity.exporter.contract.spec import FLOAT64_EPSILON
+from kvparity.runners.engines._quantised import multiply_out, spelling
 
 __all__ = ["spell_out"]
 
@@ -55,7 +54,7 @@ class _Builder:
 def spell_out(model: ir.Model) -> None:
     """Replace every such operator; the graph is float64 already."""
     _part_skips(model)
-    _dequantise(model)
+    multiply_out(model)
     _ungroup(model)
     _step_recurrences(model)
     digits = json.loads(model.metadata_props.get(FLOAT64_EPSILON, "{}"))
@@ -64,98 +63,13 @@ def spell_out(model: ir.Model) -> None:
         if spell is None or not _over_last_axis(node):
             continue
         build = _Builder()
-        result = spell(build, node, digits)
+        with spelling(node):
+            result = spell(build, node, digits)
         result.name = node.outputs[0].name
         build.name(node)
         model.graph.insert_before(node, build.nodes)
         node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
-
-
-def _dequantise(model: ir.Model) -> None:
-    """Products with quantised weights are products with what the weights stand for, exactly."""
-    for node in list(model.graph):
-        if node.op_type == "MatMulNBits":
-            source, columns = node.inputs[0], node.attributes["K"].as_int()
-            whole = halved_input(node)
-            if whole is not None:
-                source, columns = whole, columns // 2
-            table = _table(model, node, node.inputs[1:4], columns, halved=whole is not None)
-            turned = ir.node("Transpose", [table], attributes={"perm": [1, 0]}, name=f"{node.name}/transpose")
-            plain = [turned, ir.node("MatMul", [source, turned.outputs[0]], name=node.name)]
-        elif node.op_type == "GatherBlockQuantized":
-            codes, ids, scales, *points = node.inputs
-            blocks = (
-                scales.const_value.shape.numpy()[-1] if scales is not None and scales.const_value is not None else 0
-            )
-            columns = blocks * node.attributes["block_size"].as_int()
-            table = _table(model, node, [codes, scales, *points], columns)
-            plain = [ir.node("Gather", [table, ids], attributes={"axis": 0}, name=node.name)]
-        elif node.op_type == "MatMulInteger":
-            node, plain = _integers(model, node)
-        else:
-            continue
-        new, old = plain[-1].outputs[0], node.outputs[0]
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        model.graph.insert_before(node, plain)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-    common.RemoveUnusedNodesPass()(model)
-    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
-        del model.graph.initializers[name]  # codes: a model of 2 GB more can't be handed over
-    for value in model.graph.initializers.values():  # codes that rows are looked up in
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.dtype != ir.DataType.DOUBLE:
-            value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
-
-
-def _integers(model: ir.Model, node: ir.Node) -> tuple[ir.Node, list[ir.Node]]:
-    """The last node of a product of integers, and the product of what the integers stand for, nothing rounded."""
-    (cast,) = node.outputs[0].uses()
-    (last,) = cast.node.outputs[0].uses()
-    factors = next(value for value in last.node.inputs if value is not cast.node.outputs[0])
-    source, codes = _source(node.inputs[0], 0), _source(node.inputs[1], 0)
-    table = _table(model, node, [codes, _source(factors, 1)], int(codes.shape.numpy()[1]))
-    back = ir.node("Transpose", [table], attributes={"perm": [1, 0]}, name=f"{node.name}/transpose")
-    return last.node, [back, ir.node("MatMul", [source, back.outputs[0]], name=node.name)]
-
-
-def _source(value: ir.Value | None, place: int) -> Any:
-    """An input of the node that makes a value."""
-    node = None if value is None else value.producer()
-    assert node is not None
-    return node.inputs[place]
-
-
-def _table(
-    model: ir.Model, node: ir.Node, parts: Sequence[ir.Value | None], columns: int, *, halved: bool = False
-) -> ir.Value:
-    """The float64 weight (rows, columns); both operators share the one that has their scales.
-
-    Args:
-        model: The graph.
-        node: What reads it.
-        parts: Codes, scales and zero points.
-        columns: Of the weight.
-        halved: Whether the codes are bytes that the node reads as two of four bits.
-    """
-    scales = parts[1]
-    assert scales is not None
-    name = f"{scales.name}/{'halves' if halved else 'weight'}"
-    if name not in model.graph.initializers:
-        arrays = [None if part is None or part.const_value is None else part.const_value.numpy() for part in parts]
-        codes, factors, points = [*arrays, None][:3]
-        assert codes is not None
-        assert factors is not None
-        leading = factors.shape[:-1] if factors.ndim > 1 else factors.shape
-        rows = int(np.prod(leading))
-        points = None if points is None else points.reshape(rows, -1)
-        if halved:
-            points = np.full((rows, factors.size // rows), HALVED_POINT, np.uint8)
-        blocks = Blocks(codes.reshape(rows, -1), factors.reshape(rows, -1), points)
-        tensor = ir.tensor(dequantize(blocks, columns).reshape(*leading, columns), name=name)
-        shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-        model.graph.register_initializer(ir.Value(name=name, const_value=tensor, shape=shape, type=kind))
-    return model.graph.initializers[name]
 
 
 def _part_skips(model: ir.Model) -> None:
@@ -187,7 +101,8 @@ def _ungroup(model: ir.Model) -> None:
         if node.op_type == "GroupQueryAttention":
             _refuse_unknown(node)
             build = _Builder()
-            _put(model, node, build, _grouped_attention(build, node))
+            with spelling(node):
+                _put(model, node, build, _grouped_attention(build, node))
 
 
 def _grouped_attention(build: _Builder, node: ir.Node) -> tuple[Any, ...]:
