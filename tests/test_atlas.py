@@ -25,6 +25,13 @@ def test_a_cell_is_wrong_only_where_plain_onnx_runtime_says_so_too(plain: float 
     assert shown in cells[page.QUESTIONS.index("left padding")]
 
 
+def test_rounded_weights_are_no_confirmation_and_their_cost_is_a_line_of_its_own() -> None:
+    found = row("mismatch 1.2e+01", 11.5)
+    found["cells"]["cost"] = "KL 0.1 nats"
+    assert "*unconfirmed* 1.2e+01" in list(page._cells(found))
+    assert "- llama, what rounding costs: KL 0.1 nats." in list(page._exporter({"llama": found}))
+
+
 def test_what_was_not_run_is_said_to_be_so(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "PAGE", tmp_path / "atlas.md")
     exporter = next(iter(EXPORTERS))

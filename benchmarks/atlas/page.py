@@ -22,8 +22,9 @@ Made by `make atlas` ({count} of {all} items run). Each exporter runs in an envi
 seeded models (three layers, hidden size 64, window 8 where the family has one;
 [models.py](../benchmarks/atlas/models.py)); `judge` says what each package is. **wrong** is said only where plain ONNX
 Runtime beside transformers' own forward ([plain.py](../benchmarks/atlas/plain.py)) shows it too; what `judge` alone
-shows is *unconfirmed*. The number is the largest difference of logits or caches. *not offered*: the package does not
-take such calls, which is no fault. *not run*: nobody ran it yet; it says nothing.
+shows is *unconfirmed*, as is what differs in a package of rounded weights, which plain ONNX Runtime cannot tell from
+a fault. The number is the largest difference of logits or caches. *not offered*: the package does not take such calls,
+which is no fault. *not run*: nobody ran it yet; it says nothing.
 
 """
 
@@ -70,7 +71,14 @@ def _exporter(found: Mapping[str, Any]) -> Iterator[str]:
     for model, row in found.items():
         if row and row["verdict"] not in ("match", "not run"):
             yield f"- {model}: {row['verdict']}. {_line(row.get('why', ''))}"
+        if cost := _cost(row):
+            yield f"- {model}, what rounding costs: {_line(cost)}."
     yield ""
+
+
+def _cost(row: Mapping[str, Any] | None) -> str:
+    """What rounded weights cost, in the judge's words; empty where none are rounded."""
+    return str((row or {}).get("cells", {}).get("cost", ""))
 
 
 def _cells(row: Mapping[str, Any] | None) -> Iterator[str]:
@@ -79,7 +87,10 @@ def _cells(row: Mapping[str, Any] | None) -> Iterator[str]:
         yield from ["–"] * (len(QUESTIONS) - 1)
         return
     for question in QUESTIONS:
-        yield _cell(question, str(row["cells"].get(question, "–")), row.get("plain", {}))
+        plain = (
+            {} if _cost(row) else row.get("plain", {})
+        )  # beside the checkpoint's weights, rounded ones differ anyway
+        yield _cell(question, str(row["cells"].get(question, "–")), plain)
 
 
 def _cell(question: str, text: str, plain: Mapping[str, Any]) -> str:
