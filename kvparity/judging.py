@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "judge_package"]
 
 Say = Callable[[str], None]
-_FLOAT32_CONSTANTS = 1e-4  # --exact-tol where none is asked for: factors of other exporters are float32 numbers
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,6 @@ def judge_package(
     """
     from kvparity.runners.adopt.adopt import ROUNDED_ACTIVATIONS
     from kvparity.runners.adopt.package import find_package
-    from kvparity.runners.compare.options import JudgeOptions
     from kvparity.runners.isolation.limits import limited
 
     package = find_package(path, variant)
@@ -74,8 +72,6 @@ def judge_package(
     with bounds, _adopted(package, checkpoint, output, limits.limit, say) as adopted:
         bundle, record, schedule = adopted
         asked = {**asked, "cases": _offered(asked.get("cases", ()), bundle, schedule)}
-        if asked.get("exact_tol", JudgeOptions.exact_tol) == JudgeOptions.exact_tol:
-            asked = {**asked, "exact_tol": _FLOAT32_CONSTANTS}
         assert bundle.manifest.foreign is not None
         if bundle.manifest.foreign.offers_it(ROUNDED_ACTIVATIONS):
             record = replace(record, cost=f"{record.cost}. {_as_run(compare(bundle, asked))}")

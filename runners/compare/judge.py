@@ -42,6 +42,7 @@ __all__ = ["EXACT", "JudgeOptions", "judge"]
 
 EXACT = "exact"
 _TOL = 1e-4
+_FOREIGN_EXACT_TOL = 1e-4  # factors and epsilons of other exporters are float32 numbers: about 1e-6 of a value
 Say = Callable[[str], None]
 Opener = Callable[[Bundle, RunnerSpec], Session]
 
@@ -69,7 +70,7 @@ def judge(bundle: Bundle, options: JudgeOptions, say: Say = lambda line: None, o
                 "restore the files, or pass --allow-modified to judge the other cases"
             )
     _check_outputs(bundle, options)
-    tol = _tolerance(bundle, options)
+    tol, options = _tolerance(bundle, options), _exactness(bundle, options)
     if options.against is not None:
         return _peer_report(bundle, options, tol, say, opener or open_runner)
     float64 = options.exact or options.locate or tol == "auto"
@@ -126,6 +127,12 @@ def _tolerance(bundle: Bundle, options: JudgeOptions) -> float | Literal["auto"]
         return options.tol
     live = (options.live or options.checkpoint is not None) and not options.identities
     return "auto" if live or bundle.manifest.noise else _TOL
+
+
+def _exactness(bundle: Bundle, options: JudgeOptions) -> JudgeOptions:
+    """Where no tolerance of float64 was given and the graphs are another exporter's, one that their factors allow."""
+    default = options.exact_tol == JudgeOptions.exact_tol and bundle.manifest.foreign is not None
+    return replace(options, exact_tol=_FOREIGN_EXACT_TOL) if default else options
 
 
 @dataclass

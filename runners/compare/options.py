@@ -34,7 +34,7 @@ class JudgeOptions:
         live: Run PyTorch now instead of reading recorded vectors.
         checkpoint: Run PyTorch now, with the checkpoint that is here.
         exact: Also compare the graphs in float64 with PyTorch in float64.
-        exact_tol: Largest difference that passes in float64.
+        exact_tol: Largest difference that passes in float64; 1e-10 means 1e-4 for another exporter's package.
         identities: Compare each runner with itself instead: chunks, padding, reruns.
         against: Compare each runner with this instead: a recording as a runner, or the folder of another bundle.
         locate: Find the layer, operator and position where a difference begins, and whose fault it is.
