@@ -73,10 +73,12 @@ def judge_package(
         bundle, record, schedule = adopted
         asked = {**asked, "cases": _offered(asked.get("cases", ()), bundle, schedule)}
         assert bundle.manifest.foreign is not None
-        if bundle.manifest.foreign.offers_it(ROUNDED_ACTIVATIONS):
-            record = replace(record, cost=f"{record.cost}. {_as_run(compare(bundle, asked))}")
+        rounding = compare(bundle, asked) if bundle.manifest.foreign.offers_it(ROUNDED_ACTIVATIONS) else None
+        if rounding is not None:
             asked = {**asked, "runners": float64_graph}
         report = compare(bundle, asked)
+        if rounding is not None:
+            record = replace(record, cost=f"{record.cost}. {_as_run(rounding, report)}")
         if outputs := _comparable(report, asked):
             record = replace(record, left_out=(*record.left_out, "keys, which it stores in a convention of its own"))
             report = compare(bundle, {**asked, "outputs": outputs})
@@ -127,11 +129,13 @@ class _InContract:
         self._inner.close()
 
 
-def _as_run(report: Report) -> str:
-    """What rounded activations cost, in words."""
-    sizes = [item.max_abs_diff for item in report.results if item.tensor == "logits"]
+def _as_run(rounding: Report, float64: Report) -> str:
+    """What rounded activations cost, in words; of cases that are right without them, where there are any."""
+    right = {case.case for case in float64.cases if case.verdict == "match"}
+    found = [item for item in rounding.results if item.tensor == "logits"]
+    sizes = [item.max_abs_diff for item in found if item.case in right or not right]
     largest = max((size for size in sizes if isinstance(size, float)), default=0.0)
-    names = ", ".join(runner.name for runner in report.runners)
+    names = ", ".join(runner.name for runner in rounding.runners)
     return (
         f"{names} rounds activations to 8 bits as the graph asks for: logits differ by up to {largest:.2g}; the graph "
         "is judged in float64, without that"

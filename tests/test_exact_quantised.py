@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from kvparity.exporter.contract.errors import EngineUnavailableError
-from kvparity.judging import float64_graph
+from kvparity.judging import _as_run, float64_graph
 from kvparity.runners.engines.exact import open_model, widen
 
 ROWS, SIZE = 40, 32  # of the table, of a block
@@ -150,6 +150,15 @@ def test_a_package_that_rounds_activations_is_judged_by_its_float64_values_in_it
         "logits": "float32",
         "present.0.key": "float16",
     }
+
+
+def test_what_rounded_activations_cost_is_read_off_cases_that_are_right_without_them() -> None:
+    cases = [SimpleNamespace(case="prefill-2", verdict="match"), SimpleNamespace(case="ragged", verdict="mismatch")]
+    sizes = {"prefill-2": 0.25, "ragged": 4.5}
+    results = [SimpleNamespace(tensor="logits", case=case, max_abs_diff=size) for case, size in sizes.items()]
+    run: Any = SimpleNamespace(results=results, runners=[SimpleNamespace(name="ort")])
+    right: Any = SimpleNamespace(cases=cases)
+    assert "logits differ by up to 0.25;" in _as_run(run, right)
 
 
 def test_codes_that_the_graph_computes_are_one_line() -> None:
