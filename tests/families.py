@@ -266,7 +266,6 @@ FAMILIES: tuple[Family, ...] = (
     *(Family(name, name) for name in _UNIFORM),
     Family("mamba", "mamba", {"state_size": 8, "time_step_rank": 4}),
     Family("jamba", "jamba", {"mamba_d_state": 8, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1}),
-    Family("llama4_text", "llama4_text", refused="chunked_attention"),
     Family(
         "gemma4, bidirectional", "gemma4_text", {**_GEMMA4, "use_bidirectional_attention": "all"}, refused="looks ahead"
     ),

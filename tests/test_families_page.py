@@ -51,7 +51,8 @@ def test_list_families_prints_what_was_measured(capsys: pytest.CaptureFixture[st
     rows = read_rows()
     assert lines.keys() == rows.keys()
     assert "layers sssssF" in lines["gemma3_text"]
-    assert lines["dbrx"].strip().startswith("refused: its code reads values of tensors")
+    assert lines["dbrx"].strip().startswith("refused: ")
+    assert "its code reads values of tensors" in lines["dbrx"]
     assert {row.outcome for row in rows.values()} <= {"match", "refused", "not built"}
 
 

@@ -216,15 +216,17 @@ def test_a_model_that_differs_when_cut_is_recorded_in_the_calls_of_each_case(tmp
 
 def test_reading_tokens_that_are_not_the_sequences_is_refused(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    entries = {entry.name: entry for entry in bundle.manifest.cases}
-    other = next(
-        entry for entry in bundle.manifest.cases if entry.rows[0].sequence != entries["prefill-7"].rows[0].sequence
-    )
+    longest = max(bundle.manifest.sequences, key=lambda sequence: sequence.total)
+    taken = bundle.case(longest.name)  # long enough to be past where the sequences part
+    other = next(sequence.name for sequence in bundle.manifest.sequences if sequence.name != longest.name)
     swapped = tuple(
-        replace(entry, rows=other.rows[:1]) if entry.name == "prefill-7" else entry for entry in bundle.manifest.cases
+        replace(entry, rows=tuple(replace(row, sequence=other) for row in entry.rows))
+        if entry.name == taken.name
+        else entry
+        for entry in bundle.manifest.cases
     )
     with pytest.raises(TraceError, match="does not begin the sequence"):
-        Bundle(bundle.root, replace(bundle.manifest, cases=swapped)).vectors("prefill-7")
+        Bundle(bundle.root, replace(bundle.manifest, cases=swapped)).vectors(taken.name)
 
 
 def test_a_bundle_of_the_first_version_is_refused_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:

@@ -141,9 +141,9 @@ def test_missing_vectors_are_named_and_the_rest_is_judged_on_request(
     assert "are missing; restore the files, or pass --allow-modified" in capsys.readouterr().err
     assert cli.main(["compare", str(tiny_copy), "--allow-modified"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  ort: 2 of 27 cases, " in lines[0]
+    assert "  ort: 2 of 35 cases, " in lines[0]
     assert any(line.startswith("Not judged, because their files are missing: prefill-") for line in lines)
     assert cli.main(["compare", str(tiny_copy), "--allow-modified", "--case", "decode-*"]) == 2
     assert "(--no-hash replays the others)" in verify(tiny_copy).stderr
     replayed = verify(tiny_copy, "--no-hash")
-    assert (replayed.returncode, replayed.stdout.splitlines()[-1][:22]) == (0, "2 cases (25 not there)")
+    assert (replayed.returncode, replayed.stdout.splitlines()[-1][:22]) == (0, "2 cases (33 not there)")

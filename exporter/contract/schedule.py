@@ -37,9 +37,9 @@ class _Places:
     limit: int
 
     @staticmethod
-    def of(window: int, limit: int) -> _Places:
-        """The places for a window and the longest case."""
-        draft = min(_DRAFT, limit // 2 - 1)
+    def of(window: int, limit: int, rows: int) -> _Places:
+        """The places for a window and the longest case; a call returns so many rows, and all of its own are wanted."""
+        draft = min(_DRAFT, limit // 2 - 1, rows)
         if draft < _DRAFT - 1:
             return _Places(0, limit, limit, limit)
         last = limit - draft
@@ -149,7 +149,8 @@ def default_cases(
     own = min(spec.windows, default=None)
     limit = min(limit or _default_limit(own or 64), spec.max_position, options.max_len or spec.max_position)
     window = _edge(own, limit)
-    places = _Places.of(window, min(limit, spec.rope_switch or limit))
+    rows = limit if own is None else own - 1 + options.rewind
+    places = _Places.of(window, min(limit, spec.rope_switch or limit), rows)
     plan = _Schedule(spec, limit, max(_CALL_BYTES // (4 * spec.vocab_size), limit), (places.past, places.edge))
     _prefill_cases(plan, window, limit)
     _decode_cases(plan, window)

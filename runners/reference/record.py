@@ -332,7 +332,7 @@ class _Recording:
 
         A state is rewritten by every call, so that the ones at the edges of cases are had by calls that end there.
         """
-        most = max(_SCORES // (8 * self.bundle.model.heads * total), 1)
+        most = max(_SCORES // (8 * max(self.bundle.model.heads, 1) * total), 1)
         stops = {*range(most, total, most), total}
         if any(key.endswith(_STATES) for key in self._cache_keys()):
             stops |= {edge for edge in edges if 0 < edge < total}

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.overrides import TorchFunctionMode
 
 from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters, seeded_tokens
 from kvparity.exporter.contract.spec import ModelSpec
@@ -49,6 +47,9 @@ class Choices:
 @contextmanager
 def watch_choices() -> Iterator[Choices]:
     """Note what ``torch.topk`` chooses from."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
     found = Choices()
 
     class Watch(TorchFunctionMode):
