@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import cli
-from kvparity.exporter.contract.blocks import Blocks, dequantize, quantized_names
+from kvparity.exporter.contract.blocks import PARTS, Blocks, dequantize, quantized_names
 from kvparity.exporter.contract.bundle import Bundle
+from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.spec import ExportOptions
 from kvparity.runners.base import RunnerSpec
 from kvparity.runners.compare.judge import JudgeOptions, judge
@@ -18,6 +20,7 @@ from tests.gguf_models import MODELS, GgufModel, blocks_of, make_model, write_gg
 from tests.test_quantized import change, operators
 
 gguf = pytest.importorskip("gguf", reason="the exporter's extra is not installed")
+ir = pytest.importorskip("onnx_ir", reason="the exporter's extra is not installed")
 
 WIDE = {
     "hidden_size": 256,
@@ -88,8 +91,6 @@ def test_blocks_stand_for_what_gguf_reads_bit_for_bit(name: str) -> None:
 def test_every_tensor_of_a_bundle_is_what_the_file_holds(bundle: Bundle, gguf_file: Path) -> None:
     from safetensors.numpy import load_file
 
-    from kvparity.exporter.contract.blocks import PARTS
-
     stored = load_file(bundle.root / "model.safetensors")
     names = quantized_names(stored)
     held = {tensor.name: tensor for tensor in gguf.GGUFReader(gguf_file).tensors}
@@ -109,7 +110,6 @@ def test_whoever_audits_the_graph_finds_the_same_values(bundle: Bundle) -> None:
     """``judge`` reads weights from the operators alone: halves of bytes, minima of products and of rows included."""
     from safetensors.numpy import load_file
 
-    from kvparity.exporter.contract.blocks import PARTS
     from kvparity.runners.adopt.stored import stored_weights
 
     stored, seen = load_file(bundle.root / "model.safetensors"), set()
@@ -171,3 +171,61 @@ def test_accuracy_level_4_is_judged_with_its_rounding_and_without_it_is_a_mismat
     monkeypatch.setattr(torch_eager, "round_inputs", lambda *_: None)
     live = JudgeOptions((RunnerSpec("ort"),), cases=("prefill-8",), tol="auto", live=True)
     assert judge(made, live).verdict == "mismatch"
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["decode", "prefill"])
+@pytest.mark.parametrize("name", ["Q4_1", "Q5_1", "Q5_0", "Q8_0"])
+def test_products_of_any_number_of_rows_are_about_as_close_as_float32s_own(
+    name: str, few: bool, tmp_path: Path
+) -> None:
+    """Against float64, activations with a mean. The twin takes minima away from codes that are not centered."""
+    from kvparity.exporter.checkpoint.gguf_file import GgufTensor
+    from kvparity.exporter.quantize.gguf import decode
+
+    kind = gguf.GGMLQuantizationType[name]
+    rng = np.random.default_rng(0)
+    packed = blocks_of(rng.standard_normal((256, 512)).astype(np.float32), kind)
+    blocks = decode(GgufTensor(kind, (256, 512), packed))
+    plain, weight = Blocks(blocks.codes, blocks.scales, blocks.zero_points), dequantize(blocks, 512)
+    ours, uncentered = session_of(blocks, few, tmp_path / "ours"), session_of(plain, few, tmp_path / "plain")
+    float32 = session_of(weight.astype(np.float32), few, tmp_path / "float32")
+    limit = 3 if few or name == "Q4_1" else 1  # eight bits are unpacked for prefill
+    for rows in (1, 2, 64):
+        x = (rng.standard_normal((1, rows, 512)) + 0.3).astype(np.float32)
+        right = x.astype(np.float64) @ weight.T
+        own = np.linalg.norm(float32.run(None, {"x": x})[0] - right)
+        assert np.linalg.norm(ours.run(None, {"x": x})[0] - right) <= limit * own, rows
+        if blocks.minima is not None and few and rows > 1:
+            sums = x.reshape(1, rows, blocks.scales.shape[1], -1).sum(axis=-1)
+            error = np.linalg.norm(uncentered.run(None, {"x": x})[0] - sums @ blocks.minima.T - right)
+            assert error > limit * own, rows
+
+
+def session_of(weights: Blocks | Any, few: bool, folder: Path) -> Any:
+    """ONNX Runtime's product of x (1, rows, 512) and a weight in float32, or in blocks as the pass spells it."""
+    from kvparity.exporter.passes.matmul_nbits import quantize_products
+
+    ort = pytest.importorskip("onnxruntime")
+    folder.mkdir()
+    places, path = {}, folder / "weights.bin"
+    with path.open("wb") as stream:
+        for part in PARTS if isinstance(weights, Blocks) else ():
+            array = weights.part(part)
+            if array is not None:
+                place = stream.tell(), array.nbytes, array.dtype.name, array.shape
+                places["a.weight" + part] = Placement(path.name, *place)
+                stream.write(np.ascontiguousarray(array).tobytes())
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", shape=ir.Shape([1, "rows", 512]), type=kind)
+    weight = ir.Value(name="a.weight", shape=ir.Shape([256, 512]), type=kind)
+    turned = ir.node("Transpose", [weight], attributes={"perm": [1, 0]})
+    product = ir.node("MatMul", [x, turned.outputs[0]])
+    y = product.outputs[0]
+    y.name, y.type, y.shape = "y", kind, ir.Shape([1, "rows", 256])
+    graph = ir.Graph([x], [y], nodes=[turned, product], initializers=[weight], opset_imports={"": 21}, name="product")
+    model = ir.Model(graph, ir_version=10)
+    if not places:
+        weight.const_value = ir.tensor(weights, name="a.weight")
+    quantize_products(model, places, ExportOptions(quantize="gguf"), few)
+    ir.save(model, folder / "product.onnx")
+    return ort.InferenceSession(str(folder / "product.onnx"), providers=["CPUExecutionProvider"])

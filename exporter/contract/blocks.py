@@ -5,7 +5,7 @@ two as ONNX Runtime's MatMulNBits and GatherBlockQuantized read them: element = 
 Its file holds, instead of ``NAME``, ``NAME.blocks`` (rows, columns x bits / 8) uint8 with the first of several codes
 in a byte's low bits, ``NAME.scales`` (rows, blocks) in the bundle's dtype, ``NAME.zero_points`` (rows, bytes) uint8,
 packed as the codes, and ``NAME.minima`` (rows, blocks) as the scales; without zero points every one is 2^(bits - 1),
-without minima every one is 0. Minima are of GGUF's types Q4_1, Q5_1, Q2_K, Q4_K and Q5_K.
+without minima every one is 0. Minima are of GGUF's types Q4_1, Q5_1, Q2_K, Q4_K and Q5_K, whose zero points are all 0.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ Weights with one scale per row (``--quantize int8-dynamic``) become products of 
 (:mod:`exporter.passes.matmul_integer`); experts are unpacked where they are read
 (:mod:`exporter.passes.quantized_experts`).
 
-A minimum per block is no fractional zero point, which would cost ONNX Runtime's CPU a factor of fifty:
-y = x (s q - m) = MatMulNBits(x) - B m^T, B the sums of x over blocks. That CPU has no fast product of eight-bit codes
-with activations as they are (accuracy level 0), but one of four bits: a byte is two of these, low and high, so
+A minimum per block is no fractional zero point, which would cost ONNX Runtime's CPU a factor of fifty: with c the
+middle of the codes, y = x (s q - m) = MatMulNBits(x; q - c) + B (s c - m)^T, B the sums of x over blocks (c = 0 would
+add up large sums and take them away again). That CPU has no fast product of eight-bit codes with activations as they
+are (accuracy level 0). In prefill they are unpacked first, in slices of rows; in decode, where a call has mostly one
+token, the product of four bits reads a byte as two of its codes, low and high:
 s (q - z) = s (low - 8) + 16 s (high - 8) + s (136 - z), and y = MatMulNBits(x and 16 x by turns) + B (s (136 - z))^T.
 
 Requires: weights are initializers without values; a linear layer is ``MatMul(x, Transpose(weight))``, an embedding
@@ -23,7 +25,7 @@ from functools import cached_property, partial
 import numpy as np
 import onnx_ir as ir
 
-from kvparity.exporter.contract.blocks import BLOCKS, MINIMA, PARTS, SCALES, ZERO_POINTS
+from kvparity.exporter.contract.blocks import BLOCKS, HALVED_POINT, MINIMA, PARTS, SCALES, ZERO_POINTS
 from kvparity.exporter.contract.errors import ExportError
 from kvparity.exporter.contract.placement import Placement
 from kvparity.exporter.contract.spec import ExportOptions
@@ -36,6 +38,7 @@ __all__ = ["quantize_products"]
 
 _DOMAIN = "com.microsoft"
 _ROWS = ".rows"
+_UNPACKED = 1 << 24  # elements at a time: 64 MB of a vocabulary's head
 _TYPES = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
@@ -60,7 +63,7 @@ class _Weight:
 
 
 @graph_pass()
-def quantize_products(model: ir.Model, placements: Mapping[str, Placement], options: ExportOptions) -> None:
+def quantize_products(model: ir.Model, placements: Mapping[str, Placement], options: ExportOptions, few: bool) -> None:
     """Read every quantised weight from its codes.
 
     Args:
@@ -68,6 +71,7 @@ def quantize_products(model: ir.Model, placements: Mapping[str, Placement], opti
         placements: Where the parts of quantised weights lie, and all other weights.
         options: ``accuracy_level`` is MatMulNBits' own; ``quantize`` says whether weights of one scale per row are
             multiplied as integers.
+        few: Whether a call has mostly one token.
 
     Raises:
         ExportError: A quantised weight is used in another way.
@@ -81,7 +85,7 @@ def quantize_products(model: ir.Model, placements: Mapping[str, Placement], opti
         if weight.leading:
             unpack_experts(model, value, partial(_unpack, model, weight))
         for use in list(value.uses()):
-            _rewrite(model, use.node, value, weight, options, blocked)
+            _rewrite(model, use.node, value, weight, options, blocked, few)
         del model.graph.initializers[name]
         model.opset_imports.setdefault(_DOMAIN, 1)
 
@@ -113,13 +117,16 @@ def _rewrite(
     weight: _Weight,
     options: ExportOptions,
     blocked: dict[tuple[ir.Value, int], _Blocked],
+    few: bool,
 ) -> None:
     integers = options.quantize == "int8-dynamic"
     if node.op_type == "Gather" and node.inputs[0] is value and node.attributes.get_int("axis", 0) == 0:
         if integers:
             look_up_rows(model, node, *_by_rows(model, weight, (weight.rows, 1)))
         else:
-            _look_up(model, node, weight)
+            assert node.inputs[1] is not None
+            assert node.outputs[0].shape is not None
+            replace(model, node, *_rows_of(model, node, weight, node.inputs[1], node.outputs[0].shape))
         return
     products = [use.node for use in node.outputs[0].uses()] if node.op_type == "Transpose" else []
     for product in products:
@@ -137,7 +144,7 @@ def _rewrite(
             key = source, weight.block_size
             if key not in blocked:
                 blocked[key] = _Blocked(model, source, len(product.outputs[0].shape or ()), weight)
-            _multiply(model, product, weight, options, blocked[key])
+            _multiply(model, product, weight, options, blocked[key], few)
     model.graph.remove(node, safe=True)
 
 
@@ -167,9 +174,14 @@ class _Blocked:
         return insert_after(self._model, parted, "ReduceSum", axis, keepdims=0)[0]
 
 
-def _multiply(model: ir.Model, node: ir.Node, weight: _Weight, options: ExportOptions, blocked: _Blocked) -> None:
+def _multiply(
+    model: ir.Model, node: ir.Node, weight: _Weight, options: ExportOptions, blocked: _Blocked, few: bool
+) -> None:
     level = options.accuracy_level
     halved = weight.bits == 8 and level == 0 and (options.provider, options.dtype) == ("cpu", "float32")
+    if halved and not few:
+        _unpacked(model, node, weight)
+        return
     parts = 2 if halved else 1
     blocks = weight.columns // weight.block_size
     codes = _part(model, weight, BLOCKS, weight.name + BLOCKS, (weight.rows, blocks, weight.blob))
@@ -180,10 +192,11 @@ def _multiply(model: ir.Model, node: ir.Node, weight: _Weight, options: ExportOp
         "block_size": parts * weight.block_size,
         "accuracy_level": level,
     }
-    inputs = [node.inputs[0], codes, *_factors(model, weight)]
-    if halved:
-        inputs = [blocked.halves, codes, _factor(model, weight, SCALES)]
-    shift = _shift(model, node, weight, halved=halved)
+    centered = halved or (MINIMA in weight.parts and level == 0)
+    factors = [_factor(model, weight, SCALES)] if centered else _factors(model, weight)
+    inputs = [blocked.halves if halved else node.inputs[0], codes, *factors]
+    middle = 0 if not centered else HALVED_POINT if halved else 1 << (weight.bits - 1)
+    shift = _shift(model, node, weight, middle)
     if shift is None:
         replace(model, node, "MatMulNBits", inputs, attributes, _DOMAIN)
         return
@@ -193,15 +206,25 @@ def _multiply(model: ir.Model, node: ir.Node, weight: _Weight, options: ExportOp
     replace(model, node, "Add", [product, insert_before(model, node, "MatMul", [blocked.sums, turned])])
 
 
-def _shift(model: ir.Model, node: ir.Node, weight: _Weight, *, halved: bool) -> ir.Value | None:
-    """(rows, blocks): what every element of a block is besides its codes' product; None where that is nothing."""
+def _shift(model: ir.Model, node: ir.Node, weight: _Weight, middle: int) -> ir.Value | None:
+    """(rows, blocks): what a block's elements are besides (code - middle) x scale; None where that is nothing.
+
+    Args:
+        model: The graph.
+        node: The product.
+        weight: Its weight. With minima all its zero points are 0.
+        middle: The code that the product takes for zero; 0 where it reads the zero points.
+    """
     shift: ir.Value | None = None
-    if halved:
-        offset = add_constant(model, "blocks.center", 8, np.float32)
-        if ZERO_POINTS in weight.parts:
-            wide = insert_before(model, node, "Cast", [_factor(model, weight, ZERO_POINTS)], to=int(ir.DataType.FLOAT))
-            both = add_constant(model, "blocks.centers", 8 + 128, np.float32)
-            offset = insert_before(model, node, "Sub", [both, wide])
+    if middle:
+        offset = add_constant(model, f"blocks.middle.{middle}", middle, np.float32)
+        if MINIMA not in weight.parts:
+            if ZERO_POINTS in weight.parts:
+                stored = _factor(model, weight, ZERO_POINTS)
+                points = insert_before(model, node, "Cast", [stored], to=int(ir.DataType.FLOAT))
+            else:
+                points = add_constant(model, "blocks.middle.128", 128, np.float32)
+            offset = insert_before(model, node, "Sub", [offset, points])
         shift = insert_before(model, node, "Mul", [_factor(model, weight, SCALES), offset])
     if MINIMA in weight.parts:
         minima = _factor(model, weight, MINIMA)
@@ -210,22 +233,41 @@ def _shift(model: ir.Model, node: ir.Node, weight: _Weight, *, halved: bool) -> 
     return shift
 
 
-def _look_up(model: ir.Model, node: ir.Node, weight: _Weight) -> None:
-    name = weight.name + _ROWS
-    codes = _part(model, weight, BLOCKS, name, (weight.rows, weight.columns * weight.bits // 8))
+def _unpacked(model: ir.Model, node: ir.Node, weight: _Weight) -> None:
+    """A product with rows unpacked before it, so many at a time."""
+    products, step = [], max(1, _UNPACKED // weight.columns)
+    for start in range(0, weight.rows, step):
+        stop = min(start + step, weight.rows)
+        ends = [add_constant(model, f"blocks.row.{row}", row) for row in (start, stop)]
+        ids = insert_before(model, node, "Range", [*ends, add_constant(model, "blocks.row.1", 1)])
+        made = _rows_of(model, node, weight, ids, ir.Shape([stop - start, weight.columns]))
+        op_type, inputs, attributes, domain = made
+        rows = insert_before(model, node, op_type, inputs, domain, **attributes)
+        turned = insert_before(model, node, "Transpose", [rows], perm=[1, 0])
+        products.append((node.inputs[0], turned))
+    if len(products) == 1:
+        replace(model, node, "MatMul", products[0])
+    else:
+        replace(model, node, "Concat", [insert_before(model, node, "MatMul", pair) for pair in products], {"axis": -1})
+
+
+def _rows_of(
+    model: ir.Model, node: ir.Node, weight: _Weight, ids: ir.Value, shape: ir.Shape
+) -> tuple[str, list[ir.Value | None], dict[str, int], str]:
+    """Operator, inputs, attributes and domain of rows (..., columns) by their numbers (...), as part of a node."""
+    codes = _part(model, weight, BLOCKS, weight.name + _ROWS, (weight.rows, weight.columns * weight.bits // 8))
     attributes = {"bits": weight.bits, "block_size": weight.block_size, "gather_axis": 0, "quantize_axis": 1}
-    inputs = [codes, node.inputs[1], *_factors(model, weight)]
+    inputs: list[ir.Value | None] = [codes, ids, *_factors(model, weight)]
     if MINIMA not in weight.parts:
-        replace(model, node, "GatherBlockQuantized", inputs, attributes, _DOMAIN)
-        return
-    leading = [0] * (len(node.outputs[0].shape or ()) - 1)
+        return "GatherBlockQuantized", inputs, attributes, _DOMAIN
+    leading = [0] * (len(shape) - 1)
     rows = insert_before(model, node, "GatherBlockQuantized", inputs, _DOMAIN, **attributes)
-    rows.type, rows.shape = node.outputs[0].type, node.outputs[0].shape
+    rows.type, rows.shape = node.outputs[0].type, shape
     parted = add_target(model, *leading, weight.columns // weight.block_size, weight.block_size)
-    minima = insert_before(model, node, "Gather", [_factor(model, weight, MINIMA), node.inputs[1]], axis=0)
+    minima = insert_before(model, node, "Gather", [_factor(model, weight, MINIMA), ids], axis=0)
     minima = insert_before(model, node, "Unsqueeze", [minima, add_constant(model, "blocks.last", [-1])])
     rows = insert_before(model, node, "Sub", [insert_before(model, node, "Reshape", [rows, parted]), minima])
-    replace(model, node, "Reshape", [rows, add_target(model, *leading, weight.columns)])
+    return "Reshape", [rows, add_target(model, *leading, weight.columns)], {}, ""
 
 
 def _by_rows(model: ir.Model, weight: _Weight, scales: tuple[int, ...]) -> tuple[ir.Value, ir.Value]:

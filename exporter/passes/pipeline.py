@@ -101,7 +101,7 @@ PASSES = (
     Pass(divide, lambda export: export.options.profile == "bare"),
     Pass(vector_lengths, lambda export: export.options.profile == "bare"),
     Pass(repeat_by_concat, lambda export: export.options.profile == "bare"),
-    Pass(quantize_products, None, lambda export: (export.placements, export.options)),
+    Pass(quantize_products, None, lambda export: (export.placements, export.options, export.few)),
     Pass(to_opset, None, lambda export: (export.opset,)),
     Pass(name_ports, None, lambda export: (export.captured.graph,)),  # others may stand in a port's place by now
     Pass(tidy, None, lambda export: (export.version, {*export.captured.weights, *export.placements})),

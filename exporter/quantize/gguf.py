@@ -31,13 +31,15 @@ class _Type:
 
     Attributes:
         bits: Of the codes that hold its own: 4 or 8.
-        zero: Code of zero; 2^(bits - 1), or 0 where there are minima in 4 bits.
+        zero: Code of zero; 2^(bits - 1), or 0 where there are minima.
         size: Columns that share a scale.
         factor: First byte of the block's factor, a half.
         codes: Bytes from, to, and the byte that makes every code one, of each part of the codes.
         scales: The same of the scales that the factor multiplies.
         minimum: First byte of the factor of the minima, or of the minimum; None without.
         one: The factor's bytes for one.
+        step: A power of two that codes are multiplied by and scales divided by, exactly: codes fill their bits, so
+            that a product of (code - middle) has no large sums that another term takes away again.
     """
 
     bits: int
@@ -48,24 +50,25 @@ class _Type:
     scales: tuple[tuple[int, int, int], ...] = ()
     minimum: int | None = None
     one: bytes = _ONE
+    step: int = 1
 
 
 TYPES: Mapping[str, _Type] = {  # llama.cpp's ggml-common.h
     "Q4_0": _Type(4, 8, 32, 0, ((2, 18, 0x99),)),
     "Q4_1": _Type(4, 0, 32, 0, ((4, 20, 0x11),), minimum=2),
-    "Q5_0": _Type(8, 128, 32, 0, ((2, 6, 0xFF), (6, 22, 0x11))),
-    "Q5_1": _Type(8, 128, 32, 0, ((4, 8, 0), (8, 24, 0x11)), minimum=2),
+    "Q5_0": _Type(8, 128, 32, 0, ((2, 6, 0xFF), (6, 22, 0x11)), step=8),
+    "Q5_1": _Type(8, 0, 32, 0, ((4, 8, 0), (8, 24, 0x11)), minimum=2, step=8),
     "Q8_0": _Type(8, 128, 32, 0, ((2, 34, 1),)),
-    "Q2_K": _Type(4, 0, 16, 80, ((16, 80, 0x55),), ((0, 16, 1),), minimum=82),
+    "Q2_K": _Type(4, 0, 16, 80, ((16, 80, 0x55),), ((0, 16, 1),), minimum=82, step=4),
     "Q3_K": _Type(4, 8, 16, 108, ((0, 32, 0xFF), (32, 96, 0x55)), ((96, 104, 0x11), (104, 108, 0xAA))),
     "Q4_K": _Type(4, 0, 32, 0, ((16, 144, 0x11),), ((4, 8, 1), (12, 16, 1)), minimum=2),
-    "Q5_K": _Type(8, 128, 32, 0, ((16, 48, 0), (48, 176, 0x11)), ((4, 8, 1), (12, 16, 1)), minimum=2),
-    "Q6_K": _Type(8, 128, 16, 208, ((0, 128, 0x11), (128, 192, 0xAA)), ((192, 208, 1),)),
+    "Q5_K": _Type(8, 0, 32, 0, ((16, 48, 0), (48, 176, 0x11)), ((4, 8, 1), (12, 16, 1)), minimum=2, step=8),
+    "Q6_K": _Type(8, 128, 16, 208, ((0, 128, 0x11), (128, 192, 0xAA)), ((192, 208, 1),), step=4),
     "IQ4_NL": _Type(8, 128, 32, 0, ((2, 18, 0x88),)),
     "IQ4_XS": _Type(8, 128, 32, 0, ((8, 136, 0x88),), ((2, 4, 0xAA), (4, 8, 0x11))),
     "TQ1_0": _Type(4, 8, 256, 52, ((0, 52, 0xFF),)),
     "TQ2_0": _Type(4, 8, 256, 64, ((0, 64, 0xAA),)),
-    "MXFP4": _Type(8, 128, 32, 0, ((1, 17, 0x11),), one=b"\x80"),
+    "MXFP4": _Type(8, 128, 32, 0, ((1, 17, 0x11),), one=b"\x80", step=8),
 }
 
 
@@ -124,8 +127,8 @@ def _decode(rows: Array, own: Any, kind: _Type) -> Blocks:
         return np.asarray(read(block.reshape(len(rows), -1), own))
 
     none = () if kind.minimum is None else ((kind.minimum, kind.minimum + 2, 0),)
-    codes = values((*kind.scales, *none), kind.one).astype(np.int16) + kind.zero
-    scales = values((*kind.codes, *none))[:, :: kind.size]
+    codes = values((*kind.scales, *none), kind.one).astype(np.int16) * kind.step + kind.zero
+    scales = values((*kind.codes, *none))[:, :: kind.size] / np.float32(kind.step)
     minima = None if kind.minimum is None else -values((), b"\0\0")[:, :: kind.size]
     points = None
     if kind.zero != 1 << (kind.bits - 1):
