@@ -229,6 +229,16 @@ def test_reading_tokens_that_are_not_the_sequences_is_refused(tmp_path: Path) ->
         Bundle(bundle.root, replace(bundle.manifest, cases=swapped)).vectors(taken.name)
 
 
+def test_what_pytorch_cannot_run_is_one_line(tmp_path: Path) -> None:
+    def opener(dtype: str) -> Decoder:
+        return Decoder(dtype, options=ExportOptions(sliding_cache="full"), crash_on_call=2)
+
+    bundle = make_bundle(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"PyTorch fails in a call of this model .*--vectors none") as caught:
+        record_cases(bundle, [bundle.case("prefill-7")], opener=opener)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_bundle_of_the_first_version_is_refused_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     path = bundle.root / "manifest.json"

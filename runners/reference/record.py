@@ -33,6 +33,7 @@ from kvparity.exporter.contract.bundle import (
 )
 from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
+from kvparity.exporter.contract.errors import BundleError
 from kvparity.exporter.contract.head import Head
 from kvparity.exporter.contract.npz import write_npz
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions, ModelSpec
@@ -105,13 +106,23 @@ def record_cases(
         opener: Opens PyTorch in a dtype given by name; the checkpoint's model where None.
         folder: Takes ``vectors``; the bundle's where None.
         strict: Whether every row of the bundle's head must be the checkpoint's; a judge goes on without the others.
+
+    Raises:
+        BundleError: PyTorch cannot run the model as the cases call it.
     """
     root = folder or bundle.root
     if not cases:
         return unrecorded(root, cases)
     budget = default_budget(bundle) if budget_mb is None else int(budget_mb * 1_000_000)
     made = _Recording(bundle, root, cases, float64, budget, on_sequence, strict)
-    return made.record(opener or (lambda dtype: _open(bundle, mode, dtype, checkpoint)))
+    try:
+        return made.record(opener or (lambda dtype: _open(bundle, mode, dtype, checkpoint)))
+    except (RuntimeError, IndexError, TypeError) as error:  # what torch raises
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise BundleError(
+            f"{bundle.model.model_type}: PyTorch fails in a call of this model that the schedule has ({said}); "
+            "export with --vectors none to have the graphs without references"
+        ) from error
 
 
 def recorder(
