@@ -35,9 +35,10 @@ OF_A_BUNDLE = (
     "allow_modified",
 )  # what judge does not ask
 CASES = {"flags": ("-c", "--case"), "metavar": "PATTERN"}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(context_settings=SETTINGS)
 @click.version_option(package_name="kvparity")
 def cli() -> None:
     """Export decoders to ONNX with explicit KV caches, and prove that every runtime computes what PyTorch computes.
@@ -51,7 +52,7 @@ def command(
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """A command of a group, with examples at the end of its help."""
     lines = "\n".join(f"  kvparity {example}" for example in examples)
-    return group.command(name, epilog=f"\b\nExample:\n{lines}")
+    return group.command(name, epilog=f"\b\nExample:\n{lines}", context_settings=SETTINGS)
 
 
 ALLOW_MODIFIED = click.option("--allow-modified", is_flag=True, help="Take files that differ from the manifest.")
