@@ -63,7 +63,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_every_command_has_an_example_and_every_option_its_help() -> None:
     for name, command in cli.cli.commands.items():
-        assert "Example:" in command.get_help(click.Context(command)), name
+        assert "Example:" in command.get_help(click.Context(command, **command.context_settings)), name
         for option in (item for item in command.params if isinstance(item, click.Option)):
             assert option.help, f"{name} {option.opts[0]}"
 

@@ -35,7 +35,7 @@ def test_the_tree_of_folders_is_the_tree() -> None:
 def test_every_command_shown_is_one_the_command_line_has(page: Path) -> None:
     for line in commands(page.read_text(encoding="utf-8")):
         words = shlex.split(line)[2:]
-        context = click.Context(cli.cli)
+        context = click.Context(cli.cli, **cli.cli.context_settings)
         command = cli.cli.get_command(context, words[0])
         assert command is not None, line
         command.make_context(words[0], words[1:], resilient_parsing=False)
