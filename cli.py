@@ -203,6 +203,7 @@ def judge(package: Path, runners: tuple[str, ...], against: str | None, output: 
 
 @cli.group(
     "report",
+    context_settings=SETTINGS,
     epilog="\b\nExample:\n  kvparity report merge phone.json laptop.json --html both.html\n"
     "  kvparity report diff before.json after.json",
 )
