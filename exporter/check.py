@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from kvparity.exporter.contract.bundle import inside
-from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.errors import ExportError, lines_of
 from kvparity.exporter.contract.spec import ExportOptions, GraphSpec
 
 __all__ = ["check_graph", "external_files"]
@@ -38,7 +38,7 @@ def check_graph(path: Path, spec: GraphSpec, options: ExportOptions) -> ir.Model
     try:
         onnx.checker.check_model(str(path), full_check=True)  # types and shapes of every value
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path.name}: the ONNX checker refuses it ({_first_line(error)})") from error
+        raise ExportError(f"{path.name}: the ONNX checker refuses it ({lines_of(error)[0][:300]})") from error
     model = ir.load(path)
     _check_ports(path.name, model, spec)
     profile = options.profile
@@ -78,12 +78,7 @@ def _check_loads(path: Path, options: ExportOptions) -> None:
         elsewhere = options.provider != "cpu" or options.dtype == "bfloat16"
         if (kind == "NotImplemented" and elsewhere) or "opset" in str(error).lower():  # newer than this ONNX Runtime
             return
-        raise ExportError(f"{path.name}: ONNX Runtime cannot load it ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+        raise ExportError(f"{path.name}: ONNX Runtime cannot load it ({lines_of(error)[0][:300]})") from error
 
 
 def _check_ports(name: str, model: ir.Model, spec: GraphSpec) -> None:

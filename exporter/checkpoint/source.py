@@ -31,7 +31,7 @@ from kvparity.exporter.checkpoint.text_config import model_class, text_config
 from kvparity.exporter.contract.adapters import check_adapter
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense, quantization_of
-from kvparity.exporter.contract.errors import ExportError
+from kvparity.exporter.contract.errors import ExportError, lines_of
 from kvparity.exporter.contract.gguf_loading import whole_gguf
 from kvparity.exporter.contract.text_part import build_language_model
 from kvparity.exporter.model.attention import ATTENTION, number_layers, register_attention
@@ -355,14 +355,12 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
 def _first_line(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it knows nothing called {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return lines_of(error)[0][:200]
 
 
 def _reason(error: Exception) -> str:
     """The lines of a message, which of a failed validation are the field and then the reason."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.sub(r"<class '(\w+)'>", r"\1", _VALIDATION.sub("", " ".join(lines))) or type(error).__name__
+    text = re.sub(r"<class '(\w+)'>", r"\1", _VALIDATION.sub("", " ".join(lines_of(error)))) or type(error).__name__
     text = re.sub(r"^module 'torch' has no attribute", "its dtype is none of torch's:", text)
     text = _UNKNOWN.sub(r"model_type '\1' is none that the installed transformers has", text)
     return text if len(text) <= 400 else f"{text[:250]} … {text[-140:]}"

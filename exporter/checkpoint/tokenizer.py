@@ -10,6 +10,7 @@ from typing import Any
 
 from kvparity.exporter.checkpoint.source import Checkpoint
 from kvparity.exporter.contract.chat_templates import NAMED_TEMPLATES, SPECIAL_TOKENS, chat_templates, special_tokens
+from kvparity.exporter.contract.errors import lines_of
 from kvparity.exporter.contract.extras import missing_package
 from kvparity.exporter.contract.model_files import TOKENIZER_FILES, open_tokenizer, read_settings, unlimit_tokenizer
 from kvparity.exporter.contract.quiet import quiet_libraries
@@ -72,7 +73,7 @@ def _from_transformers(folder: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = lines_of(error)[0]
     if isinstance(error, AttributeError) and "backend_tokenizer" in text:
         return "transformers reads it in Python alone"
     missing = [name for name in _CONVERTERS if name in str(error).lower() and not _is_installed(name)]

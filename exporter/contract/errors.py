@@ -9,6 +9,7 @@ __all__ = [
     "OptionError",
     "PackageError",
     "TraceError",
+    "lines_of",
 ]
 
 
@@ -42,3 +43,8 @@ class TraceError(KvparityError):
 
 class PackageError(KvparityError):
     """A bundle cannot become a folder that another tool loads; the message says what to export instead."""
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """The lines of an exception's message that say anything; its type's name where none does."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

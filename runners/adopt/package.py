@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.errors import BundleError, lines_of
 from kvparity.exporter.contract.spec import DECODE, PREFILL, GraphKind
 
 __all__ = ["Package", "check_links", "find_package", "graph_roles", "read_json"]
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise BundleError(f"{path}: {path.stat().st_size} bytes; expected a settings file of a few kilobytes")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BundleError(f"{path}: not readable JSON ({str(error).splitlines()[0]})") from error
+        raise BundleError(f"{path}: not readable JSON ({lines_of(error)[0]})") from error
     if not isinstance(data, dict):
         raise BundleError(f"{path}: expected a JSON object")
     return data

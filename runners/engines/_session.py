@@ -10,7 +10,7 @@ import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle, GraphEntry
 from kvparity.exporter.contract.dtypes import numpy_dtype
-from kvparity.exporter.contract.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError
+from kvparity.exporter.contract.errors import EngineUnavailableError, NotTakenError, PackageError, TraceError, lines_of
 from kvparity.exporter.contract.spec import GraphKind, Port
 from kvparity.runners.base import Array, RunnerInfo
 
@@ -67,9 +67,9 @@ class GraphSession:
 
 def first_line(error: BaseException) -> str:
     """The first line of a message that says anything; the type's name where none does."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines_of(error)
     told = [line for line in lines if not line.startswith("Exception from src/")]  # OpenVINO names its own file first
-    return next((line[:300] for line in [*told, *lines]), type(error).__name__)
+    return (told or lines)[0][:300]
 
 
 def by_name(entry: GraphEntry, values: list[Array] | tuple[Array, ...]) -> dict[str, Array]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.errors import EngineUnavailableError, lines_of
 from kvparity.exporter.contract.files import scratch_folder
 from kvparity.exporter.contract.graph_file import load_graph_file
 from kvparity.exporter.contract.spec import FLOAT64_CONSTANTS, GraphKind
@@ -158,7 +158,7 @@ def _evaluator(proto: Any, evaluator: str, name: str, weights: str) -> Evaluate:
             too_large = "larger than" in str(error) or "Failed to serialize" in str(error)  # 2 GB, either side's words
             if "NOT_IMPLEMENTED" not in str(error) and not too_large:
                 raise EngineUnavailableError(
-                    f"exact: {name} has no float64 evaluation in ONNX Runtime: {str(error).splitlines()[0]}"
+                    f"exact: {name} has no float64 evaluation in ONNX Runtime: {lines_of(error)[0]}"
                 ) from error
     known = {"", "ai.onnx", *(function.domain for function in proto.functions)}
     custom = next((node for node in proto.graph.node if node.domain not in known), None)

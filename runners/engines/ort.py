@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kvparity.exporter.contract.bundle import Bundle
-from kvparity.exporter.contract.errors import EngineUnavailableError
+from kvparity.exporter.contract.errors import EngineUnavailableError, lines_of
 from kvparity.exporter.contract.spec import GraphKind
 from kvparity.runners.base import Array, RunnerInfo, need, only
 from kvparity.runners.engines._session import one_of, threads_of
@@ -111,7 +111,7 @@ class OrtSession:
                     path, self._settings, providers=[self._provider], provider_options=[self._own]
                 )
             except Exception as error:  # ONNX Runtime's exceptions share no base
-                raise EngineUnavailableError(f"ort cannot load {graph}.onnx: {str(error).splitlines()[0]}") from error
+                raise EngineUnavailableError(f"ort cannot load {graph}.onnx: {lines_of(error)[0]}") from error
         return self._sessions[graph]
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ import torch
 from kvparity.exporter.contract.adapters import merge_adapter
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
 from kvparity.exporter.contract.dequantize import ask_dense, make_dense
-from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.errors import BundleError, lines_of
 from kvparity.exporter.contract.gguf_loading import whole_gguf
 from kvparity.exporter.contract.quiet import quiet_libraries
 from kvparity.exporter.contract.text_part import build_language_model, named_class
@@ -172,5 +172,4 @@ def _quiet() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return lines_of(error)[0][:300]

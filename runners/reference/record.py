@@ -33,7 +33,7 @@ from kvparity.exporter.contract.bundle import (
 )
 from kvparity.exporter.contract.cases import Case, IntArray, master_of, masters
 from kvparity.exporter.contract.checkpoint_files import CheckpointFiles
-from kvparity.exporter.contract.errors import BundleError
+from kvparity.exporter.contract.errors import BundleError, lines_of
 from kvparity.exporter.contract.head import Head
 from kvparity.exporter.contract.npz import write_npz
 from kvparity.exporter.contract.spec import PREFILL, ExportOptions, ModelSpec
@@ -118,10 +118,9 @@ def record_cases(
     try:
         return made.record(opener or (lambda dtype: _open(bundle, mode, dtype, checkpoint)))
     except (RuntimeError, IndexError, TypeError) as error:  # what torch raises
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise BundleError(
-            f"{bundle.model.model_type}: PyTorch fails in a call of this model that the schedule has ({said}); "
-            "export with --vectors none to have the graphs without references"
+            f"{bundle.model.model_type}: PyTorch fails in a call of this model that the schedule has "
+            f"({lines_of(error)[0]}); export with --vectors none to have the graphs without references"
         ) from error
 
 
